@@ -1,0 +1,2 @@
+//! backend-echo.
+fn main() {}
