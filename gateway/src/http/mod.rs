@@ -1,0 +1,12 @@
+//! The hyper service: a request's walk from its first byte to its audit record.
+
+pub mod body;
+pub mod exchange;
+mod forward;
+mod headers;
+mod refusal;
+mod target;
+mod tunnel;
+mod walk;
+
+pub use walk::serve;
