@@ -1,1 +1,4 @@
 //! The gateway.
+
+pub mod limits;
+pub mod session;
