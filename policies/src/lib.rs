@@ -1,1 +1,46 @@
-//! Policy: what is allowed, and why not.
+//! The policy of the sealgate edge gateway: what may pass, and why not.
+//!
+//! Pure: no sockets, no clock, no environment; only [`Bundle::read`] touches files. A [`Bundle`] (a folder with
+//! `policy.toml`, `schemas/`, `tests/`) is compiled whole into an immutable [`Policy`], or refused with every error
+//! by file, line and column. The gateway then asks the policy in two steps:
+//!
+//! ```text
+//! Policy::match_request → RouteMatch::judge → RequestDemands ─┐ rates taken, nothing revoked
+//!                                             settle ◄────────┘ → RequestPermit → TunnelPermit
+//! TunnelPermit::judge_message → MessageDemands → settle_message → MessagePermit
+//! ```
+//!
+//! A permit has no public constructor: what was not judged cannot be forwarded.
+
+mod bundle;
+mod compile;
+mod denial;
+mod document;
+mod errors;
+mod identity;
+mod json;
+mod matcher;
+mod permit;
+mod policy;
+mod rule;
+mod source;
+mod units;
+mod verdict;
+
+pub use bundle::{Bundle, BundleError};
+pub use denial::{Denial, TokenFault};
+pub use document::json_schema;
+pub use errors::{PolicyError, PolicyErrors};
+pub use identity::{IDENTITY_HEADER_PREFIX, IDENTITY_HEADERS, Identity, IdentityParts};
+pub use permit::{
+    BodyPermit, ConnectionFacts, ConnectionPermit, Direction, Evidence, Message, MessageDemands, MessageKind,
+    MessagePermit, RateExceeded, Refusal, RequestDemands, RequestFacts, RequestPermit, RouteMatch,
+    TunnelPermit, settle, settle_message,
+};
+pub use policy::{
+    Algorithm, AuditPolicy, AuditRequests, Balance, CertificateSource, ClaimNames, ConnectionPolicy,
+    Endpoint, Group, Health, Issuer, JwksSource, Mode, Policy, Rate, RateFacts, RateIndex, RateKey, RuleId,
+    SessionPolicy, Source, TlsPolicy, TlsVersions, Upstream, UpstreamIndex, UpstreamTls,
+};
+pub use rule::{Authentication, BodyRule, OnRefusal, Rule, TunnelLimits};
+pub use verdict::{TestOutcome, run_tests};

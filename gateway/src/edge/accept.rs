@@ -1,0 +1,202 @@
+//! One connection: permit, TLS handshake, HTTP until it ends.
+
+use std::{
+    future::poll_fn,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    rc::Rc,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
+
+use hyper::{
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use sealgate_policy::{ConnectionFacts, ConnectionPermit, ConnectionPolicy, Denial};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, Sleep},
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+
+use super::{
+    Core,
+    connection::{Connection, TlsFacts},
+    stream::EdgeStream,
+};
+use crate::{http::serve as serve_request, limits::ConnectionGuard, reload::Snapshot};
+
+/// How long a connection that was told to end may take over it.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Judges a connection before a byte of it was read.
+pub(super) fn permit(
+    core: &Core,
+    snapshot: &Snapshot,
+    peer: SocketAddr,
+) -> Result<(ConnectionPermit, ConnectionGuard), Denial> {
+    // Counted first, judged second: two connections at once cannot both be the last one allowed.
+    let counted = core.gateway.connections.open(peer.ip());
+    let facts = ConnectionFacts {
+        peer: peer.ip(),
+        open_total: counted.others_in_total(),
+        open_from_address: counted.others_from_address(),
+    };
+    let permit = snapshot.policy.permit_connection(&facts)?;
+    Ok((permit, counted))
+}
+
+/// Serves a permitted connection to its end.
+pub(super) async fn serve(
+    core: Rc<Core>,
+    snapshot: Arc<Snapshot>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    permit: ConnectionPermit,
+    counted: ConnectionGuard,
+) {
+    let _open = core.count_open();
+    let metrics = core.gateway.metrics();
+    metrics.connection_opened();
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "TCP_NODELAY");
+    }
+    let handshake = TlsAcceptor::from(snapshot.tls.clone()).accept(stream);
+    let limit = snapshot.policy.connections().handshake_timeout;
+    let tls = tokio::select! {
+        outcome = tokio::time::timeout(limit, handshake) => outcome,
+        () = core.drain.notified() => return,
+    };
+    match tls {
+        Ok(Ok(tls)) => {
+            let facts = tls_facts(&tls);
+            metrics.handshake_done(facts.version);
+            let connection = Arc::new(Connection::new(peer, facts, permit, counted));
+            drop(snapshot);
+            serve_http(core.clone(), tls, connection).await;
+        }
+        Ok(Err(error)) => {
+            metrics.handshake_failed("error");
+            tracing::debug!(%peer, %error, "TLS handshake failed");
+        }
+        Err(_) => {
+            metrics.handshake_failed("timeout");
+            tracing::debug!(%peer, "TLS handshake took too long");
+        }
+    }
+}
+
+fn tls_facts(tls: &TlsStream<TcpStream>) -> TlsFacts {
+    let (_, session) = tls.get_ref();
+    TlsFacts {
+        version: match session.protocol_version() {
+            Some(rustls::ProtocolVersion::TLSv1_3) => "TLSv1.3",
+            _ => "TLSv1.2",
+        },
+        http2: session.alpn_protocol() == Some(b"h2"),
+    }
+}
+
+async fn serve_http(core: Rc<Core>, tls: TlsStream<TcpStream>, connection: Arc<Connection>) {
+    let io = TokioIo::new(EdgeStream::new(tls, connection.clone()));
+    let service = {
+        let (core, connection) = (core.clone(), connection.clone());
+        service_fn(move |request| serve_request(core.clone(), connection.clone(), request))
+    };
+    let limits = core.snapshot().policy.connections().clone();
+    let ended = if connection.tls.http2 {
+        let serving = http2::Builder::new(LocalExecutor)
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(limits.h2_max_streams)
+            .max_header_list_size(limits.max_header_bytes)
+            .keep_alive_interval(limits.idle_timeout)
+            .keep_alive_timeout(limits.header_timeout)
+            .serve_connection(io, service);
+        watch(&core, &connection, &limits, serving, http2::Connection::graceful_shutdown).await
+    } else {
+        let serving = http1::Builder::new()
+            .half_close(false)
+            .header_read_timeout(None)
+            .max_headers(limits.max_headers as usize)
+            .max_buf_size(limits.max_header_bytes.max(8 * 1024) as usize)
+            .timer(TokioTimer::new())
+            .serve_connection(io, service)
+            .with_upgrades();
+        watch(&core, &connection, &limits, serving, http1::UpgradeableConnection::graceful_shutdown).await
+    };
+    if let Err(error) = ended {
+        tracing::debug!(peer = %connection.peer, %error, "connection ended");
+    }
+}
+
+/// Drives a connection, and ends its silences: idle, reading a head, draining.
+async fn watch<C>(
+    core: &Core,
+    connection: &Connection,
+    limits: &ConnectionPolicy,
+    serving: C,
+    close: impl Fn(Pin<&mut C>),
+) -> hyper::Result<()>
+where
+    C: Future<Output = hyper::Result<()>>,
+{
+    let mut serving = pin!(serving);
+    let mut drain = pin!(core.drain.notified());
+    let mut closing = core.draining();
+    if closing {
+        close(serving.as_mut());
+    }
+    let mut armed = Instant::now() + limits.idle_timeout;
+    let mut timer: Pin<&mut Sleep> = pin!(tokio::time::sleep_until(armed));
+    poll_fn(|cx| {
+        loop {
+            if let Poll::Ready(ended) = serving.as_mut().poll(cx) {
+                return Poll::Ready(ended);
+            }
+            if !closing && drain.as_mut().poll(cx).is_ready() {
+                closing = true;
+                close(serving.as_mut());
+                continue;
+            }
+            // The timer is only ever moved forward when it fires: a request costs no timer operation.
+            let Some(deadline) = connection.clock.deadline(limits).map(Instant::from_std) else {
+                return Poll::Pending;
+            };
+            if deadline < armed {
+                armed = deadline;
+                timer.as_mut().reset(armed);
+            }
+            if timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            let now = Instant::now();
+            if now < deadline {
+                armed = deadline;
+            } else if closing {
+                return Poll::Ready(Ok(()));
+            } else {
+                // An idle connection says goodbye; one that trickles a head gets no more than a moment.
+                closing = true;
+                close(serving.as_mut());
+                armed = now + FAREWELL;
+            }
+            timer.as_mut().reset(armed);
+        }
+    })
+    .await
+}
+
+/// Runs the streams of an HTTP/2 connection on its own core.
+#[derive(Clone, Copy)]
+struct LocalExecutor;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(async move {
+            future.await;
+        });
+    }
+}

@@ -1,0 +1,135 @@
+//! What is known of one downstream connection, and the clock that bounds its silences.
+
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use sealgate_policy::{ConnectionPermit, ConnectionPolicy};
+
+use crate::limits::ConnectionGuard;
+
+/// A judged connection. Shared by its stream, its requests and its tunnel, all on one core; atomic
+/// only because an upgraded stream has to be `Send`.
+pub struct Connection {
+    /// Who is there.
+    pub peer: SocketAddr,
+    /// What the TLS handshake agreed on.
+    pub tls: TlsFacts,
+    /// Idle, reading a head, or at work.
+    pub clock: Clock,
+    _permit: ConnectionPermit,
+    _counted: ConnectionGuard,
+}
+
+/// What the TLS handshake agreed on.
+#[derive(Clone, Copy, Debug)]
+pub struct TlsFacts {
+    /// `TLSv1.2` or `TLSv1.3`.
+    pub version: &'static str,
+    /// Whether ALPN chose HTTP/2.
+    pub http2: bool,
+}
+
+impl Connection {
+    /// A connection that was permitted, counted, and has finished its handshake.
+    #[must_use]
+    pub fn new(peer: SocketAddr, tls: TlsFacts, permit: ConnectionPermit, counted: ConnectionGuard) -> Self {
+        Self { peer, tls, clock: Clock::new(), _permit: permit, _counted: counted }
+    }
+}
+
+/// Tells how long a connection has been waiting, and for what.
+///
+/// hyper's own `header_read_timeout` also runs while a connection idles, so we keep the time: the
+/// stream reports bytes, the service reports requests.
+pub struct Clock {
+    born: Instant,
+    /// Phase in the top two bits, milliseconds since `born` at which it began in the rest.
+    state: AtomicU64,
+    requests: AtomicU32,
+}
+
+const IDLE: u64 = 0;
+const HEAD: u64 = 1;
+const BUSY: u64 = 2;
+const PHASE_SHIFT: u32 = 62;
+
+impl Clock {
+    fn new() -> Self {
+        Self { born: Instant::now(), state: AtomicU64::new(IDLE << PHASE_SHIFT), requests: AtomicU32::new(0) }
+    }
+
+    /// The stream read something. While idle, that is the beginning of a request head.
+    pub fn bytes_arrived(&self) {
+        if self.state.load(Relaxed) >> PHASE_SHIFT == IDLE {
+            self.enter(HEAD);
+        }
+    }
+
+    /// The service was handed a request.
+    pub fn request_begins(&self) {
+        self.requests.fetch_add(1, Relaxed);
+        self.enter(BUSY);
+    }
+
+    /// The last byte of a response went out, or the exchange broke.
+    pub fn request_ended(&self) {
+        if self.requests.fetch_sub(1, Relaxed) == 1 {
+            self.enter(IDLE);
+        }
+    }
+
+    /// When the present silence has lasted too long; `None` while requests are at work, which have
+    /// deadlines of their own.
+    #[must_use]
+    pub fn deadline(&self, limits: &ConnectionPolicy) -> Option<Instant> {
+        let state = self.state.load(Relaxed);
+        let since = self.born + Duration::from_millis(state & ((1 << PHASE_SHIFT) - 1));
+        match state >> PHASE_SHIFT {
+            IDLE => Some(since + limits.idle_timeout),
+            HEAD => Some(since + limits.header_timeout),
+            _ => None,
+        }
+    }
+
+    fn enter(&self, phase: u64) {
+        let now = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(0);
+        self.state.store(phase << PHASE_SHIFT | now, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn phase(clock: &Clock) -> u64 {
+        clock.state.load(Relaxed) >> PHASE_SHIFT
+    }
+
+    #[test]
+    fn a_connection_is_idle_then_reads_a_head_then_works() {
+        let clock = Clock::new();
+        assert_eq!(phase(&clock), IDLE);
+        clock.bytes_arrived();
+        assert_eq!(phase(&clock), HEAD);
+        clock.request_begins();
+        assert_eq!(phase(&clock), BUSY);
+        clock.bytes_arrived();
+        assert_eq!(phase(&clock), BUSY, "a body's bytes are no head");
+        clock.request_ended();
+        assert_eq!(phase(&clock), IDLE);
+    }
+
+    #[test]
+    fn a_connection_with_two_streams_is_busy_until_both_ended() {
+        let clock = Clock::new();
+        clock.request_begins();
+        clock.request_begins();
+        clock.request_ended();
+        assert_eq!(phase(&clock), BUSY);
+        clock.request_ended();
+        assert_eq!(phase(&clock), IDLE);
+    }
+}

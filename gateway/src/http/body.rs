@@ -1,0 +1,226 @@
+//! Bodies on their way through: counted while they flow, never gathered unless a schema asks.
+
+use std::{
+    cell::Cell,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep};
+
+use super::exchange::Exchange;
+use crate::upstream::pool::Lease;
+
+/// What goes upstream.
+pub enum RequestBody {
+    /// Nothing.
+    Empty,
+    /// Held back until it was judged.
+    Held(Option<Bytes>),
+    /// Passed on as it comes, within its bounds.
+    Streamed(Box<Streamed>),
+}
+
+/// A body that is counted while it flows.
+pub struct Streamed {
+    incoming: Incoming,
+    left: u64,
+    patience: Duration,
+    deadline: Pin<Box<Sleep>>,
+    fate: Rc<Cell<Fate>>,
+}
+
+/// How a streamed request body fared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Not all of it came yet.
+    Flowing,
+    /// All of it went upstream.
+    Complete,
+    /// It was longer than the route allows: 413.
+    TooLarge,
+    /// It came too slowly: 408.
+    TooSlow,
+    /// The client broke off.
+    Broken,
+}
+
+/// Why a body could not be passed on.
+#[derive(Debug, thiserror::Error)]
+#[error("request body: {0:?}")]
+pub struct BodyError(Fate);
+
+impl RequestBody {
+    /// Passes `incoming` on, `max_bytes` at most, each part within `patience` of the one before.
+    #[must_use]
+    pub fn streamed(incoming: Incoming, max_bytes: u64, patience: Duration) -> (Self, Rc<Cell<Fate>>) {
+        let fate = Rc::new(Cell::new(Fate::Flowing));
+        let streamed = Streamed {
+            incoming,
+            left: max_bytes,
+            patience,
+            deadline: Box::pin(tokio::time::sleep(patience)),
+            fate: fate.clone(),
+        };
+        (Self::Streamed(Box::new(streamed)), fate)
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.get_mut() {
+            Self::Empty => Poll::Ready(None),
+            Self::Held(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Streamed(streamed) => streamed.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Held(bytes) => bytes.is_none(),
+            Self::Streamed(streamed) => streamed.fate.get() == Fate::Complete,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Held(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Self::Streamed(streamed) => streamed.incoming.size_hint(),
+        }
+    }
+}
+
+impl Streamed {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) else {
+            ready!(self.deadline.as_mut().poll(cx));
+            return Poll::Ready(Some(Err(self.fail(Fate::TooSlow))));
+        };
+        let Some(frame) = frame else {
+            self.fate.set(Fate::Complete);
+            return Poll::Ready(None);
+        };
+        let Ok(frame) = frame else {
+            return Poll::Ready(Some(Err(self.fail(Fate::Broken))));
+        };
+        let Ok(data) = frame.into_data() else {
+            // Trailers are fields that nobody judged: they end here.
+            self.fate.set(Fate::Complete);
+            return Poll::Ready(None);
+        };
+        let Some(left) = self.left.checked_sub(data.len() as u64) else {
+            return Poll::Ready(Some(Err(self.fail(Fate::TooLarge))));
+        };
+        self.left = left;
+        self.deadline.as_mut().reset(Instant::now() + self.patience);
+        if self.incoming.is_end_stream() {
+            self.fate.set(Fate::Complete);
+        }
+        Poll::Ready(Some(Ok(Frame::data(data))))
+    }
+
+    fn fail(&self, fate: Fate) -> BodyError {
+        self.fate.set(fate);
+        BodyError(fate)
+    }
+}
+
+/// What goes to the client.
+///
+/// Dropped when the last byte went out or the client left: that ends the [`Exchange`] and gives the
+/// upstream connection back, if it was read to its end.
+pub struct ResponseBody {
+    content: Content,
+    exchange: Exchange,
+}
+
+enum Content {
+    Held(Option<Bytes>),
+    Streamed { incoming: Incoming, lease: Option<Lease>, sent: Option<Rc<Cell<Fate>>> },
+}
+
+impl ResponseBody {
+    /// A body of our own.
+    #[must_use]
+    pub fn held(bytes: Bytes, exchange: Exchange) -> Self {
+        Self { content: Content::Held((!bytes.is_empty()).then_some(bytes)), exchange }
+    }
+
+    /// The upstream's body. `sent` tells whether the request's body was wholly sent; only then may the
+    /// connection be used again.
+    #[must_use]
+    pub fn streamed(
+        incoming: Incoming,
+        lease: Lease,
+        sent: Option<Rc<Cell<Fate>>>,
+        exchange: Exchange,
+    ) -> Self {
+        Self { content: Content::Streamed { incoming, lease: Some(lease), sent }, exchange }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = self.get_mut();
+        match &mut this.content {
+            Content::Held(bytes) => Poll::Ready(bytes.take().map(|bytes| {
+                this.exchange.sent(bytes.len());
+                Ok(Frame::data(bytes))
+            })),
+            Content::Streamed { incoming, .. } => {
+                let frame = ready!(Pin::new(incoming).poll_frame(cx));
+                if let Some(Ok(frame)) = &frame
+                    && let Some(data) = frame.data_ref()
+                {
+                    this.exchange.sent(data.len());
+                }
+                Poll::Ready(frame)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.content {
+            Content::Held(bytes) => bytes.is_none(),
+            Content::Streamed { incoming, .. } => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.content {
+            Content::Held(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Content::Streamed { incoming, .. } => incoming.size_hint(),
+        }
+    }
+}
+
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        if let Content::Streamed { incoming, lease, sent } = &mut self.content
+            && incoming.is_end_stream()
+            && sent.as_ref().is_none_or(|fate| fate.get() == Fate::Complete)
+            && let Some(lease) = lease.take()
+        {
+            lease.finish();
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! One request and its answer: counted and recorded once, when the answer's last byte is gone.
+
+use std::{rc::Rc, sync::Arc, time::Instant};
+
+use http::StatusCode;
+use sealgate_policy::{Denial, Identity, Rule};
+
+use crate::{edge::{Connection, Core}, reload::Snapshot, audit};
+
+/// The account of one request. Its drop is the end of the request, however that came about.
+pub struct Exchange {
+    core: Rc<Core>,
+    connection: Arc<Connection>,
+    snapshot: Arc<Snapshot>,
+    /// Names the request in the answer, upstream, and in the audit record.
+    pub id: RequestId,
+    began: Instant,
+    method: http::Method,
+    rule: Option<Arc<Rule>>,
+    identity: Option<Arc<Identity>>,
+    status: StatusCode,
+    denial: Option<&'static str>,
+    bytes: u64,
+}
+
+/// 128 bits in hexadecimal: the request's id and, at the boundary, a new trace id (W3C Trace Context).
+#[derive(Clone, Copy)]
+pub struct RequestId(u128);
+
+impl RequestId {
+    /// An id from a generator that need not be secret, only unrepeated.
+    #[must_use]
+    pub fn new(random: u128) -> Self {
+        // All zeroes is no valid trace id.
+        Self(random.max(1))
+    }
+
+    /// The `traceparent` of a trace that begins here, not sampled by our say.
+    #[must_use]
+    pub fn traceparent(self, span: u64) -> String {
+        format!("00-{:032x}-{:016x}-00", self.0, span.max(1))
+    }
+
+    /// As a header value.
+    #[must_use]
+    pub fn header(self) -> http::HeaderValue {
+        let mut text = [0; 32];
+        for (nibble, byte) in text.iter_mut().rev().enumerate() {
+            let value = (self.0 >> (4 * nibble)) as u8 & 0xf;
+            *byte = if value < 10 { b'0' + value } else { b'a' + value - 10 };
+        }
+        http::HeaderValue::from_bytes(&text).unwrap_or_else(|_| http::HeaderValue::from_static("0"))
+    }
+}
+
+impl std::fmt::Display for RequestId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl Exchange {
+    /// Starts the account.
+    #[must_use]
+    pub fn begin(core: Rc<Core>, connection: Arc<Connection>, snapshot: Arc<Snapshot>, method: http::Method) -> Self {
+        connection.clock.request_begins();
+        let id = RequestId::new(core.random());
+        Self {
+            core,
+            connection,
+            snapshot,
+            id,
+            began: Instant::now(),
+            method,
+            rule: None,
+            identity: None,
+            status: StatusCode::INTERNAL_SERVER_ERROR,
+            denial: None,
+            bytes: 0,
+        }
+    }
+
+    /// A rule took the request on.
+    pub fn matched(&mut self, rule: Arc<Rule>) {
+        self.rule = Some(rule);
+    }
+
+    /// A token told who asks.
+    pub fn identified(&mut self, identity: Arc<Identity>) {
+        self.identity = Some(identity);
+    }
+
+    /// The request was refused.
+    pub fn refused(&mut self, denial: &Denial) {
+        self.denial = Some(denial.reason());
+    }
+
+    /// The answer's head is known.
+    pub fn answered(&mut self, status: StatusCode) {
+        self.status = status;
+    }
+
+    /// `bytes` of the answer's body went out.
+    pub fn sent(&mut self, bytes: usize) {
+        self.bytes += bytes as u64;
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.connection.clock.request_ended();
+        let elapsed = self.began.elapsed();
+        self.snapshot.metrics.of(self.rule.as_deref()).request(self.status, elapsed);
+        if let Some(reason) = self.denial {
+            self.core.gateway.metrics().denied(reason);
+        }
+        audit::request(
+            self.snapshot.policy.audit(),
+            &audit::RequestRecord {
+                id: self.id,
+                peer: self.connection.peer,
+                tls: self.connection.tls,
+                method: &self.method,
+                route: self.rule.as_deref().map(|rule| &*rule.name),
+                identity: self.identity.as_deref(),
+                status: self.status,
+                denial: self.denial,
+                bytes: self.bytes,
+                elapsed,
+            },
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_id_prints_the_same_in_header_and_text() {
+        let id = RequestId::new(0x0123_4567_89ab_cdef_0000_0000_0000_00ff);
+        assert_eq!(id.header().to_str().unwrap(), id.to_string());
+        assert_eq!(id.to_string(), "0123456789abcdef00000000000000ff");
+    }
+
+    #[test]
+    fn the_traceparent_is_never_all_zeroes() {
+        let text = RequestId::new(0).traceparent(0);
+        assert_eq!(text, "00-00000000000000000000000000000001-0000000000000001-00");
+    }
+}

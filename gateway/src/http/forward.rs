@@ -1,0 +1,140 @@
+//! From a permit to a backend's answer.
+
+use std::{cell::Cell, rc::Rc};
+
+use bytes::Bytes;
+use http::{Request, Response, Uri, Version, header, uri::PathAndQuery};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use hyper::body::{Body as _, Incoming};
+use sealgate_policy::{Denial, RequestPermit};
+
+use super::{
+    body::{Fate, RequestBody, ResponseBody},
+    exchange::Exchange,
+    headers,
+    walk::{Answer, Door},
+};
+use crate::{
+    limits::RateStanding,
+    upstream::{ConnectError, pool::SendError},
+};
+
+/// Forwards what `permit` allows, and answers with what the backend says.
+pub async fn forward(
+    door: Door,
+    permit: RequestPermit,
+    standing: Option<RateStanding>,
+    request: Request<Incoming>,
+    mut exchange: Exchange,
+) -> Answer {
+    let Door { core, connection, snapshot, target } = door;
+    let Some(upstream) = snapshot.upstreams.of(permit.upstream()) else {
+        return Err((Denial::UpstreamUnavailable, exchange));
+    };
+    let identity = permit.identity().cloned();
+    let subject = identity.as_ref().map_or("", |identity| identity.subject.as_str());
+    let Some(endpoint) = upstream.select(subject.as_bytes()) else {
+        return Err((Denial::UpstreamUnavailable, exchange));
+    };
+
+    let (mut parts, incoming) = request.into_parts();
+    let body_timeout = snapshot.policy.connections().body_timeout;
+    let (body, fate) = match take_body(incoming, &permit, body_timeout).await {
+        Ok(body) => body,
+        Err(denial) => return Err((denial, exchange)),
+    };
+    match target_uri(permit.path(), parts.uri.query()) {
+        Some(uri) => parts.uri = uri,
+        None => return Err((Denial::Malformed { detail: "the target is not valid" }, exchange)),
+    }
+    parts.version = Version::HTTP_11;
+    parts.extensions.clear();
+    headers::strip_request(&mut parts.headers, identity.is_some());
+    headers::add_trusted(
+        &mut parts.headers,
+        identity.as_deref(),
+        connection.peer.ip(),
+        &target,
+        exchange.id,
+        core.random() as u64,
+    );
+    if !parts.headers.contains_key(header::HOST)
+        && let Ok(host) = target.authority.parse()
+    {
+        // HTTP/2 carried it as `:authority`.
+        parts.headers.insert(header::HOST, host);
+    }
+
+    let sent = core.pool.send(upstream, endpoint, Request::from_parts(parts, body)).await;
+    let (response, lease) = match sent {
+        Ok(answer) => answer,
+        Err(error) => {
+            let denial = denial_for(&error, fate.as_deref());
+            if denial.status().is_server_error() {
+                core.gateway.metrics().upstream_failed(&upstream.name);
+                tracing::warn!(upstream = %upstream.name, %error, "no answer from the backend");
+            }
+            return Err((denial, exchange));
+        }
+    };
+    exchange.answered(response.status());
+    let (mut parts, incoming) = response.into_parts();
+    parts.version = Version::HTTP_11;
+    headers::strip_response(&mut parts.headers);
+    headers::add_security(&mut parts.headers, snapshot.hsts.as_ref(), exchange.id);
+    if let Some(standing) = standing {
+        snapshot.rates.write_standing(&standing, &mut parts.headers);
+    }
+    Ok(Response::from_parts(parts, ResponseBody::streamed(incoming, lease, fate, exchange)))
+}
+
+/// The body as it may go upstream: judged whole if the rule has a schema, otherwise counted on its way.
+async fn take_body(
+    incoming: Incoming,
+    permit: &RequestPermit,
+    patience: std::time::Duration,
+) -> Result<(RequestBody, Option<Rc<Cell<Fate>>>), Denial> {
+    let rule = permit.body();
+    if !rule.buffered {
+        if incoming.is_end_stream() {
+            return Ok((RequestBody::Empty, None));
+        }
+        let (body, fate) = RequestBody::streamed(incoming, rule.max_bytes, patience);
+        return Ok((body, Some(fate)));
+    }
+    let limit = usize::try_from(rule.max_bytes).unwrap_or(usize::MAX);
+    let gathered = tokio::time::timeout(patience, Limited::new(incoming, limit).collect())
+        .await
+        .map_err(|_| Denial::TooSlow)?
+        .map_err(|error| match error.downcast_ref::<LengthLimitError>() {
+            Some(_) => Denial::BodyTooLarge { limit: rule.max_bytes },
+            None => Denial::Malformed { detail: "the body broke off" },
+        })?;
+    let bytes: Bytes = gathered.to_bytes();
+    let _judged = permit.judge_body(&bytes)?;
+    Ok((RequestBody::Held(Some(bytes)), None))
+}
+
+/// The target in origin form: the path that was judged, and the query that was judged.
+fn target_uri(path: &str, query: Option<&str>) -> Option<Uri> {
+    let target = match query {
+        Some(query) => PathAndQuery::try_from(format!("{path}?{query}")),
+        None => PathAndQuery::try_from(path),
+    };
+    Some(Uri::from(target.ok()?))
+}
+
+fn denial_for(error: &SendError, fate: Option<&Cell<Fate>>) -> Denial {
+    // The client's body may be what broke the exchange.
+    match fate.map(Cell::get) {
+        Some(Fate::TooLarge) => return Denial::BodyTooLarge { limit: 0 },
+        Some(Fate::TooSlow) => return Denial::TooSlow,
+        Some(Fate::Broken) => return Denial::Malformed { detail: "the body broke off" },
+        Some(Fate::Flowing | Fate::Complete) | None => {}
+    }
+    match error {
+        SendError::Connect(ConnectError::TimedOut) | SendError::TimedOut => Denial::UpstreamTimeout,
+        SendError::Connect(ConnectError::Io(_)) | SendError::Http(_) => Denial::UpstreamUnavailable,
+    }
+}
+

@@ -1,0 +1,181 @@
+//! Fields that end at a hop, and fields that we alone may set.
+
+use std::net::IpAddr;
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use sealgate_policy::Identity;
+
+use super::{exchange::RequestId, target::Target};
+
+/// Fields of one hop only (RFC 9110 §7.6.1, RFC 9112 §9).
+const HOP_BY_HOP: [HeaderName; 9] = [
+    header::CONNECTION,
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
+
+/// What a client may say of itself only through us.
+const OURS: [HeaderName; 9] = [
+    header::FORWARDED,
+    HeaderName::from_static("x-forwarded-for"),
+    HeaderName::from_static("x-forwarded-host"),
+    HeaderName::from_static("x-forwarded-proto"),
+    HeaderName::from_static("x-forwarded-port"),
+    HeaderName::from_static("x-real-ip"),
+    HeaderName::from_static("x-request-id"),
+    HeaderName::from_static("traceparent"),
+    HeaderName::from_static("tracestate"),
+];
+
+const IDENTITY_PREFIX: &str = "x-sealgate-";
+
+/// Takes out of a client's fields what ends here: hop-by-hop fields, those that `Connection`
+/// nominates, forged forwarding and identity fields, and the token, which was spent at this door.
+pub fn strip_request(headers: &mut HeaderMap, token_spent: bool) {
+    remove_nominated(headers);
+    for name in HOP_BY_HOP.iter().chain(&OURS) {
+        headers.remove(name);
+    }
+    remove_by_prefix(headers, IDENTITY_PREFIX);
+    if token_spent {
+        headers.remove(header::AUTHORIZATION);
+    }
+}
+
+/// Adds what the backend may trust: identity, where the request came from, and its id.
+pub fn add_trusted(
+    headers: &mut HeaderMap,
+    identity: Option<&Identity>,
+    peer: IpAddr,
+    target: &Target,
+    id: RequestId,
+    span: u64,
+) {
+    for (name, value) in identity.map_or(&[][..], |identity| &identity.upstream_headers) {
+        headers.insert(name.clone(), value.clone());
+    }
+    let mut put = |name: &'static str, value: String| {
+        if let Ok(value) = HeaderValue::try_from(value) {
+            headers.insert(HeaderName::from_static(name), value);
+        }
+    };
+    put("x-forwarded-for", peer.to_string());
+    put("x-forwarded-host", target.authority.clone());
+    // RFC 7239 §6: an IPv6 address is bracketed and so quoted.
+    let node = match peer {
+        IpAddr::V4(peer) => peer.to_string(),
+        IpAddr::V6(peer) => format!("\"[{peer}]\""),
+    };
+    put("forwarded", format!("for={node};host=\"{}\";proto=https", target.authority));
+    put("traceparent", id.traceparent(span));
+    headers.insert(HeaderName::from_static("x-forwarded-proto"), HeaderValue::from_static("https"));
+    headers.insert(HeaderName::from_static("x-request-id"), id.header());
+}
+
+/// Takes out of an upstream's fields what ends here or tells too much.
+pub fn strip_response(headers: &mut HeaderMap) {
+    remove_nominated(headers);
+    for name in &HOP_BY_HOP {
+        headers.remove(name);
+    }
+    headers.remove(header::SERVER);
+    headers.remove("x-powered-by");
+    headers.remove("alt-svc");
+    remove_by_prefix(headers, IDENTITY_PREFIX);
+}
+
+/// What every answer carries.
+pub fn add_security(headers: &mut HeaderMap, hsts: Option<&HeaderValue>, id: RequestId) {
+    if let Some(hsts) = hsts {
+        headers.insert(header::STRICT_TRANSPORT_SECURITY, hsts.clone());
+    }
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(HeaderName::from_static("x-request-id"), id.header());
+}
+
+fn remove_nominated(headers: &mut HeaderMap) {
+    if !headers.contains_key(header::CONNECTION) {
+        return;
+    }
+    let nominated: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in nominated {
+        // Framing and routing fields cannot be nominated away.
+        if name != header::HOST && name != header::CONTENT_LENGTH && name != header::CONTENT_TYPE {
+            headers.remove(name);
+        }
+    }
+}
+
+fn remove_by_prefix(headers: &mut HeaderMap, prefix: &str) {
+    // Names are lower case in a `HeaderMap`. Usually none is found, and nothing allocated.
+    while let Some(name) = headers.keys().find(|name| name.as_str().starts_with(prefix)).cloned() {
+        headers.remove(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(fields: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        headers
+    }
+
+    #[test]
+    fn forged_fields_and_hop_by_hop_fields_go_and_others_stay() {
+        let mut headers = map(&[
+            ("x-sealgate-subject", "root"),
+            ("x-sealgate-anything", "1"),
+            ("x-forwarded-for", "10.0.0.1"),
+            ("forwarded", "for=10.0.0.1"),
+            ("connection", "keep-alive, x-private"),
+            ("x-private", "1"),
+            ("keep-alive", "5"),
+            ("te", "trailers"),
+            ("authorization", "Bearer x"),
+            ("accept", "*/*"),
+            ("cookie", "a=b"),
+        ]);
+        strip_request(&mut headers, true);
+        let left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        assert_eq!(left, ["accept", "cookie"]);
+    }
+
+    #[test]
+    fn a_token_that_was_not_spent_is_passed_on() {
+        let mut headers = map(&[("authorization", "Basic x")]);
+        strip_request(&mut headers, false);
+        assert!(headers.contains_key("authorization"));
+    }
+
+    #[test]
+    fn connection_cannot_nominate_the_host_away() {
+        let mut headers = map(&[("connection", "host, content-length"), ("host", "a"), ("content-length", "3")]);
+        strip_request(&mut headers, true);
+        assert!(headers.contains_key("host") && headers.contains_key("content-length"));
+    }
+
+    #[test]
+    fn an_upstream_does_not_name_its_software() {
+        let mut headers = map(&[("server", "x/1.0"), ("x-powered-by", "y"), ("content-type", "text/plain")]);
+        strip_response(&mut headers);
+        let left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        assert_eq!(left, ["content-type"]);
+    }
+}

@@ -1,0 +1,14 @@
+//! The hyper service: a request's walk from its first byte to its audit record.
+
+pub mod body;
+pub mod exchange;
+mod forward;
+mod headers;
+mod refusal;
+mod target;
+mod tunnel;
+mod walk;
+
+pub use exchange::RequestId;
+pub use tunnel::{OpenSocket, Sockets, drain, rejudge};
+pub use walk::serve;

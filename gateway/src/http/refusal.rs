@@ -1,0 +1,84 @@
+//! A refusal as an answer: a problem document (RFC 9457) and the fields that go with its status.
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use sealgate_policy::{Denial, RateExceeded, TokenFault};
+use serde_json::json;
+
+use super::{body::ResponseBody, exchange::Exchange, headers};
+use crate::reload::Snapshot;
+
+/// The answer to a refused request.
+pub fn response(denial: &Denial, snapshot: &Snapshot, mut exchange: Exchange) -> Response<ResponseBody> {
+    let status = denial.status();
+    exchange.refused(denial);
+    exchange.answered(status);
+    let mut fields = HeaderMap::new();
+    fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    fields.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers::add_security(&mut fields, snapshot.hsts.as_ref(), exchange.id);
+    add_particulars(&mut fields, denial, snapshot);
+    let mut problem = json!({
+        "type": format!("urn:sealgate:problem:{}", denial.reason()),
+        "title": denial.title(),
+        "status": status.as_u16(),
+        "detail": denial.detail(),
+        "instance": format!("urn:sealgate:request:{}", exchange.id),
+    });
+    if let (Denial::Schema { pointer }, Some(problem)) = (denial, problem.as_object_mut()) {
+        problem.insert("pointer".to_owned(), json!(pointer));
+    }
+    let body = Bytes::from(problem.to_string());
+    let mut response = Response::new(ResponseBody::held(body, exchange));
+    *response.status_mut() = status;
+    *response.headers_mut() = fields;
+    response
+}
+
+/// The fields that RFC 6750, RFC 9110 and the rate limit draft ask for.
+fn add_particulars(fields: &mut HeaderMap, denial: &Denial, snapshot: &Snapshot) {
+    match denial {
+        Denial::TokenMissing => {
+            // RFC 6750 §3.1: no error code for a request that brought no token.
+            fields.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"sealgate\""));
+        }
+        Denial::TokenInvalid(fault) => {
+            fields.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge(*fault)));
+        }
+        Denial::MethodNotAllowed { allow } => {
+            if let Ok(allow) = HeaderValue::from_str(allow) {
+                fields.insert(header::ALLOW, allow);
+            }
+        }
+        Denial::RateExceeded { rate, retry_after } => {
+            snapshot.rates.write_refusal(&RateExceeded { rate: *rate, retry_after: *retry_after }, fields);
+        }
+        other => match other.status() {
+            StatusCode::SERVICE_UNAVAILABLE => {
+                fields.insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+            }
+            StatusCode::FORBIDDEN => {
+                fields.insert(
+                    header::WWW_AUTHENTICATE,
+                    HeaderValue::from_static("Bearer realm=\"sealgate\", error=\"insufficient_scope\""),
+                );
+            }
+            StatusCode::UPGRADE_REQUIRED => {
+                fields.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+                fields.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+                fields.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+            }
+            _ => {}
+        },
+    }
+}
+
+/// Tells an honest client whether to fetch a new token; an attacker learns no more than that.
+fn challenge(fault: TokenFault) -> &'static str {
+    match fault {
+        TokenFault::Expired => {
+            "Bearer realm=\"sealgate\", error=\"invalid_token\", error_description=\"the token expired\""
+        }
+        _ => "Bearer realm=\"sealgate\", error=\"invalid_token\"",
+    }
+}

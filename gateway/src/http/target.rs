@@ -1,0 +1,157 @@
+//! One strict reading of where a request wants to go.
+
+use http::{HeaderMap, Method, Request, Uri, Version, header};
+use sealgate_policy::Denial;
+
+/// Host and kind of a request, read once; what is judged is what is forwarded.
+pub struct Target {
+    /// Lower case, without port.
+    pub host: String,
+    /// As the client wrote it, for `X-Forwarded-Host`.
+    pub authority: String,
+    /// It asks to become a WebSocket.
+    pub websocket: bool,
+    /// The declared length of its body.
+    pub content_length: Option<u64>,
+}
+
+impl Target {
+    /// Reads host, upgrade and length.
+    ///
+    /// # Errors
+    ///
+    /// [`Denial::Malformed`] for a request that could be understood in two ways.
+    pub fn read<B>(request: &Request<B>) -> Result<Self, Denial> {
+        let authority = authority(request.uri(), request.headers(), request.version())?;
+        let host = host_of(authority).ok_or(Denial::Malformed { detail: "the host is not valid" })?;
+        Ok(Self {
+            host: host.to_ascii_lowercase(),
+            authority: authority.to_owned(),
+            websocket: websocket(request)?,
+            content_length: content_length(request.headers())?,
+        })
+    }
+}
+
+/// The one authority of a request: `Host` (RFC 9112 §3.2) or `:authority` (RFC 9113 §8.3.1). Where two
+/// are given they must be equal.
+fn authority<'a>(uri: &'a Uri, headers: &'a HeaderMap, version: Version) -> Result<&'a str, Denial> {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let host = match hosts.next() {
+        Some(host) => {
+            Some(host.to_str().map_err(|_| Denial::Malformed { detail: "the Host field is not valid" })?)
+        }
+        None => None,
+    };
+    if hosts.next().is_some() {
+        return Err(Denial::Malformed { detail: "more than one Host field" });
+    }
+    match (uri.authority().map(http::uri::Authority::as_str), host) {
+        (Some(authority), Some(host)) if authority.eq_ignore_ascii_case(host) => Ok(authority),
+        (Some(_), Some(_)) => Err(Denial::Malformed { detail: "the Host field and the target differ" }),
+        (Some(authority), None) if version == Version::HTTP_2 => Ok(authority),
+        (None, Some(host)) if !host.is_empty() => Ok(host),
+        _ => Err(Denial::Malformed { detail: "no Host field" }),
+    }
+}
+
+/// The host of an authority without its port; `None` if there is userinfo or anything odd in it.
+fn host_of(authority: &str) -> Option<&str> {
+    let (host, port) = match authority.strip_prefix('[') {
+        Some(rest) => {
+            let (address, rest) = rest.split_once(']')?;
+            address.parse::<std::net::Ipv6Addr>().ok()?;
+            (address, rest.strip_prefix(':').or_else(|| rest.is_empty().then_some("")))
+        }
+        None => match authority.split_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (authority, Some("")),
+        },
+    };
+    let port = port?;
+    let port_is_fine = port.is_empty() || port.parse::<u16>().is_ok() && port.bytes().all(|b| b.is_ascii_digit());
+    let host_is_fine = !host.is_empty()
+        && host.len() <= 253
+        && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b':'));
+    (port_is_fine && host_is_fine).then_some(host)
+}
+
+/// Whether the request asks for a WebSocket. Any other upgrade, and any tunnel, is refused, so that no
+/// rule can be walked around by an `Upgrade` header.
+fn websocket<B>(request: &Request<B>) -> Result<bool, Denial> {
+    if request.method() == Method::CONNECT {
+        return Err(Denial::Malformed { detail: "CONNECT is not offered here" });
+    }
+    let mut upgrades = request.headers().get_all(header::UPGRADE).iter();
+    let Some(upgrade) = upgrades.next() else { return Ok(false) };
+    if request.version() == Version::HTTP_2 {
+        return Err(Denial::Malformed { detail: "HTTP/2 has no Upgrade field" });
+    }
+    if upgrades.next().is_some() || !upgrade.as_bytes().eq_ignore_ascii_case(b"websocket") {
+        return Err(Denial::Malformed { detail: "only an upgrade to websocket is offered here" });
+    }
+    Ok(true)
+}
+
+fn content_length(headers: &HeaderMap) -> Result<Option<u64>, Denial> {
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    let Some(length) = lengths.next() else { return Ok(None) };
+    let parsed = length
+        .to_str()
+        .ok()
+        .filter(|text| text.bytes().all(|b| b.is_ascii_digit()))
+        .and_then(|text| text.parse().ok());
+    match (parsed, lengths.next()) {
+        (Some(length), None) => Ok(Some(length)),
+        _ => Err(Denial::Malformed { detail: "the Content-Length field is not valid" }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(build: impl FnOnce(http::request::Builder) -> http::request::Builder) -> Result<Target, Denial> {
+        Target::read(&build(Request::builder()).body(()).unwrap())
+    }
+
+    #[test]
+    fn the_host_is_lower_case_and_without_port() {
+        for (host, expected) in
+            [("Chat.Example:8443", "chat.example"), ("chat.example", "chat.example"), ("[::1]:8443", "::1"), ("[::1]", "::1")]
+        {
+            let target = read(|r| r.uri("/").header("host", host)).unwrap();
+            assert_eq!(target.host, expected);
+        }
+    }
+
+    #[test]
+    fn odd_and_doubtful_hosts_are_refused() {
+        for host in ["", "a@b", "a/b", "a b", "chat.example:port", "chat.example:+80", "[::1", "[zz]", "a,b"] {
+            assert!(read(|r| r.uri("/").header("host", host)).is_err(), "{host:?}");
+        }
+        assert!(read(|r| r.uri("/")).is_err(), "none");
+        assert!(read(|r| r.uri("/").header("host", "a").header("host", "a")).is_err(), "two");
+        assert!(read(|r| r.uri("http://b/").header("host", "a")).is_err(), "two that differ");
+        assert!(read(|r| r.uri("http://a/").header("host", "a")).is_ok(), "two that agree");
+    }
+
+    #[test]
+    fn only_websocket_upgrades_are_seen_as_such() {
+        let upgrade = |value| read(|r| r.uri("/").header("host", "a").header("upgrade", value));
+        assert!(upgrade("websocket").unwrap().websocket);
+        assert!(upgrade("WebSocket").unwrap().websocket);
+        assert!(upgrade("h2c").is_err());
+        assert!(upgrade("websocket, h2c").is_err());
+        assert!(!read(|r| r.uri("/").header("host", "a")).unwrap().websocket);
+    }
+
+    #[test]
+    fn a_length_is_digits_once() {
+        let length = |value| read(|r| r.uri("/").header("host", "a").header("content-length", value));
+        assert_eq!(length("12").unwrap().content_length, Some(12));
+        for bad in ["+1", "-1", "1,1", "", "0x1", "99999999999999999999999"] {
+            assert!(length(bad).is_err(), "{bad:?}");
+        }
+    }
+}

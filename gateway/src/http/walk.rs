@@ -1,0 +1,126 @@
+//! The request walk: facts, token, judgement, and only then the way to a backend.
+
+use std::{convert::Infallible, rc::Rc, sync::Arc, time::Duration};
+
+use http::{Request, Response};
+use hyper::body::{Body as _, Incoming};
+use sealgate_policy::{Authentication, Denial, Evidence, Identity, RequestFacts, RequestPermit, RouteMatch, TokenFault, settle};
+
+use super::{body::ResponseBody, exchange::Exchange, forward, refusal, target::Target, tunnel};
+use crate::{
+    clock,
+    edge::{Connection, Core},
+    limits::RateStanding,
+    reload::Snapshot,
+    session::{self, TokenFailure},
+};
+
+/// How long a request waits for its issuer's new keys.
+const KEY_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Answers one request. Never fails: a refusal is an answer, and so is a fault.
+///
+/// # Errors
+///
+/// None; the type is what hyper asks for.
+pub async fn serve(
+    core: Rc<Core>,
+    connection: Arc<Connection>,
+    request: Request<Incoming>,
+) -> Result<Response<ResponseBody>, Infallible> {
+    let snapshot = core.snapshot();
+    let mut exchange =
+        Exchange::begin(core.clone(), connection.clone(), snapshot.clone(), request.method().clone());
+    let admitted = match admit(&core, &connection, &snapshot, &request, &mut exchange).await {
+        Ok(admitted) => admitted,
+        Err(denial) => return Ok(refusal::response(&denial, &snapshot, exchange)),
+    };
+    let door = Door { core, connection, snapshot: snapshot.clone(), target: admitted.target };
+    let answer = if door.target.websocket {
+        tunnel::open(door, admitted.permit, request, exchange).await
+    } else {
+        forward::forward(door, admitted.permit, admitted.standing, request, exchange).await
+    };
+    Ok(answer.unwrap_or_else(|(denial, exchange)| refusal::response(&denial, &snapshot, exchange)))
+}
+
+/// What the steps behind the judgement need.
+pub struct Door {
+    pub core: Rc<Core>,
+    pub connection: Arc<Connection>,
+    pub snapshot: Arc<Snapshot>,
+    pub target: Target,
+}
+
+/// A step's answer; or a denial, with the account of the request to close.
+pub type Answer = Result<Response<ResponseBody>, (Denial, Exchange)>;
+
+struct Admitted {
+    permit: RequestPermit,
+    standing: Option<RateStanding>,
+    target: Target,
+}
+
+async fn admit(
+    core: &Rc<Core>,
+    connection: &Connection,
+    snapshot: &Snapshot,
+    request: &Request<Incoming>,
+    exchange: &mut Exchange,
+) -> Result<Admitted, Denial> {
+    let target = Target::read(request)?;
+    let facts = RequestFacts {
+        peer: connection.peer.ip(),
+        host: &target.host,
+        method: request.method(),
+        path: request.uri().path(),
+        query: request.uri().query(),
+        headers: request.headers(),
+        websocket: target.websocket,
+        content_length: target.content_length,
+        has_body: !request.body().is_end_stream(),
+    };
+    let matched = snapshot.policy.match_request(&facts)?;
+    exchange.matched(matched.rule().clone());
+    let identity = identify(core, snapshot, &matched, &facts).await?;
+    if let Some(identity) = &identity {
+        exchange.identified(identity.clone());
+    }
+    let demands = matched.judge(&facts, identity.clone())?;
+    let taken = snapshot.rates.take(demands.rates(), &demands.rate_facts());
+    let revoked = identity.as_deref().is_some_and(|identity| core.gateway.revocations.is_revoked(identity, clock::unix_now()));
+    let (standing, rates) = match taken {
+        Ok(standing) => (standing, Ok(())),
+        Err(exceeded) => (None, Err(exceeded)),
+    };
+    let permit = settle(demands, Evidence { rates, revoked })?;
+    if let Some(denial) = permit.shadowed() {
+        core.gateway.metrics().shadow_denied(denial.reason());
+    }
+    Ok(Admitted { permit, standing, target })
+}
+
+/// Who asks, where the rule wants to know.
+async fn identify(
+    core: &Rc<Core>,
+    snapshot: &Snapshot,
+    matched: &RouteMatch,
+    facts: &RequestFacts<'_>,
+) -> Result<Option<Arc<Identity>>, Denial> {
+    if matched.authentication() == Authentication::None {
+        return Ok(None);
+    }
+    let Some(token) = session::bearer(facts.headers, facts.websocket).map_err(Denial::TokenInvalid)? else {
+        return Err(Denial::TokenMissing);
+    };
+    let verify = || snapshot.verifier.verify(token.as_str(), clock::unix_now(), &core.tokens);
+    match verify() {
+        // The issuer may have a new key; a client with a good token must not be sent to log in again.
+        Err(TokenFailure::Fault(TokenFault::Key) | TokenFailure::KeysUnavailable)
+            if snapshot.verifier.refreshed(token.as_str(), KEY_PATIENCE).await =>
+        {
+            Ok(Some(verify()?))
+        }
+        outcome => Ok(Some(outcome?)),
+    }
+}

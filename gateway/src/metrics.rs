@@ -1,0 +1,313 @@
+//! What Prometheus scrapes: base units, closed label sets, children looked up at load.
+
+use std::{sync::Arc, time::Duration};
+
+use http::StatusCode;
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+use sealgate_policy::{Denial, Policy, Rule};
+
+use crate::websocket::relay::{ReasonCounters, TunnelMetrics};
+
+/// Seconds from the head of a request to the last byte of its answer.
+const DURATION_BUCKETS: [f64; 12] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
+
+/// The label of requests that no rule took on.
+const NO_ROUTE: &str = "none";
+
+/// All metrics of the process.
+pub struct Metrics {
+    registry: Registry,
+    connections: IntCounter,
+    connections_open: IntGauge,
+    connections_refused: IntCounterVec,
+    accept_errors: IntCounter,
+    handshakes: IntCounterVec,
+    handshake_failures: IntCounterVec,
+    requests: IntCounterVec,
+    request_seconds: HistogramVec,
+    denials: IntCounterVec,
+    shadow_denials: IntCounterVec,
+    upstream_errors: IntCounterVec,
+    sockets_open: IntGaugeVec,
+    messages: IntCounterVec,
+    message_bytes: IntCounterVec,
+    message_refusals: IntCounterVec,
+    closes: IntCounterVec,
+    reloads: IntCounterVec,
+    reload_success: IntGauge,
+    reload_time: IntGauge,
+    generation: IntGauge,
+    policy_info: IntGaugeVec,
+    certificate_expiry: IntGaugeVec,
+    jwks_age: IntGaugeVec,
+}
+
+/// The children of one rule, looked up when its snapshot was built.
+pub struct RuleMetrics {
+    by_class: [IntCounter; 5],
+    seconds: Histogram,
+    /// WebSockets open now.
+    pub sockets_open: IntGauge,
+    /// Messages of those WebSockets.
+    pub tunnel: Arc<TunnelMetrics>,
+}
+
+/// The children of all rules of a snapshot, by rule id; the last is for requests without a rule.
+pub struct RouteMetrics(Box<[RuleMetrics]>);
+
+impl RouteMetrics {
+    /// The children for `rule`.
+    #[must_use]
+    #[expect(clippy::indexing_slicing, reason = "build() made one for each rule and one more")]
+    pub fn of(&self, rule: Option<&Rule>) -> &RuleMetrics {
+        let last = self.0.len() - 1;
+        &self.0[rule.map_or(last, |rule| (rule.id.0 as usize).min(last))]
+    }
+}
+
+impl RuleMetrics {
+    /// Counts an answered request.
+    pub fn request(&self, status: StatusCode, elapsed: Duration) {
+        let class = usize::from(status.as_u16() / 100).clamp(1, 5) - 1;
+        if let Some(counter) = self.by_class.get(class) {
+            counter.inc();
+        }
+        self.seconds.observe(elapsed.as_secs_f64());
+    }
+}
+
+macro_rules! metric {
+    ($registry:expr, $metric:expr) => {{
+        let metric = $metric?;
+        $registry.register(Box::new(metric.clone()))?;
+        metric
+    }};
+}
+
+impl Metrics {
+    /// Registers everything.
+    ///
+    /// # Errors
+    ///
+    /// A name was registered twice: a fault of this file.
+    pub fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let r = &registry;
+        let counter = |name: &str, help: &str| IntCounter::new(name, help);
+        let counters = |name: &str, help: &str, labels: &[&str]| IntCounterVec::new(Opts::new(name, help), labels);
+        let gauge = |name: &str, help: &str| IntGauge::new(name, help);
+        let gauges = |name: &str, help: &str, labels: &[&str]| IntGaugeVec::new(Opts::new(name, help), labels);
+
+        let build = metric!(r, gauges("sealgate_build_info", "The running version.", &["version"]));
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        r.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        let metrics = Self {
+            connections: metric!(r, counter("sealgate_connections_total", "Connections permitted.")),
+            connections_open: metric!(r, gauge("sealgate_connections_open", "Connections open now, WebSockets included.")),
+            connections_refused: metric!(
+                r,
+                counters("sealgate_connections_refused_total", "Connections closed before TLS.", &["reason"])
+            ),
+            accept_errors: metric!(
+                r,
+                counter("sealgate_accept_errors_total", "Times that accepting failed for want of resources.")
+            ),
+            handshakes: metric!(r, counters("sealgate_tls_handshakes_total", "TLS handshakes finished.", &["version"])),
+            handshake_failures: metric!(
+                r,
+                counters("sealgate_tls_handshake_failures_total", "TLS handshakes not finished.", &["reason"])
+            ),
+            requests: metric!(
+                r,
+                counters("sealgate_http_requests_total", "Requests answered, by class of status.", &["route", "code"])
+            ),
+            request_seconds: metric!(
+                r,
+                HistogramVec::new(
+                    HistogramOpts::new(
+                        "sealgate_http_request_duration_seconds",
+                        "From the head of a request to the last byte of its answer."
+                    )
+                    .buckets(DURATION_BUCKETS.to_vec()),
+                    &["route"]
+                )
+            ),
+            denials: metric!(r, counters("sealgate_denials_total", "Requests refused.", &["reason"])),
+            shadow_denials: metric!(
+                r,
+                counters("sealgate_shadow_denials_total", "Requests and messages that a shadow rule would have refused.", &["reason"])
+            ),
+            upstream_errors: metric!(
+                r,
+                counters("sealgate_upstream_errors_total", "Requests and upgrades that a backend did not answer.", &["upstream"])
+            ),
+            sockets_open: metric!(r, gauges("sealgate_websocket_open", "WebSockets open now.", &["route"])),
+            messages: metric!(
+                r,
+                counters("sealgate_websocket_messages_total", "Messages let pass.", &["route", "direction"])
+            ),
+            message_bytes: metric!(
+                r,
+                counters("sealgate_websocket_message_bytes_total", "Payload of messages let pass.", &["route", "direction"])
+            ),
+            message_refusals: metric!(
+                r,
+                counters("sealgate_websocket_refused_messages_total", "Messages refused.", &["reason"])
+            ),
+            closes: metric!(
+                r,
+                counters("sealgate_websocket_closes_total", "WebSockets ended, by close code and by whom.", &["code", "by"])
+            ),
+            reloads: metric!(r, counters("sealgate_policy_reloads_total", "Attempts to load a policy.", &["result"])),
+            reload_success: metric!(
+                r,
+                gauge("sealgate_policy_last_reload_successful", "Whether the last attempt to load a policy worked.")
+            ),
+            reload_time: metric!(
+                r,
+                gauge(
+                    "sealgate_policy_last_reload_success_timestamp_seconds",
+                    "When the policy in force was loaded."
+                )
+            ),
+            generation: metric!(r, gauge("sealgate_policy_generation", "Counts the policies since the start.")),
+            policy_info: metric!(r, gauges("sealgate_policy_info", "SHA-256 of the policy in force.", &["hash"])),
+            certificate_expiry: metric!(
+                r,
+                gauges("sealgate_certificate_expiry_timestamp_seconds", "When a certificate ends.", &["name"])
+            ),
+            jwks_age: metric!(r, gauges("sealgate_jwks_age_seconds", "Age of an issuer's keys.", &["issuer"])),
+            registry: registry.clone(),
+        };
+        for reason in Denial::ALL_REASONS {
+            metrics.denials.with_label_values(&[*reason]);
+        }
+        Ok(metrics)
+    }
+
+    /// The children of all rules of `policy`.
+    #[must_use]
+    pub fn routes(&self, policy: &Policy) -> RouteMetrics {
+        let names = policy.route_names().map(|name| &**name).chain([NO_ROUTE]);
+        RouteMetrics(names.map(|name| self.rule(name)).collect())
+    }
+
+    fn rule(&self, route: &str) -> RuleMetrics {
+        let direction = |vec: &IntCounterVec, direction| vec.with_label_values(&[route, direction]);
+        RuleMetrics {
+            by_class: ["1xx", "2xx", "3xx", "4xx", "5xx"]
+                .map(|class| self.requests.with_label_values(&[route, class])),
+            seconds: self.request_seconds.with_label_values(&[route]),
+            sockets_open: self.sockets_open.with_label_values(&[route]),
+            tunnel: Arc::new(TunnelMetrics {
+                messages_to_upstream: direction(&self.messages, "to-upstream"),
+                messages_to_client: direction(&self.messages, "to-client"),
+                bytes_to_upstream: direction(&self.message_bytes, "to-upstream"),
+                bytes_to_client: direction(&self.message_bytes, "to-client"),
+                refused: ReasonCounters::prepare(|reason| self.message_refusals.with_label_values(&[reason])),
+                shadowed: ReasonCounters::prepare(|reason| self.shadow_denials.with_label_values(&[reason])),
+            }),
+        }
+    }
+
+    /// A connection was permitted.
+    pub fn connection_opened(&self) {
+        self.connections.inc();
+    }
+
+    /// A connection was refused.
+    pub fn connection_refused(&self, reason: &'static str) {
+        self.connections_refused.with_label_values(&[reason]).inc();
+    }
+
+    /// Accepting failed for want of resources.
+    pub fn accept_failed(&self) {
+        self.accept_errors.inc();
+    }
+
+    /// A handshake ended well.
+    pub fn handshake_done(&self, version: &'static str) {
+        self.handshakes.with_label_values(&[version]).inc();
+    }
+
+    /// A handshake did not.
+    pub fn handshake_failed(&self, reason: &'static str) {
+        self.handshake_failures.with_label_values(&[reason]).inc();
+    }
+
+    /// A request was refused.
+    pub fn denied(&self, reason: &'static str) {
+        self.denials.with_label_values(&[reason]).inc();
+    }
+
+    /// A request was let pass that a shadow rule would have refused.
+    pub fn shadow_denied(&self, reason: &'static str) {
+        self.shadow_denials.with_label_values(&[reason]).inc();
+    }
+
+    /// A backend did not answer.
+    pub fn upstream_failed(&self, upstream: &Arc<str>) {
+        self.upstream_errors.with_label_values(&[&**upstream]).inc();
+    }
+
+    /// A WebSocket ended. `code` is the close code as it went over the wire.
+    pub fn closed(&self, code: u16, by: &'static str) {
+        // A peer may send any of thousands of private codes: those that we do not know share a label.
+        let label = match code {
+            1000..=1015 | 4401 | 4403 | 4408..=4410 | 4412 | 4422 | 4429 => code.to_string(),
+            _ => "other".to_owned(),
+        };
+        self.closes.with_label_values(&[label.as_str(), by]).inc();
+    }
+
+    /// A policy is in force.
+    pub fn policy_loaded(&self, generation: u64, hash: &str, now: u64) {
+        self.reloads.with_label_values(&["success"]).inc();
+        self.reload_success.set(1);
+        self.reload_time.set(i64::try_from(now).unwrap_or(i64::MAX));
+        self.generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
+        self.policy_info.reset();
+        self.policy_info.with_label_values(&[hash]).set(1);
+    }
+
+    /// The files say again what is in force.
+    pub fn policy_confirmed(&self) {
+        self.reload_success.set(1);
+    }
+
+    /// A policy was not taken; the one before stays.
+    pub fn policy_failed(&self) {
+        self.reloads.with_label_values(&["failure"]).inc();
+        self.reload_success.set(0);
+    }
+
+    /// When the certificates of the snapshot end.
+    pub fn certificates<'a>(&self, expiries: impl Iterator<Item = (&'a str, u64)>) {
+        self.certificate_expiry.reset();
+        for (name, at) in expiries {
+            self.certificate_expiry.with_label_values(&[name]).set(i64::try_from(at).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Everything in Prometheus' text format.
+    ///
+    /// # Errors
+    ///
+    /// A metric that cannot be written: a fault of this file.
+    pub fn render(
+        &self,
+        connections_open: u32,
+        jwks_ages: impl Iterator<Item = (String, u64)>,
+    ) -> prometheus::Result<String> {
+        self.connections_open.set(i64::from(connections_open));
+        self.jwks_age.reset();
+        for (issuer, seconds) in jwks_ages {
+            self.jwks_age.with_label_values(&[issuer.as_str()]).set(i64::try_from(seconds).unwrap_or(i64::MAX));
+        }
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+}

@@ -1,0 +1,128 @@
+//! Pingora's balancers behind one face.
+
+use std::{collections::BTreeSet, path::Path, time::Duration};
+
+use http::Extensions;
+use pingora_core::protocols::l4::socket::SocketAddr;
+use pingora_load_balancing::{
+    Backend, Backends, LoadBalancer,
+    discovery::Static,
+    health_check::{HealthCheck, HttpHealthCheck, TcpHealthCheck},
+    selection::{RoundRobin, consistent::KetamaHashing},
+};
+use sealgate_policy::{Balance, Health};
+
+use super::Address;
+
+/// Upper bound of the search for a healthy endpoint.
+const MAX_STEPS: usize = 256;
+
+/// Chooses among the endpoints of one upstream, passing over the unhealthy.
+pub struct Balancer {
+    by: By,
+    health_interval: Option<Duration>,
+}
+
+enum By {
+    Turn(LoadBalancer<RoundRobin>),
+    Key(LoadBalancer<KetamaHashing>),
+}
+
+impl Balancer {
+    pub(super) fn build<'a>(
+        addresses: impl Iterator<Item = &'a Address>,
+        balance: Balance,
+        health: Option<&Health>,
+        tls: bool,
+    ) -> Self {
+        let members: BTreeSet<Backend> = addresses.filter_map(backend).collect();
+        let mut backends = Backends::new(Static::new(members));
+        if let Some(health) = health {
+            backends.set_health_check(check(health, tls));
+        }
+        let by = match balance {
+            Balance::RoundRobin => By::Turn(LoadBalancer::from_backends(backends)),
+            Balance::ConsistentHash => By::Key(LoadBalancer::from_backends(backends)),
+        };
+        Self { by, health_interval: health.map(|health| health.interval) }
+    }
+
+    /// Fills the selector. Static members, so this neither waits nor fails.
+    pub async fn update(&self) {
+        let outcome = match &self.by {
+            By::Turn(balancer) => balancer.update().await,
+            By::Key(balancer) => balancer.update().await,
+        };
+        if let Err(error) = outcome {
+            tracing::error!(%error, "an upstream's balancer could not be filled");
+        }
+    }
+
+    /// How often [`Self::check_health`] is due; `None` where the policy asks for no checks.
+    #[must_use]
+    pub fn health_interval(&self) -> Option<Duration> {
+        self.health_interval
+    }
+
+    pub(super) fn checks_health(&self) -> bool {
+        self.health_interval.is_some()
+    }
+
+    /// Probes every member once.
+    pub async fn check_health(&self) {
+        match &self.by {
+            By::Turn(balancer) => balancer.backends().run_health_check(true).await,
+            By::Key(balancer) => balancer.backends().run_health_check(true).await,
+        }
+    }
+
+    pub(super) fn select(&self, key: &[u8]) -> Option<SocketAddr> {
+        let backend = match &self.by {
+            By::Turn(balancer) => balancer.select(key, MAX_STEPS),
+            By::Key(balancer) => balancer.select(key, MAX_STEPS),
+        };
+        Some(backend?.addr)
+    }
+}
+
+/// Whether Pingora's address is the endpoint's.
+pub(super) fn same(address: &Address, chosen: &SocketAddr) -> bool {
+    match (address, chosen) {
+        (Address::Tcp(address), SocketAddr::Inet(chosen)) => address == chosen,
+        (Address::Unix(path), SocketAddr::Unix(chosen)) => chosen.as_pathname() == Some(Path::new(path)),
+        _ => false,
+    }
+}
+
+fn backend(address: &Address) -> Option<Backend> {
+    let addr = match address {
+        Address::Tcp(address) => SocketAddr::Inet(*address),
+        Address::Unix(path) => {
+            SocketAddr::Unix(std::os::unix::net::SocketAddr::from_pathname(path).ok()?)
+        }
+    };
+    Some(Backend { addr, weight: 1, ext: Extensions::new() })
+}
+
+/// An upstream with TLS is probed by connecting, since Pingora's prober cannot be given its CA; any
+/// other one by the request that the policy names.
+fn check(health: &Health, tls: bool) -> Box<dyn HealthCheck + Send + Sync> {
+    if tls {
+        let mut check = TcpHealthCheck::new();
+        check.consecutive_success = health.healthy as usize;
+        check.consecutive_failure = health.unhealthy as usize;
+        check.peer_template.options.connection_timeout = Some(health.timeout);
+        return check;
+    }
+    let mut check = HttpHealthCheck::<()>::new("localhost", false);
+    check.consecutive_success = health.healthy as usize;
+    check.consecutive_failure = health.unhealthy as usize;
+    check.reuse_connection = true;
+    if let Ok(uri) = health.path.parse() {
+        check.req.set_uri(uri);
+    }
+    check.peer_template.options.connection_timeout = Some(health.timeout);
+    check.peer_template.options.read_timeout = Some(health.timeout);
+    check.peer_template.options.write_timeout = Some(health.timeout);
+    Box::new(check)
+}

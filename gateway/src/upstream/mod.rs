@@ -1,0 +1,225 @@
+//! The way to the backends: which endpoint, and a connection to it.
+//!
+//! [`Upstreams`] belongs to a snapshot: endpoints with resolved addresses, compiled client
+//! configurations and Pingora's balancers. Connections belong to a core ([`pool::Pool`]) and outlive
+//! snapshots, so that a reload keeps them warm.
+
+mod balance;
+mod connect;
+pub mod pool;
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use rustls::{ClientConfig, pki_types::ServerName};
+use sealgate_policy::{self as policy, UpstreamIndex};
+
+pub use balance::Balancer;
+pub use connect::{ConnectError, UpstreamStream};
+
+/// All upstreams of one snapshot, in the order of the policy.
+pub struct Upstreams {
+    upstreams: Box<[Upstream]>,
+}
+
+/// One named group of endpoints that answer for each other.
+pub struct Upstream {
+    /// The policy's name for it; a metric label.
+    pub name: Arc<str>,
+    endpoints: Box<[Endpoint]>,
+    balancer: Balancer,
+    /// Longest wait for a connection, TLS included.
+    pub connect_timeout: Duration,
+    /// Longest wait for the head of a response.
+    pub response_timeout: Duration,
+    /// How long an unused connection is kept.
+    pub idle_timeout: Duration,
+    /// Most unused connections that a core keeps for each endpoint.
+    pub max_idle: usize,
+}
+
+/// One address of an upstream, and how to speak to it.
+pub struct Endpoint {
+    id: EndpointId,
+    address: Address,
+    tls: Option<EndpointTls>,
+    /// The `Host` field for requests that have none of their own to keep.
+    pub authority: http::HeaderValue,
+}
+
+#[derive(Clone)]
+struct EndpointTls {
+    config: Arc<ClientConfig>,
+    server_name: ServerName<'static>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Address {
+    Unix(PathBuf),
+    Tcp(SocketAddr),
+}
+
+/// What makes two endpoints the same one for a connection pool: address and TLS material.
+///
+/// Dense, so that a pool is a vector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndpointId(usize);
+
+/// Gives equal endpoints equal ids over all reloads of a process.
+#[derive(Default)]
+pub struct EndpointIds(Mutex<HashMap<String, usize>>);
+
+/// A reason why the upstreams of a policy cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum UpstreamError {
+    /// A name without an address, now.
+    #[error("upstream `{upstream}`: `{host}` has no address: {reason}")]
+    Resolve {
+        /// The policy's name of the upstream.
+        upstream: Arc<str>,
+        /// The host name that was looked up.
+        host: String,
+        /// What the resolver said.
+        reason: String,
+    },
+    /// Certificates or keys that cannot be used.
+    #[error("upstream `{upstream}`: {reason}")]
+    Tls {
+        /// The policy's name of the upstream.
+        upstream: Arc<str>,
+        /// What is wrong with them.
+        reason: String,
+    },
+}
+
+impl Upstreams {
+    /// Resolves names, compiles client configurations and builds the balancers.
+    ///
+    /// # Errors
+    ///
+    /// All that is wrong, not only the first.
+    pub async fn build(
+        upstreams: &[policy::Upstream],
+        ids: &EndpointIds,
+        read: &dyn Fn(&policy::Source) -> Result<Vec<u8>, String>,
+    ) -> Result<Self, Vec<UpstreamError>> {
+        let mut built = Vec::with_capacity(upstreams.len());
+        let mut errors = Vec::new();
+        for upstream in upstreams {
+            match Upstream::build(upstream, ids, read).await {
+                Ok(upstream) => built.push(upstream),
+                Err(error) => errors.push(error),
+            }
+        }
+        if errors.is_empty() { Ok(Self { upstreams: built.into() }) } else { Err(errors) }
+    }
+
+    /// The upstream that a permit names.
+    #[must_use]
+    pub fn of(&self, index: UpstreamIndex) -> Option<&Upstream> {
+        self.upstreams.get(index.0)
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Upstream> {
+        self.upstreams.iter()
+    }
+}
+
+impl Upstream {
+    async fn build(
+        upstream: &policy::Upstream,
+        ids: &EndpointIds,
+        read: &dyn Fn(&policy::Source) -> Result<Vec<u8>, String>,
+    ) -> Result<Self, UpstreamError> {
+        let tls = match &upstream.tls {
+            Some(tls) => Some(connect::client_tls(tls, read).map_err(|reason| UpstreamError::Tls {
+                upstream: upstream.name.clone(),
+                reason,
+            })?),
+            None => None,
+        };
+        let mut endpoints = Vec::new();
+        for endpoint in &upstream.endpoints {
+            match endpoint {
+                policy::Endpoint::Unix(path) => endpoints.push((Address::Unix(path.clone()), "localhost".to_owned())),
+                policy::Endpoint::Tcp { host, port } => {
+                    let resolve_error = |reason: String| UpstreamError::Resolve {
+                        upstream: upstream.name.clone(),
+                        host: host.clone(),
+                        reason,
+                    };
+                    let found = tokio::net::lookup_host((host.as_str(), *port))
+                        .await
+                        .map_err(|error| resolve_error(error.to_string()))?;
+                    let before = endpoints.len();
+                    endpoints.extend(found.map(|address| (Address::Tcp(address), format!("{host}:{port}"))));
+                    if endpoints.len() == before {
+                        return Err(resolve_error("the resolver knows none".to_owned()));
+                    }
+                }
+            }
+        }
+        endpoints.dedup_by(|a, b| a.0 == b.0);
+        let balancer = Balancer::build(
+            endpoints.iter().map(|(address, _)| address),
+            upstream.balance,
+            upstream.health.as_ref(),
+            tls.is_some(),
+        );
+        let endpoints = endpoints
+            .into_iter()
+            .map(|(address, authority)| Endpoint {
+                id: ids.of(&address, tls.as_ref().map(|(_, fingerprint)| fingerprint.as_str())),
+                address,
+                tls: tls.as_ref().map(|(tls, _)| tls.clone()),
+                authority: http::HeaderValue::try_from(authority)
+                    .unwrap_or_else(|_| http::HeaderValue::from_static("localhost")),
+            })
+            .collect();
+        Ok(Self {
+            name: upstream.name.clone(),
+            endpoints,
+            balancer,
+            connect_timeout: upstream.connect_timeout,
+            response_timeout: upstream.response_timeout,
+            idle_timeout: upstream.idle_timeout,
+            max_idle: upstream.max_idle as usize,
+        })
+    }
+
+    /// The endpoint for one request or tunnel. `key` (the subject) decides under consistent hashing.
+    ///
+    /// `None`: no endpoint is healthy.
+    #[must_use]
+    pub fn select(&self, key: &[u8]) -> Option<&Endpoint> {
+        match &*self.endpoints {
+            // Nothing to choose: Pingora's iterator would allocate for it.
+            [only] if !self.balancer.checks_health() => Some(only),
+            endpoints => {
+                let chosen = self.balancer.select(key)?;
+                endpoints.iter().find(|endpoint| balance::same(&endpoint.address, &chosen))
+            }
+        }
+    }
+
+    /// The balancer, for the health checks that run beside the cores.
+    #[must_use]
+    pub fn balancer(&self) -> &Balancer {
+        &self.balancer
+    }
+}
+
+impl EndpointIds {
+    fn of(&self, address: &Address, tls_fingerprint: Option<&str>) -> EndpointId {
+        let key = format!("{address:?} {tls_fingerprint:?}");
+        let mut ids = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = ids.len();
+        EndpointId(*ids.entry(key).or_insert(next))
+    }
+}

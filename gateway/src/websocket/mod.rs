@@ -1,0 +1,6 @@
+//! WebSockets: RFC 6455 in both roles, and the relay that judges every message between them.
+
+pub mod close;
+pub mod frame;
+pub mod handshake;
+pub mod message;

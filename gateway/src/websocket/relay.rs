@@ -1,0 +1,1149 @@
+//! The relay: one task per tunnel, both directions in one future.
+//!
+//! A wake-up reads all that a peer has sent into a buffer of the core, judges it where it lies, and writes
+//! what is accepted from there, at once. Only what cannot be finished (a frame that has not come whole, bytes
+//! that the other side does not take yet) is copied, into memory of the connection that goes when it is empty.
+//! So an idle tunnel holds its streams and a few hundred bytes, and a busy one allocates nothing per message.
+//!
+//! Everything that a tunnel waits for (expiry, idleness, pings, slow readers, the closing handshake) shares one
+//! timer, which is only touched when an earlier deadline appears or when it fires.
+
+use std::cell::{Cell, RefCell};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use prometheus::IntCounter;
+use sealgate_policy::{
+    Denial, Direction, Evidence, Message, MessageKind, MessagePermit, OnRefusal, RateExceeded, RateFacts,
+    RateIndex, Refusal, TokenFault, TunnelLimits, TunnelPermit, settle_message,
+};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep};
+
+use super::close::{self, ABNORMAL, GOING_AWAY};
+use super::frame::{self, MAX_HEADER, Opcode, Sender};
+use super::message::{Assembler, Step, WireFault};
+
+/// Most bytes taken from a peer before what they say is judged and passed on.
+const READ: usize = 64 * 1024;
+
+/// How often one wake-up comes back to a peer that has still more, before other tunnels get their turn.
+const TURNS: u32 = 4;
+
+/// For a peer to answer a close frame.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// After that, for our last bytes to reach it: a socket closed with unread bytes in it resets the connection
+/// and can take our close frame with it.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Scratch that grew beyond this for a long message is given back.
+const SCRATCH_KEPT: usize = 256 * 1024;
+
+thread_local! {
+    /// Buffers of this core, in use only inside one poll of one tunnel.
+    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default());
+}
+
+#[derive(Default)]
+struct Scratch {
+    /// As read.
+    read: Vec<u8>,
+    /// Unmasked, to be judged.
+    plain: Vec<u8>,
+}
+
+/// An open WebSocket on both sides, agreed and permitted, ready to run.
+pub struct Tunnel<D, U> {
+    /// Stream of the client.
+    pub downstream: D,
+    /// Stream of the upstream.
+    pub upstream: U,
+    /// What came behind the client's request head.
+    pub downstream_early: Bytes,
+    /// What came behind the upstream's response head.
+    pub upstream_early: Bytes,
+    /// By which every message is judged, until [`Order::Policy`] brings another.
+    pub permit: TunnelPermit,
+    /// Where messages take from their rates.
+    pub rates: Rc<dyn RateTaker>,
+    /// Counters of this tunnel's rule.
+    pub metrics: Rc<TunnelMetrics>,
+    /// Where the rest of the gateway reaches this tunnel.
+    pub orders: Rc<Orders>,
+    /// Wall clock at the start: places the token's expiry on the clock of the timers.
+    pub now: SystemTime,
+}
+
+/// Takes from rate limits: all that are wanted, or none of effect.
+pub trait RateTaker {
+    /// Takes one message's worth from every rate of `wanted` (never empty).
+    ///
+    /// # Errors
+    /// The first rate that is used up.
+    fn take(&self, wanted: &[RateIndex], facts: &RateFacts<'_>) -> Result<(), RateExceeded>;
+}
+
+/// Counters, prepared when the policy was loaded: nothing is looked up per message.
+#[derive(Debug, Clone)]
+pub struct TunnelMetrics {
+    /// Messages that went from clients to the upstream.
+    pub messages_to_upstream: IntCounter,
+    /// Their payload in bytes.
+    pub bytes_to_upstream: IntCounter,
+    /// Messages that went from the upstream to clients.
+    pub messages_to_client: IntCounter,
+    /// Their payload in bytes.
+    pub bytes_to_client: IntCounter,
+    /// Messages and frames refused, by reason.
+    pub refused: ReasonCounters,
+    /// Messages that rules in shadow mode would have refused, by reason.
+    pub shadowed: ReasonCounters,
+}
+
+/// One counter for each of [`Denial::ALL_REASONS`].
+#[derive(Debug, Clone)]
+pub struct ReasonCounters(Box<[(&'static str, IntCounter)]>);
+
+impl ReasonCounters {
+    /// Takes the metric's child for each reason.
+    pub fn prepare(child: impl Fn(&'static str) -> IntCounter) -> ReasonCounters {
+        ReasonCounters(Denial::ALL_REASONS.iter().map(|&reason| (reason, child(reason))).collect())
+    }
+
+    /// Counts one.
+    pub fn count(&self, denial: &Denial) {
+        let reason = denial.reason();
+        if let Some((_, counter)) = self.0.iter().find(|(name, _)| *name == reason) {
+            counter.inc();
+        }
+    }
+}
+
+/// What the rest of the gateway wants of an open tunnel.
+#[derive(Debug)]
+pub enum Order {
+    /// Close with this denial's code: revoked, replaced, restarting, policy changed…
+    Close(Denial),
+    /// Judge by this from the next message on: the policy changed, or the client renewed its token.
+    Policy(Box<TunnelPermit>),
+}
+
+/// Inbox of one tunnel, on the tunnel's own core. It holds one order: a later one takes its place, but
+/// nothing takes the place of [`Order::Close`].
+#[derive(Default)]
+pub struct Orders {
+    waiting: Cell<Option<Order>>,
+    waker: Cell<Option<Waker>>,
+}
+
+impl Orders {
+    /// An empty inbox; keep one `Rc`, give the other to the [`Tunnel`].
+    pub fn new() -> Rc<Orders> {
+        Rc::default()
+    }
+
+    /// Leaves an order and wakes the tunnel. Given before the tunnel runs, it is obeyed before anything is relayed;
+    /// after it ended, nobody reads it.
+    pub fn give(&self, order: Order) {
+        let order = match self.waiting.take() {
+            Some(close @ Order::Close(_)) => close,
+            Some(Order::Policy(_)) | None => order,
+        };
+        self.waiting.set(Some(order));
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn watch(&self, waker: &Waker) {
+        let known = self.waker.take().filter(|known| known.will_wake(waker));
+        self.waker.set(Some(known.unwrap_or_else(|| waker.clone())));
+    }
+}
+
+/// How a tunnel ended, for the audit record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TunnelEnd {
+    /// Close code that the client got or gave; 1006 if it vanished without one.
+    pub code: u16,
+    /// Who ended it.
+    pub by: EndedBy,
+    /// Why, where the gateway ended it.
+    pub denial: Option<Denial>,
+    /// What the client sent and was let through.
+    pub to_upstream: Traffic,
+    /// What the upstream sent and was let through.
+    pub to_client: Traffic,
+    /// Messages refused, both ways.
+    pub refused: u64,
+}
+
+/// Who ended a tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndedBy {
+    /// The client closed, or vanished.
+    Client,
+    /// The upstream closed, or vanished.
+    Upstream,
+    /// We refused, or were told to close.
+    Gateway,
+}
+
+/// What passed in one direction.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Whole messages.
+    pub messages: u64,
+    /// Their payload in bytes.
+    pub bytes: u64,
+}
+
+impl<D, U> Tunnel<D, U>
+where
+    D: AsyncRead + AsyncWrite + Unpin,
+    U: AsyncRead + AsyncWrite + Unpin,
+{
+    /// Relays until both sides are closed. Needs a Tokio runtime with timers; the future stays on its core.
+    pub fn run(self) -> Relay<D, U> {
+        let now = Instant::now();
+        let clock = (now, self.now);
+        let expires = expiry(&self.permit, clock);
+        let timer = Box::pin(tokio::time::sleep_until(now));
+        Relay {
+            client: Side::new(self.downstream, Sender::Client, &self.downstream_early, now),
+            upstream: Side::new(self.upstream, Sender::Server, &self.upstream_early, now),
+            desk: Desk {
+                permit: self.permit,
+                rates: self.rates,
+                metrics: self.metrics,
+                active: now,
+                to_upstream: Traffic::default(),
+                to_client: Traffic::default(),
+                refused: 0,
+                answers: Vec::new(),
+            },
+            orders: self.orders,
+            clock,
+            expires,
+            armed: now,
+            timer,
+            ending: None,
+        }
+    }
+}
+
+/// When the token runs out, on the clock of the timers; `None` if there is none, or in the far future.
+fn expiry(permit: &TunnelPermit, (at, wall): (Instant, SystemTime)) -> Option<Instant> {
+    let expires = UNIX_EPOCH.checked_add(Duration::from_secs(permit.identity()?.expires_at))?;
+    at.checked_add(expires.duration_since(wall).unwrap_or_default())
+}
+
+/// A running tunnel: see [`Tunnel::run`].
+pub struct Relay<D, U> {
+    client: Side<D>,
+    upstream: Side<U>,
+    desk: Desk,
+    orders: Rc<Orders>,
+    /// The same moment on both clocks.
+    clock: (Instant, SystemTime),
+    expires: Option<Instant>,
+    timer: Pin<Box<Sleep>>,
+    armed: Instant,
+    /// Set once, when the end is certain; from then on only the closing is left.
+    ending: Option<Box<Ending>>,
+}
+
+struct Ending {
+    code: u16,
+    by: EndedBy,
+    denial: Option<Denial>,
+    deadline: Instant,
+    /// The deadline has passed once: the last bytes go out, nobody is waited for.
+    lingering: bool,
+    /// It has passed twice.
+    cut: bool,
+}
+
+impl<D, U> Future for Relay<D, U>
+where
+    D: AsyncRead + AsyncWrite + Unpin,
+    U: AsyncRead + AsyncWrite + Unpin,
+{
+    type Output = TunnelEnd;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<TunnelEnd> {
+        let this = self.get_mut();
+        this.orders.watch(cx.waker());
+        loop {
+            let now = Instant::now();
+            this.obey(now);
+            this.keep_deadlines(now);
+            let before = (this.desk.to_upstream, this.desk.to_client);
+            let more = SCRATCH.with_borrow_mut(|scratch| this.relay(cx, scratch, now));
+            this.desk.publish(before);
+            if let Some(end) = this.end() {
+                return Poll::Ready(end);
+            }
+
+            let next = this.next_deadline();
+            if next < this.armed || this.timer.is_elapsed() {
+                this.timer.as_mut().reset(next);
+                this.armed = next;
+            }
+            if this.timer.as_mut().poll(cx).is_ready() {
+                continue;
+            }
+            if more {
+                cx.waker().wake_by_ref();
+            }
+            return Poll::Pending;
+        }
+    }
+}
+
+impl<D, U> Relay<D, U>
+where
+    D: AsyncRead + AsyncWrite + Unpin,
+    U: AsyncRead + AsyncWrite + Unpin,
+{
+    fn obey(&mut self, now: Instant) {
+        match self.orders.waiting.take() {
+            Some(Order::Close(denial)) => self.close_both(denial, now),
+            Some(Order::Policy(permit)) => {
+                self.expires = expiry(&permit, self.clock);
+                self.desk.permit = *permit;
+            }
+            None => {}
+        }
+    }
+
+    /// Does what is due at `now`. INVARIANT: afterwards [`Relay::next_deadline`] is later than `now`.
+    fn keep_deadlines(&mut self, now: Instant) {
+        let limits = self.desk.permit.limits();
+        let (ping_interval, idle) = (limits.ping_interval, limits.idle);
+        if self.client.is_stuck(limits, now) {
+            self.client.lose();
+            self.upstream.close(GOING_AWAY, "too-slow");
+            self.begin_end(Denial::TooSlow.close_code(), EndedBy::Gateway, Some(Denial::TooSlow), now);
+        }
+        if self.upstream.is_stuck(self.desk.permit.limits(), now) {
+            self.upstream.lose();
+            self.refuse_client(Denial::UpstreamTimeout, EndedBy::Upstream, now);
+        }
+        if let Some(ending) = &mut self.ending {
+            if now >= ending.deadline {
+                ending.cut = ending.lingering;
+                ending.lingering = true;
+                ending.deadline = now + LINGER;
+                let code = ending.code;
+                self.client.stop_waiting(code);
+                self.upstream.stop_waiting(code);
+            }
+            return;
+        }
+
+        if self.expires.is_some_and(|expires| now >= expires) {
+            return self.close_both(Denial::TokenInvalid(TokenFault::Expired), now);
+        }
+        if idle.is_some_and(|idle| now >= self.desk.active + idle) {
+            return self.close_both(Denial::SessionIdle, now);
+        }
+        if !self.is_stalled() {
+            if self.client.is_unresponsive(self.desk.permit.limits(), now) {
+                self.client.close(GOING_AWAY, "pong-timeout");
+                self.client.lose_input();
+                self.upstream.close(GOING_AWAY, "client-gone");
+                return self.begin_end(ABNORMAL, EndedBy::Client, None, now);
+            }
+            if self.upstream.is_unresponsive(self.desk.permit.limits(), now) {
+                self.upstream.close(GOING_AWAY, "pong-timeout");
+                self.upstream.lose_input();
+                return self.refuse_client(Denial::UpstreamTimeout, EndedBy::Upstream, now);
+            }
+            self.client.ping_if_silent(ping_interval, now);
+            self.upstream.ping_if_silent(ping_interval, now);
+        }
+    }
+
+    fn next_deadline(&self) -> Instant {
+        let limits = self.desk.permit.limits();
+        let stuck = [self.client.stuck_at(limits), self.upstream.stuck_at(limits)];
+        let due = match &self.ending {
+            Some(ending) => [Some(ending.deadline), None, None, None],
+            None => {
+                let idle = limits.idle.map(|idle| self.desk.active + idle);
+                let (client, upstream) = match self.is_stalled() {
+                    true => (None, None),
+                    false => (Some(self.client.watch_at(limits)), Some(self.upstream.watch_at(limits))),
+                };
+                [self.expires, idle, client, upstream]
+            }
+        };
+        // Nothing due means that somebody is stalled, or that the tunnel ends.
+        stuck.into_iter().chain(due).flatten().min().unwrap_or(self.armed + CLOSE_TIMEOUT)
+    }
+
+    /// A peer that does not read keeps us from reading the other: then silence proves nothing about either.
+    fn is_stalled(&self) -> bool {
+        self.client.stalled.is_some() || self.upstream.stalled.is_some()
+    }
+
+    /// Moves bytes both ways until nobody has more, or other tunnels have waited long enough (then `true`).
+    fn relay(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch, now: Instant) -> bool {
+        if scratch.read.is_empty() {
+            scratch.read = vec![0; READ];
+        }
+        let was_stalled = self.is_stalled();
+        let mut more = true;
+        for _ in 0..TURNS {
+            more = self.relay_to_upstream(cx, scratch, now) | self.relay_to_client(cx, scratch, now);
+            if !more {
+                break;
+            }
+        }
+        if self.upstream.incoming.takes_turns() {
+            let answers = std::mem::take(&mut self.desk.answers);
+            self.client.queue(&answers);
+        }
+        self.client.poll_out(cx, now);
+        self.upstream.poll_out(cx, now);
+        // What can no longer be written to is not worth reading, beyond what came by now.
+        if self.client.broken && self.client.intake != Intake::Ended {
+            self.client_gone(now);
+        }
+        if self.upstream.broken && self.upstream.intake != Intake::Ended {
+            self.upstream_gone(now);
+        }
+        // The closing words of `…_gone`, if any.
+        self.client.poll_out(cx, now);
+        self.upstream.poll_out(cx, now);
+        self.client.poll_shutdown(cx);
+        self.upstream.poll_shutdown(cx);
+
+        if was_stalled && !self.is_stalled() {
+            self.client.hear(now);
+            self.upstream.hear(now);
+        }
+        if scratch.plain.capacity() > SCRATCH_KEPT {
+            scratch.plain = Vec::new();
+        }
+        more
+    }
+
+    fn relay_to_upstream(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch, now: Instant) -> bool {
+        let Relay { client, upstream, desk, .. } = self;
+        match client.intake {
+            Intake::Frames => {
+                let carried = carry(Direction::ToUpstream, client, upstream, desk, scratch, cx, now);
+                match carried.outcome {
+                    None => {}
+                    Some(Outcome::Closed(code)) => self.begin_end(code, EndedBy::Client, None, now),
+                    Some(Outcome::Gone) => self.client_gone(now),
+                    Some(Outcome::Refused(denial)) => {
+                        self.upstream.close(GOING_AWAY, denial.reason());
+                        self.refuse_client(denial, EndedBy::Gateway, now);
+                    }
+                }
+                carried.more
+            }
+            Intake::Drain | Intake::Discard => client.drain(&mut scratch.read, cx),
+            Intake::Ended => false,
+        }
+    }
+
+    fn relay_to_client(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch, now: Instant) -> bool {
+        let Relay { client, upstream, desk, .. } = self;
+        match upstream.intake {
+            Intake::Frames => {
+                let carried = carry(Direction::ToClient, upstream, client, desk, scratch, cx, now);
+                match carried.outcome {
+                    None => {}
+                    Some(Outcome::Closed(code)) => self.begin_end(code, EndedBy::Upstream, None, now),
+                    Some(Outcome::Gone) => self.upstream_gone(now),
+                    Some(Outcome::Refused(denial)) => {
+                        // Not the client's fault, and none of its business.
+                        self.upstream.close(denial.close_code(), denial.reason());
+                        self.client.close_with(&Denial::Internal);
+                        self.begin_end(close::INTERNAL_ERROR, EndedBy::Gateway, Some(denial), now);
+                    }
+                }
+                carried.more
+            }
+            Intake::Drain | Intake::Discard => upstream.drain(&mut scratch.read, cx),
+            Intake::Ended => false,
+        }
+    }
+
+    fn client_gone(&mut self, now: Instant) {
+        self.client.lose_input();
+        // It may have closed in order, and be waiting for our answer with its own side shut.
+        if self.client.broken || !self.client.close_received {
+            self.client.close_sent = true;
+            self.upstream.close(GOING_AWAY, "client-gone");
+            self.begin_end(ABNORMAL, EndedBy::Client, None, now);
+        }
+    }
+
+    fn upstream_gone(&mut self, now: Instant) {
+        self.upstream.lose_input();
+        if self.upstream.broken || !self.upstream.close_received {
+            self.upstream.close_sent = true;
+            self.refuse_client(Denial::UpstreamUnavailable, EndedBy::Upstream, now);
+        }
+    }
+
+    fn close_both(&mut self, denial: Denial, now: Instant) {
+        self.upstream.close(denial.close_code(), denial.reason());
+        self.refuse_client(denial, EndedBy::Gateway, now);
+    }
+
+    fn refuse_client(&mut self, denial: Denial, by: EndedBy, now: Instant) {
+        self.client.close_with(&denial);
+        self.begin_end(denial.close_code(), by, Some(denial), now);
+    }
+
+    /// The first end counts. Whoever has been told to close is only read for its answer.
+    fn begin_end(&mut self, code: u16, by: EndedBy, denial: Option<Denial>, now: Instant) {
+        if self.client.close_sent {
+            self.client.stop_reading_messages();
+        }
+        if self.upstream.close_sent {
+            self.upstream.stop_reading_messages();
+        }
+        self.ending.get_or_insert_with(|| {
+            let deadline = now + CLOSE_TIMEOUT;
+            Box::new(Ending { code, by, denial, deadline, lingering: false, cut: false })
+        });
+    }
+
+    fn end(&mut self) -> Option<TunnelEnd> {
+        let ending = self.ending.as_mut()?;
+        if !ending.cut && !(self.client.is_done() && self.upstream.is_done()) {
+            return None;
+        }
+        Some(TunnelEnd {
+            code: ending.code,
+            by: ending.by,
+            denial: ending.denial.take(),
+            to_upstream: self.desk.to_upstream,
+            to_client: self.desk.to_client,
+            refused: self.desk.refused,
+        })
+    }
+}
+
+/// Where messages are judged and counted.
+struct Desk {
+    permit: TunnelPermit,
+    rates: Rc<dyn RateTaker>,
+    metrics: Rc<TunnelMetrics>,
+    /// Last declared activity.
+    active: Instant,
+    to_upstream: Traffic,
+    to_client: Traffic,
+    refused: u64,
+    /// Error messages for the client. They wait for the end of a message that goes to it frame by frame: a
+    /// message must not begin inside another (RFC 6455 §5.4).
+    answers: Vec<u8>,
+}
+
+/// Proof that a frame may go on. Only [`Desk`] makes one.
+struct Accepted(());
+
+impl Desk {
+    fn judge(
+        &mut self,
+        direction: Direction,
+        kind: MessageKind,
+        payload: &[u8],
+        now: Instant,
+    ) -> Result<Accepted, Refusal> {
+        let message = Message { direction, kind, payload };
+        match self.permit_message(&message) {
+            Ok((permit, activity)) => {
+                if let Some(denial) = permit.shadowed() {
+                    self.metrics.shadowed.count(denial);
+                }
+                self.count(direction, payload.len());
+                if activity {
+                    self.active = now;
+                }
+                Ok(Accepted(()))
+            }
+            Err(refusal) => {
+                self.refuse(&refusal.denial);
+                Err(refusal)
+            }
+        }
+    }
+
+    fn permit_message(&self, message: &Message<'_>) -> Result<(MessagePermit, bool), Refusal> {
+        let demands = self.permit.judge_message(message)?;
+        let activity = demands.activity();
+        let rates = match demands.rates() {
+            [] => Ok(()),
+            wanted => self.rates.take(wanted, &demands.rate_facts()),
+        };
+        // A revocation reaches an open tunnel as an order.
+        Ok((settle_message(demands, Evidence { rates, revoked: false })?, activity))
+    }
+
+    /// A frame of a message that the policy does not judge; `message` is its size where it ends.
+    fn wave_through(&mut self, direction: Direction, message: Option<usize>, now: Instant) -> Accepted {
+        if let Some(size) = message {
+            self.count(direction, size);
+            if direction == Direction::ToUpstream {
+                self.active = now;
+            }
+        }
+        Accepted(())
+    }
+
+    fn count(&mut self, direction: Direction, size: usize) {
+        let traffic = match direction {
+            Direction::ToUpstream => &mut self.to_upstream,
+            Direction::ToClient => &mut self.to_client,
+        };
+        traffic.messages += 1;
+        traffic.bytes += size as u64;
+    }
+
+    fn refuse(&mut self, denial: &Denial) {
+        self.refused += 1;
+        self.metrics.refused.count(denial);
+    }
+
+    /// Once per wake-up rather than once per message: the counters are shared by all cores.
+    fn publish(&self, before: (Traffic, Traffic)) {
+        let add = |counter: &IntCounter, before: u64, after: u64| {
+            if after > before {
+                counter.inc_by(after - before);
+            }
+        };
+        let (to_upstream, to_client) = before;
+        add(&self.metrics.messages_to_upstream, to_upstream.messages, self.to_upstream.messages);
+        add(&self.metrics.bytes_to_upstream, to_upstream.bytes, self.to_upstream.bytes);
+        add(&self.metrics.messages_to_client, to_client.messages, self.to_client.messages);
+        add(&self.metrics.bytes_to_client, to_client.bytes, self.to_client.bytes);
+    }
+
+    /// Tells the client that a message was dropped; `false` if it has too many answers waiting already.
+    fn answer(&mut self, denial: &Denial) -> bool {
+        let mut answer = serde_json::json!({
+            "type": "error",
+            "reason": denial.reason(),
+            "detail": denial.detail(),
+        });
+        if let Some(seconds) = denial.retry_after() {
+            answer["retry_after"] = seconds.into();
+        }
+        frame::write_frame(&mut self.answers, Opcode::Text, None, answer.to_string().as_bytes());
+        self.answers.len() <= self.permit.limits().buffer as usize
+    }
+}
+
+/// What one look at a peer led to.
+struct Carried {
+    /// There may be more to read at once.
+    more: bool,
+    outcome: Option<Outcome>,
+}
+
+enum Outcome {
+    /// The peer closed in order, with this code; its close frame has been passed on.
+    Closed(u16),
+    /// The peer's stream ended without a close frame.
+    Gone,
+    /// The peer broke a rule.
+    Refused(Denial),
+}
+
+/// Reads what `from` has, judges it, and writes what is accepted to `to`.
+fn carry<S, T>(
+    direction: Direction,
+    from: &mut Side<S>,
+    to: &mut Side<T>,
+    desk: &mut Desk,
+    scratch: &mut Scratch,
+    cx: &mut Context<'_>,
+    now: Instant,
+) -> Carried
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    // Back pressure: nothing more from one side while the other has not taken what came before.
+    if !to.poll_out(cx, now) || to.broken {
+        return Carried { more: false, outcome: None };
+    }
+    let Scratch { read, plain } = scratch;
+    let (came, more, ended) = from.poll_in(cx, read, desk.permit.limits().buffer as usize);
+    let mut outcome = ended.then_some(Outcome::Gone);
+    if came.is_empty() && !from.unexamined {
+        return Carried { more, outcome };
+    }
+    from.unexamined = false;
+    from.hear(now);
+
+    let mut kept = std::mem::take(&mut from.unread);
+    let bytes = match kept.is_empty() {
+        true => came,
+        false => {
+            kept.extend_from_slice(came);
+            kept.as_slice()
+        }
+    };
+    let judged = desk.permit.inspects(direction);
+    let mut run = Run { bytes, start: 0, at: 0 };
+    loop {
+        let limits = desk.permit.limits();
+        let step = match from.incoming.next(run.rest(), judged, limits, now.into_std(), plain) {
+            Ok(step) => step,
+            Err(fault) => {
+                outcome = Some(Outcome::Refused(from.faulted(desk, fault)));
+                break;
+            }
+        };
+        match step {
+            Step::Partial => break,
+            Step::Frame { len, message } => run.accept(len, desk.wave_through(direction, message, now)),
+            Step::Message { len, kind, payload, fragmented } => {
+                let verdict = desk.judge(direction, kind, payload, now);
+                let held = from.incoming.take_held();
+                match verdict {
+                    Ok(accepted) if !fragmented => run.accept(len, accepted),
+                    Ok(Accepted(())) => {
+                        to.queue(run.pass_over(len));
+                        to.queue(&held);
+                    }
+                    Err(Refusal { denial, action }) => {
+                        to.queue(run.pass_over(len));
+                        if action == OnRefusal::Close || !desk.answer(&denial) {
+                            outcome = Some(Outcome::Refused(denial));
+                            break;
+                        }
+                    }
+                }
+            }
+            Step::Held { len } => to.queue(run.pass_over(len)),
+            Step::Control { len, opcode: Opcode::Close, payload } => {
+                match close::read(payload) {
+                    Ok(code) => {
+                        if !to.close_sent {
+                            run.accept(len, Accepted(()));
+                        }
+                        from.close_received = true;
+                        from.intake = Intake::Discard;
+                        outcome = Some(Outcome::Closed(code));
+                    }
+                    Err(error) => {
+                        outcome = Some(Outcome::Refused(from.faulted(desk, WireFault::Close(error))));
+                    }
+                }
+                break;
+            }
+            Step::Control { len, opcode, payload } => {
+                if opcode == Opcode::Ping {
+                    from.pong(payload, desk.permit.limits());
+                }
+                to.queue(run.pass_over(len));
+            }
+        }
+    }
+
+    to.write(run.accepted(), cx, now);
+    if from.close_received {
+        to.close_sent = true;
+    }
+    let (examined, rest) = (run.at, run.rest().len());
+    if from.intake == Intake::Frames && rest > 0 {
+        from.unread = match kept.is_empty() {
+            true => run.rest().to_vec(),
+            false => {
+                kept.drain(..examined);
+                kept.shrink_to(rest.saturating_mul(2));
+                kept
+            }
+        };
+    }
+    Carried { more, outcome }
+}
+
+/// A run of accepted wire bytes that lie side by side, so that they go out in one write.
+struct Run<'a> {
+    bytes: &'a [u8],
+    /// Where the accepted bytes begin that are in nobody's hands yet.
+    start: usize,
+    /// Where the bytes begin that have not been looked at.
+    at: usize,
+}
+
+impl<'a> Run<'a> {
+    fn accept(&mut self, len: usize, _proof: Accepted) {
+        self.at += len;
+    }
+
+    /// Leaves out `len` bytes: gives the run up to there, which a new one follows.
+    fn pass_over(&mut self, len: usize) -> &'a [u8] {
+        let run = self.accepted();
+        self.at += len;
+        self.start = self.at;
+        run
+    }
+
+    fn accepted(&self) -> &'a [u8] {
+        self.bytes.get(self.start..self.at).unwrap_or_default()
+    }
+
+    fn rest(&self) -> &'a [u8] {
+        self.bytes.get(self.at..).unwrap_or_default()
+    }
+}
+
+/// How a peer is being read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Intake {
+    /// For its messages.
+    Frames,
+    /// For its close frame only.
+    Drain,
+    /// For the end of its stream only.
+    Discard,
+    /// No more.
+    Ended,
+}
+
+/// One peer: its stream, and what had to be kept of it and for it.
+struct Side<S> {
+    stream: S,
+    incoming: Assembler,
+    /// Read, but not a whole frame.
+    unread: Vec<u8>,
+    /// Payload still to be skipped while draining.
+    skip: usize,
+    /// To be written. It ends at a frame boundary, always.
+    out: Vec<u8>,
+    written: usize,
+    /// Since when it takes nothing.
+    stalled: Option<Instant>,
+    /// When it last sent anything.
+    heard: Instant,
+    /// When it was pinged since.
+    pinged: Option<Instant>,
+    peer: Sender,
+    intake: Intake,
+    /// `unread` came with the handshake, and may hold whole frames.
+    unexamined: bool,
+    unflushed: bool,
+    /// Nothing can be written any more.
+    broken: bool,
+    /// Our writing end is shut, in order.
+    shut: bool,
+    close_sent: bool,
+    close_received: bool,
+}
+
+impl<S> Side<S> {
+    fn new(stream: S, peer: Sender, early: &[u8], now: Instant) -> Side<S> {
+        Side {
+            stream,
+            incoming: Assembler::new(peer),
+            unread: early.to_vec(),
+            skip: 0,
+            out: Vec::new(),
+            written: 0,
+            stalled: None,
+            heard: now,
+            pinged: None,
+            peer,
+            intake: Intake::Frames,
+            unexamined: !early.is_empty(),
+            unflushed: false,
+            broken: false,
+            shut: false,
+            close_sent: false,
+            close_received: false,
+        }
+    }
+
+    /// Adds whole frames to what is to be written.
+    fn queue(&mut self, frames: &[u8]) {
+        if !self.broken && !self.close_sent {
+            self.out.extend_from_slice(frames);
+        }
+    }
+
+    /// Adds a frame of our own.
+    fn queue_control(&mut self, opcode: Opcode, payload: &[u8]) {
+        if self.broken || self.close_sent {
+            return;
+        }
+        match fresh_mask(self.peer) {
+            Ok(mask) => frame::write_frame(&mut self.out, opcode, mask, payload),
+            Err(NoRandomness) => self.break_off(),
+        }
+    }
+
+    fn close(&mut self, code: u16, reason: &str) {
+        if !self.broken && !self.close_sent {
+            match fresh_mask(self.peer) {
+                Ok(mask) => close::write(&mut self.out, mask, code, reason),
+                Err(NoRandomness) => self.break_off(),
+            }
+        }
+        self.close_sent = true;
+    }
+
+    fn close_with(&mut self, denial: &Denial) {
+        self.close(denial.close_code(), &format!("{}: {}", denial.reason(), denial.detail()));
+    }
+
+    /// Answers a ping. One that finds the buffer full goes unanswered: a later pong answers it too
+    /// (RFC 6455 §5.5.3).
+    fn pong(&mut self, payload: &[u8], limits: &TunnelLimits) {
+        if self.out.len() + MAX_HEADER + payload.len() <= limits.buffer as usize {
+            self.queue_control(Opcode::Pong, payload);
+        }
+    }
+
+    fn ping_if_silent(&mut self, interval: Duration, now: Instant) {
+        if self.pinged.is_none() && now >= self.heard + interval {
+            self.pinged = Some(now);
+            self.queue_control(Opcode::Ping, b"");
+        }
+    }
+
+    fn hear(&mut self, now: Instant) {
+        self.heard = now;
+        self.pinged = None;
+    }
+
+    /// When it has to be pinged, or to have answered.
+    fn watch_at(&self, limits: &TunnelLimits) -> Instant {
+        match self.pinged {
+            Some(pinged) => pinged + limits.pong_timeout,
+            None => self.heard + limits.ping_interval,
+        }
+    }
+
+    fn is_unresponsive(&self, limits: &TunnelLimits, now: Instant) -> bool {
+        self.pinged.is_some_and(|pinged| now >= pinged + limits.pong_timeout)
+    }
+
+    /// When it has to have taken something of what is to be written.
+    fn stuck_at(&self, limits: &TunnelLimits) -> Option<Instant> {
+        self.stalled.map(|since| since + limits.write_timeout)
+    }
+
+    fn is_stuck(&self, limits: &TunnelLimits, now: Instant) -> bool {
+        self.stuck_at(limits).is_some_and(|stuck| now >= stuck)
+    }
+
+    /// Refuses bytes that cannot be read any further.
+    fn faulted(&mut self, desk: &mut Desk, fault: WireFault) -> Denial {
+        let denial = Denial::from(fault);
+        desk.refuse(&denial);
+        self.intake = Intake::Discard;
+        denial
+    }
+
+    fn stop_reading_messages(&mut self) {
+        if self.intake == Intake::Frames {
+            self.intake = Intake::Drain;
+        }
+    }
+
+    /// The closing handshake takes too long: says the last word, expects none.
+    fn stop_waiting(&mut self, code: u16) {
+        self.close(code, "");
+        if self.intake != Intake::Ended {
+            self.intake = Intake::Discard;
+        }
+    }
+
+    /// The peer's own end is closed or worthless.
+    fn lose_input(&mut self) {
+        self.intake = Intake::Ended;
+        self.unread = Vec::new();
+    }
+
+    fn lose(&mut self) {
+        self.break_off();
+        self.lose_input();
+        self.close_sent = true;
+    }
+
+    fn break_off(&mut self) {
+        self.broken = true;
+        self.out = Vec::new();
+        self.written = 0;
+        self.unflushed = false;
+        self.stalled = None;
+    }
+
+    fn is_done(&self) -> bool {
+        (self.broken || self.shut) && (self.close_received || self.intake == Intake::Ended)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Side<S> {
+    /// Reads until the peer has no more or `most` bytes are there: what came, whether there may be more, and
+    /// whether the stream ended. A TLS stream gives one record at a time, however many there are.
+    fn poll_in<'b>(&mut self, cx: &mut Context<'_>, into: &'b mut [u8], most: usize) -> (&'b [u8], bool, bool) {
+        let most = most.clamp(1, into.len());
+        let mut buffer = ReadBuf::new(into.get_mut(..most).unwrap_or_default());
+        let (mut more, mut ended) = (false, false);
+        loop {
+            let before = buffer.filled().len();
+            match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
+                Poll::Pending => break,
+                Poll::Ready(Err(_)) => {
+                    ended = true;
+                    self.break_off();
+                    break;
+                }
+                Poll::Ready(Ok(())) if buffer.filled().len() == before => {
+                    ended = true;
+                    break;
+                }
+                Poll::Ready(Ok(())) if buffer.remaining() == 0 => {
+                    more = true;
+                    break;
+                }
+                Poll::Ready(Ok(())) => {}
+            }
+        }
+        let filled = buffer.filled().len();
+        (into.get(..filled).unwrap_or_default(), more, ended)
+    }
+
+    /// Writes `frames` behind what waits: from where they lie, as far as the stream takes them.
+    fn write(&mut self, frames: &[u8], cx: &mut Context<'_>, now: Instant) {
+        if frames.is_empty() {
+            return;
+        }
+        let mut rest = frames;
+        if self.out.is_empty() && !self.broken && !self.close_sent {
+            while !rest.is_empty() {
+                match Pin::new(&mut self.stream).poll_write(cx, rest) {
+                    Poll::Ready(Ok(taken)) if taken > 0 => {
+                        self.unflushed = true;
+                        rest = rest.get(taken..).unwrap_or_default();
+                    }
+                    Poll::Ready(_) => return self.break_off(),
+                    Poll::Pending => {
+                        self.stalled = Some(now);
+                        break;
+                    }
+                }
+            }
+        }
+        self.queue(rest);
+    }
+
+    /// Writes what waits; `true` if nothing waits any more.
+    fn poll_out(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        while let Some(rest) = self.out.get(self.written..).filter(|rest| !rest.is_empty()) {
+            match Pin::new(&mut self.stream).poll_write(cx, rest) {
+                Poll::Ready(Ok(taken)) if taken > 0 => {
+                    self.unflushed = true;
+                    self.written += taken;
+                    self.stalled = None;
+                }
+                Poll::Ready(_) => {
+                    self.break_off();
+                    return true;
+                }
+                Poll::Pending => {
+                    self.stalled.get_or_insert(now);
+                    return false;
+                }
+            }
+        }
+        if self.written > 0 {
+            self.out = Vec::new();
+            self.written = 0;
+        }
+        // A TLS stream takes more than its socket does: what it holds for a slow reader counts as waiting.
+        if self.unflushed {
+            match Pin::new(&mut self.stream).poll_flush(cx) {
+                Poll::Ready(Ok(())) => self.unflushed = false,
+                Poll::Ready(Err(_)) => self.break_off(),
+                Poll::Pending => {
+                    self.stalled.get_or_insert(now);
+                    return false;
+                }
+            }
+        }
+        self.stalled = None;
+        true
+    }
+
+    /// Shuts our end once the last word is out and none is expected.
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>) {
+        let is_over = matches!(self.intake, Intake::Discard | Intake::Ended) && self.close_sent;
+        if !is_over || self.shut || self.broken || !self.out.is_empty() || self.unflushed {
+            return;
+        }
+        match Pin::new(&mut self.stream).poll_shutdown(cx) {
+            Poll::Ready(Ok(())) => self.shut = true,
+            Poll::Ready(Err(_)) => self.break_off(),
+            Poll::Pending => {}
+        }
+    }
+
+    /// Reads on without keeping anything, for the peer's close frame or the end of its stream.
+    fn drain(&mut self, read: &mut [u8], cx: &mut Context<'_>) -> bool {
+        let (came, more, ended) = self.poll_in(cx, read, READ);
+        if self.intake == Intake::Drain {
+            let mut kept = std::mem::take(&mut self.unread);
+            kept.extend_from_slice(came);
+            let mut rest = kept.as_slice();
+            loop {
+                let skipped = self.skip.min(rest.len());
+                self.skip -= skipped;
+                rest = rest.get(skipped..).unwrap_or_default();
+                let Ok(header) = frame::read_header(self.peer, u32::MAX, rest) else {
+                    self.intake = Intake::Discard;
+                    break;
+                };
+                match header {
+                    Some(header) if header.opcode != Opcode::Close => self.skip = header.wire_len(),
+                    Some(header) if header.wire_len() <= rest.len() => {
+                        self.close_received = true;
+                        self.intake = Intake::Discard;
+                        break;
+                    }
+                    Some(_) | None => {
+                        self.unread = rest.to_vec();
+                        break;
+                    }
+                }
+            }
+        }
+        if ended {
+            self.lose_input();
+        }
+        more
+    }
+}
+
+struct NoRandomness;
+
+/// The key for a frame of our own: towards a server we are the client, and every frame has a new one
+/// (RFC 6455 §5.3).
+fn fresh_mask(peer: Sender) -> Result<Option<[u8; 4]>, NoRandomness> {
+    use ring::rand::SecureRandom as _;
+    match peer {
+        Sender::Client => Ok(None),
+        Sender::Server => {
+            let mut key = [0; 4];
+            ring::rand::SystemRandom::new().fill(&mut key).map_err(|_| NoRandomness)?;
+            Ok(Some(key))
+        }
+    }
+}

@@ -1,0 +1,541 @@
+//! Why something was refused: one closed list, and the one table that faces the outside.
+//!
+//! Statuses, close codes and titles are chosen in [`Denial::row`] and nowhere else.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::StatusCode;
+
+use crate::policy::RateIndex;
+
+/// A refusal: a value, not a fault. It says what was refused without telling an attacker more than that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Denial {
+    // The shape of a request.
+    /// The request breaks HTTP's or URI's rules, or is ambiguous; `detail` is a fixed text.
+    Malformed {
+        /// What is wrong, without any of the peer's bytes.
+        detail: &'static str,
+    },
+    /// Path or query is longer than allowed.
+    UriTooLong,
+    /// The header section is larger, or has more fields, than allowed.
+    HeadersTooLarge,
+    /// A transfer coding other than `chunked` (RFC 9112 §6.1).
+    UnknownTransferCoding,
+    /// Handshake, header or body did not arrive within its deadline.
+    TooSlow,
+    /// The route takes no query, and the request brought one.
+    QueryNotAllowed,
+
+    // Where it wants to go.
+    /// No rule covers this path.
+    NoRoute,
+    /// No rule serves this host, or the host is not the one this connection was opened for (RFC 9110 §15.5.20).
+    Misdirected,
+    /// The path exists, the method does not.
+    MethodNotAllowed {
+        /// Ready `Allow` header value.
+        allow: Arc<str>,
+    },
+    /// The path is a WebSocket only, and the request does not ask for one.
+    UpgradeRequired,
+    /// A WebSocket was asked for at a path that has none.
+    NoWebsocket,
+    /// None of the WebSocket subprotocols offered is one the rule allows.
+    SubprotocolNotAllowed,
+
+    // Who asks.
+    /// The rule demands a token and none came.
+    TokenMissing,
+    /// The token is not acceptable.
+    TokenInvalid(TokenFault),
+    /// The keys to verify the token cannot be had: our fault, so never a 401.
+    TokenKeysUnavailable,
+    /// The identity has none of the roles that the rule names.
+    RoleMissing,
+    /// The session, token or subject was revoked.
+    Revoked,
+    /// The session was idle for too long.
+    SessionIdle,
+    /// A newer session took this one's place.
+    SessionReplaced,
+    /// The operation wants a second or fresher proof of identity (RFC 9470).
+    StepUpNeeded,
+    /// The browser's `Origin` is not one the rule names (RFC 6455 §10.2).
+    OriginNotAllowed,
+
+    // What it brings.
+    /// The body is longer than the rule allows; a limit of 0 means that the route takes none.
+    BodyTooLarge {
+        /// Bytes the rule allows.
+        limit: u64,
+    },
+    /// The body's media type or content coding is not one the rule allows.
+    ContentType,
+    /// The body or message is not JSON, or is ambiguous JSON (duplicate keys).
+    NotJson,
+    /// The query, body or message does not match its schema.
+    Schema {
+        /// JSON pointer (RFC 6901) to the offending field, escaped and shortened; empty for the whole document.
+        pointer: String,
+    },
+    /// A text message that is not UTF-8 (RFC 6455 §8.1).
+    NotUtf8,
+    /// A kind of message (text or binary) that the rule does not take.
+    MessageKind,
+    /// The message's type is missing, or not one the rule lists for this direction.
+    UnknownMessageType,
+    /// Plaintext where only ciphertext may be.
+    PlaintextRefused,
+    /// A frame or message longer than allowed.
+    MessageTooBig {
+        /// Payload bytes allowed.
+        limit: u32,
+    },
+    /// More fragments in one message than allowed.
+    TooManyFragments {
+        /// Fragments allowed.
+        limit: u32,
+    },
+    /// The peer breaks RFC 6455; `detail` is a fixed text.
+    Protocol {
+        /// What is wrong, without any of the peer's bytes.
+        detail: &'static str,
+    },
+
+    // How much, how often.
+    /// A rate is used up.
+    RateExceeded {
+        /// The rate that is used up.
+        rate: RateIndex,
+        /// When one more would be let through.
+        retry_after: Duration,
+    },
+    /// More control frames per second than allowed.
+    ControlFlood,
+    /// As many connections as the policy allows, in all or from this address.
+    TooManyConnections,
+    /// The gateway sheds load.
+    Overloaded,
+
+    // What happened on our side.
+    /// The policy changed, and what is open is no longer allowed.
+    PolicyChanged,
+    /// The gateway is going down or handing over.
+    Restarting,
+    /// The upstream cannot be reached, or broke off.
+    UpstreamUnavailable,
+    /// The upstream did not answer in time.
+    UpstreamTimeout,
+    /// Judging or forwarding failed; fail closed.
+    Internal,
+}
+
+/// What is wrong with a token. Goes to log and metrics; the outside sees only `token-invalid` or `token-expired`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TokenFault {
+    /// Not a compact JWS of strict base64url and JSON.
+    Malformed,
+    /// Its algorithm is not one pinned for the issuer.
+    Algorithm,
+    /// No key with that id.
+    Key,
+    /// The signature does not verify.
+    Signature,
+    /// No such issuer.
+    Issuer,
+    /// Made for somebody else.
+    Audience,
+    /// `exp` has passed.
+    Expired,
+    /// `nbf` or `iat` is in the future.
+    NotYetValid,
+    /// `typ` is not one the issuer may use.
+    Type,
+    /// A required claim is missing or of the wrong type.
+    Claims,
+    /// Longer than the issuer's limit.
+    TooLarge,
+    /// The request brings two tokens (RFC 6750 §2).
+    Twice,
+}
+
+/// One line of the table that faces the outside.
+struct Row {
+    reason: &'static str,
+    status: u16,
+    close: u16,
+    title: &'static str,
+}
+
+const fn row(reason: &'static str, status: u16, close: u16, title: &'static str) -> Row {
+    Row {
+        reason,
+        status,
+        close,
+        title,
+    }
+}
+
+impl Denial {
+    /// Every value that [`Denial::reason`] can have: the closed label set of the metrics.
+    pub const ALL_REASONS: &[&str] = &[
+        "malformed",
+        "uri-too-long",
+        "headers-too-large",
+        "unknown-transfer-coding",
+        "too-slow",
+        "query-not-allowed",
+        "no-route",
+        "misdirected",
+        "method-not-allowed",
+        "upgrade-required",
+        "no-websocket",
+        "subprotocol-not-allowed",
+        "token-missing",
+        "token-expired",
+        "token-twice",
+        "token-invalid",
+        "token-keys-unavailable",
+        "role-missing",
+        "revoked",
+        "session-idle",
+        "session-replaced",
+        "step-up-needed",
+        "origin-not-allowed",
+        "body-too-large",
+        "content-type",
+        "not-json",
+        "schema",
+        "not-utf8",
+        "message-kind",
+        "unknown-message-type",
+        "plaintext-refused",
+        "message-too-big",
+        "too-many-fragments",
+        "protocol",
+        "rate-exceeded",
+        "control-flood",
+        "too-many-connections",
+        "overloaded",
+        "policy-changed",
+        "restarting",
+        "upstream-unavailable",
+        "upstream-timeout",
+        "internal",
+    ];
+
+    /// The table. The status answers a request, the close code (RFC 6455 §7.4) ends an open WebSocket;
+    /// a reason that can only happen to one of them still names both, so that no caller has to choose.
+    #[rustfmt::skip]
+    const fn row(&self) -> Row {
+        use TokenFault as Fault;
+        match self {
+            Self::Malformed { .. }        => row("malformed",               400, 1002, "Malformed request"),
+            Self::UriTooLong              => row("uri-too-long",            414, 1008, "URI too long"),
+            Self::HeadersTooLarge         => row("headers-too-large",       431, 1008, "Header fields too large"),
+            Self::UnknownTransferCoding   => row("unknown-transfer-coding", 501, 1002, "Unknown transfer coding"),
+            Self::TooSlow                 => row("too-slow",                408, 1008, "Too slow"),
+            Self::QueryNotAllowed         => row("query-not-allowed",       400, 1008, "Query not allowed"),
+
+            Self::NoRoute                 => row("no-route",                404, 1008, "No such resource"),
+            Self::Misdirected             => row("misdirected",             421, 1008, "Misdirected request"),
+            Self::MethodNotAllowed { .. } => row("method-not-allowed",      405, 1008, "Method not allowed"),
+            Self::UpgradeRequired         => row("upgrade-required",        426, 1008, "WebSocket only"),
+            Self::NoWebsocket             => row("no-websocket",            404, 1008, "No WebSocket here"),
+            Self::SubprotocolNotAllowed   => row("subprotocol-not-allowed", 400, 1002, "Subprotocol not allowed"),
+
+            Self::TokenMissing            => row("token-missing",           401, 4401, "Token missing"),
+            Self::TokenInvalid(fault) => match fault {
+                Fault::Expired            => row("token-expired",           401, 4401, "Token expired"),
+                Fault::Twice              => row("token-twice",             400, 4401, "More than one token"),
+                Fault::Malformed | Fault::Algorithm | Fault::Key | Fault::Signature | Fault::Issuer
+                | Fault::Audience | Fault::NotYetValid | Fault::Type | Fault::Claims | Fault::TooLarge
+                                          => row("token-invalid",           401, 4401, "Token not accepted"),
+            },
+            Self::TokenKeysUnavailable    => row("token-keys-unavailable",  503, 1013, "Token keys unavailable"),
+            Self::RoleMissing             => row("role-missing",            403, 4403, "Not allowed"),
+            Self::Revoked                 => row("revoked",                 401, 4410, "Session revoked"),
+            Self::SessionIdle             => row("session-idle",            401, 4408, "Session idle for too long"),
+            Self::SessionReplaced         => row("session-replaced",        401, 4409, "Session replaced"),
+            Self::StepUpNeeded            => row("step-up-needed",          401, 4412, "Stronger authentication needed"),
+            Self::OriginNotAllowed        => row("origin-not-allowed",      403, 4403, "Origin not allowed"),
+
+            Self::BodyTooLarge { .. }     => row("body-too-large",          413, 1009, "Body too large"),
+            Self::ContentType             => row("content-type",            415, 1003, "Content type not allowed"),
+            Self::NotJson                 => row("not-json",                400, 1007, "Not JSON"),
+            Self::Schema { .. }           => row("schema",                  422, 1007, "Does not match the schema"),
+            Self::NotUtf8                 => row("not-utf8",                400, 1007, "Text is not UTF-8"),
+            Self::MessageKind             => row("message-kind",            415, 1003, "Kind of message not allowed"),
+            Self::UnknownMessageType      => row("unknown-message-type",    422, 1008, "Unknown message type"),
+            Self::PlaintextRefused        => row("plaintext-refused",       422, 4422, "Plaintext refused"),
+            Self::MessageTooBig { .. }    => row("message-too-big",         413, 1009, "Message too big"),
+            Self::TooManyFragments { .. } => row("too-many-fragments",      413, 1009, "Too many fragments"),
+            Self::Protocol { .. }         => row("protocol",                400, 1002, "WebSocket protocol error"),
+
+            Self::RateExceeded { .. }     => row("rate-exceeded",           429, 4429, "Too many requests"),
+            Self::ControlFlood            => row("control-flood",           429, 4429, "Too many control frames"),
+            Self::TooManyConnections      => row("too-many-connections",    503, 1013, "Too many connections"),
+            Self::Overloaded              => row("overloaded",              503, 1013, "Try again later"),
+
+            Self::PolicyChanged           => row("policy-changed",          403, 1008, "No longer allowed"),
+            Self::Restarting              => row("restarting",              503, 1012, "Restarting"),
+            Self::UpstreamUnavailable     => row("upstream-unavailable",    502, 1013, "Upstream unavailable"),
+            Self::UpstreamTimeout         => row("upstream-timeout",        504, 1013, "Upstream too slow"),
+            Self::Internal                => row("internal",                500, 1011, "Internal error"),
+        }
+    }
+
+    /// Machine-readable word, stable over versions: label of metrics, last part of a problem's `type`,
+    /// first word of a close reason. One of [`Denial::ALL_REASONS`].
+    pub const fn reason(&self) -> &'static str {
+        self.row().reason
+    }
+
+    /// Status that answers a refused request.
+    pub fn status(&self) -> StatusCode {
+        // INVARIANT: the table holds only three-digit statuses (tested below); were one wrong, 500 is fail closed.
+        StatusCode::from_u16(self.row().status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+
+    /// Code that closes an open WebSocket (RFC 6455 §7.4; 4000–4999 are ours, see CONVENTIONS).
+    pub const fn close_code(&self) -> u16 {
+        self.row().close
+    }
+
+    /// `title` of the problem document (RFC 9457 §3.1.3): the same for every occurrence.
+    pub const fn title(&self) -> &'static str {
+        self.row().title
+    }
+
+    /// `detail` of the problem document: helps the honest client's author, and says nothing about other
+    /// users, keys or what stands behind the gateway.
+    pub fn detail(&self) -> Cow<'static, str> {
+        match self {
+            Self::Malformed { detail } | Self::Protocol { detail } => Cow::Borrowed(detail),
+            Self::UriTooLong => "path or query is longer than allowed".into(),
+            Self::HeadersTooLarge => "the header fields are larger or more than allowed".into(),
+            Self::UnknownTransferCoding => "only the transfer coding `chunked` is known".into(),
+            Self::TooSlow => "the request did not arrive in time".into(),
+            Self::QueryNotAllowed => "this resource takes no query".into(),
+            Self::NoRoute => "there is nothing at this path".into(),
+            Self::Misdirected => "this host is not served on this connection".into(),
+            Self::MethodNotAllowed { allow } => format!("allowed here: {allow}").into(),
+            Self::UpgradeRequired => "this resource is a WebSocket".into(),
+            Self::NoWebsocket => "this resource is not a WebSocket".into(),
+            Self::SubprotocolNotAllowed => "none of the offered subprotocols is spoken here".into(),
+            Self::TokenMissing => "a bearer token is needed".into(),
+            Self::TokenInvalid(TokenFault::Expired) => "the token has expired; get a new one".into(),
+            Self::TokenInvalid(TokenFault::Twice) => "send one token, in one place".into(),
+            Self::TokenInvalid(_) => "the token is not accepted here".into(),
+            Self::TokenKeysUnavailable => {
+                "tokens cannot be verified at present; keep yours and try again".into()
+            }
+            Self::RoleMissing => "your roles do not allow this".into(),
+            Self::Revoked => "this session has ended; log in again".into(),
+            Self::SessionIdle => "this session was idle for too long; log in again".into(),
+            Self::SessionReplaced => "a newer session took the place of this one".into(),
+            Self::StepUpNeeded => "this needs a stronger or fresher login".into(),
+            Self::OriginNotAllowed => "pages of this origin may not connect".into(),
+            Self::BodyTooLarge { limit: 0 } => "this resource takes no body".into(),
+            Self::BodyTooLarge { limit } => format!("at most {limit} bytes are allowed").into(),
+            Self::ContentType => "this content type or content coding is not taken here".into(),
+            Self::NotJson => "not JSON, or JSON with a key twice in one object".into(),
+            Self::Schema { pointer } if pointer.is_empty() => "the document does not match its schema".into(),
+            Self::Schema { pointer } => format!("{pointer} does not match its schema").into(),
+            Self::NotUtf8 => "a text message must be UTF-8".into(),
+            Self::MessageKind => "this kind of message (text or binary) is not taken here".into(),
+            Self::UnknownMessageType => "the message's type is missing or not known here".into(),
+            Self::PlaintextRefused => "this conversation is end-to-end encrypted".into(),
+            Self::MessageTooBig { limit } => format!("at most {limit} bytes are allowed").into(),
+            Self::TooManyFragments { limit } => format!("at most {limit} fragments are allowed").into(),
+            Self::RateExceeded { retry_after, .. } => {
+                format!("try again in {} s", whole_seconds(*retry_after)).into()
+            }
+            Self::ControlFlood => "pings, pongs or empty frames come too fast".into(),
+            Self::TooManyConnections => "too many connections are open".into(),
+            Self::Overloaded => "too much work at present".into(),
+            Self::PolicyChanged => "the rules changed, and this is no longer allowed".into(),
+            Self::Restarting => "the gateway restarts; connect again".into(),
+            Self::UpstreamUnavailable => "the service cannot be reached at present".into(),
+            Self::UpstreamTimeout => "the service did not answer in time".into(),
+            Self::Internal => "something went wrong here".into(),
+        }
+    }
+
+    /// Delay for `Retry-After` (RFC 9110 §10.2.3), in whole seconds, rounded up; `None` where waiting is no help.
+    pub fn retry_after(&self) -> Option<u64> {
+        match self {
+            Self::RateExceeded { retry_after, .. } => Some(whole_seconds(*retry_after)),
+            Self::TokenKeysUnavailable | Self::TooManyConnections | Self::Overloaded | Self::Restarting => {
+                Some(1)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// At least 1: a client told "0" would come back at once.
+fn whole_seconds(duration: Duration) -> u64 {
+    let rounding_up = u64::from(duration.subsec_nanos() > 0);
+    duration.as_secs().saturating_add(rounding_up).max(1)
+}
+
+/// `reason: detail`, for logs.
+impl fmt::Display for Denial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TokenInvalid(fault) => write!(f, "{}: {}", self.reason(), fault.name()),
+            _ => write!(f, "{}: {}", self.reason(), self.detail()),
+        }
+    }
+}
+
+impl TokenFault {
+    /// Every value that [`TokenFault::name`] can have.
+    pub const ALL_NAMES: &[&str] = &[
+        "malformed",
+        "algorithm",
+        "key",
+        "signature",
+        "issuer",
+        "audience",
+        "expired",
+        "not-yet-valid",
+        "type",
+        "claims",
+        "too-large",
+        "twice",
+    ];
+
+    /// Word for log and metrics; the outside never sees it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::Algorithm => "algorithm",
+            Self::Key => "key",
+            Self::Signature => "signature",
+            Self::Issuer => "issuer",
+            Self::Audience => "audience",
+            Self::Expired => "expired",
+            Self::NotYetValid => "not-yet-valid",
+            Self::Type => "type",
+            Self::Claims => "claims",
+            Self::TooLarge => "too-large",
+            Self::Twice => "twice",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn every_denial() -> Vec<Denial> {
+        use TokenFault as Fault;
+        let faults = [
+            Fault::Malformed,
+            Fault::Algorithm,
+            Fault::Key,
+            Fault::Signature,
+            Fault::Issuer,
+            Fault::Audience,
+            Fault::Expired,
+            Fault::NotYetValid,
+            Fault::Type,
+            Fault::Claims,
+            Fault::TooLarge,
+            Fault::Twice,
+        ];
+        let names: Vec<_> = faults.iter().map(|fault| fault.name()).collect();
+        assert_eq!(names, TokenFault::ALL_NAMES);
+        let mut all: Vec<_> = faults.into_iter().map(Denial::TokenInvalid).collect();
+        all.extend([
+            Denial::Malformed { detail: "a test" },
+            Denial::UriTooLong,
+            Denial::HeadersTooLarge,
+            Denial::UnknownTransferCoding,
+            Denial::TooSlow,
+            Denial::QueryNotAllowed,
+            Denial::NoRoute,
+            Denial::Misdirected,
+            Denial::MethodNotAllowed { allow: "GET".into() },
+            Denial::UpgradeRequired,
+            Denial::NoWebsocket,
+            Denial::SubprotocolNotAllowed,
+            Denial::TokenMissing,
+            Denial::TokenKeysUnavailable,
+            Denial::RoleMissing,
+            Denial::Revoked,
+            Denial::SessionIdle,
+            Denial::SessionReplaced,
+            Denial::StepUpNeeded,
+            Denial::OriginNotAllowed,
+            Denial::BodyTooLarge { limit: 0 },
+            Denial::ContentType,
+            Denial::NotJson,
+            Denial::Schema { pointer: "/a".into() },
+            Denial::NotUtf8,
+            Denial::MessageKind,
+            Denial::UnknownMessageType,
+            Denial::PlaintextRefused,
+            Denial::MessageTooBig { limit: 1 },
+            Denial::TooManyFragments { limit: 1 },
+            Denial::Protocol { detail: "a test" },
+            Denial::RateExceeded {
+                rate: RateIndex(0),
+                retry_after: Duration::from_millis(1),
+            },
+            Denial::ControlFlood,
+            Denial::TooManyConnections,
+            Denial::Overloaded,
+            Denial::PolicyChanged,
+            Denial::Restarting,
+            Denial::UpstreamUnavailable,
+            Denial::UpstreamTimeout,
+            Denial::Internal,
+        ]);
+        all
+    }
+
+    #[test]
+    fn reasons_are_the_closed_set_and_codes_are_the_agreed_ones() {
+        let agreed = [
+            1002, 1003, 1007, 1008, 1009, 1011, 1012, 1013, 4401, 4403, 4408, 4409, 4410, 4412, 4422, 4429,
+        ];
+        let mut seen = BTreeSet::new();
+        let mut codes = BTreeSet::new();
+        for denial in every_denial() {
+            seen.insert(denial.reason());
+            codes.insert(denial.close_code());
+            assert_eq!(denial.status().as_u16(), denial.row().status);
+            assert!(
+                denial.status().is_client_error() || denial.status().is_server_error(),
+                "{denial}"
+            );
+            assert!(agreed.contains(&denial.close_code()), "{denial}");
+            // Reason and detail must fit a close frame: 123 bytes (RFC 6455 §5.5.1).
+            assert!(
+                denial.reason().len() + 2 + denial.detail().len() <= 123,
+                "{denial}"
+            );
+        }
+        assert_eq!(seen, Denial::ALL_REASONS.iter().copied().collect());
+        assert_eq!(Denial::ALL_REASONS.len(), seen.len(), "a reason stands twice");
+        assert_eq!(codes, agreed.into_iter().collect());
+    }
+
+    #[test]
+    fn a_wait_is_rounded_up_and_never_zero() {
+        assert_eq!(whole_seconds(Duration::ZERO), 1);
+        assert_eq!(whole_seconds(Duration::from_millis(1001)), 2);
+        assert_eq!(whole_seconds(Duration::from_secs(3)), 3);
+        assert_eq!(whole_seconds(Duration::MAX), u64::MAX);
+    }
+}

@@ -1,0 +1,171 @@
+//! Who a verified token speaks for, and the headers that tell the upstream.
+
+use std::sync::Arc;
+
+use http::{HeaderName, HeaderValue};
+
+/// Prefix of every header that carries verified identity. Strip it, whole, from what clients send.
+pub const IDENTITY_HEADER_PREFIX: &str = "x-sealgate-";
+
+/// Headers that [`Identity::new`] builds.
+pub const IDENTITY_HEADERS: [HeaderName; 6] = [SUBJECT, SESSION, ROLES, ISSUER, DEPARTMENT, TOKEN_ID];
+
+const SUBJECT: HeaderName = HeaderName::from_static("x-sealgate-subject");
+const SESSION: HeaderName = HeaderName::from_static("x-sealgate-session");
+const ROLES: HeaderName = HeaderName::from_static("x-sealgate-roles");
+const ISSUER: HeaderName = HeaderName::from_static("x-sealgate-issuer");
+const DEPARTMENT: HeaderName = HeaderName::from_static("x-sealgate-department");
+const TOKEN_ID: HeaderName = HeaderName::from_static("x-sealgate-token-id");
+
+/// A verified identity. Only what verifies a token should make one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// `iss`.
+    pub issuer: Arc<str>,
+    /// `sub`, or the claim that the issuer maps to it.
+    pub subject: String,
+    /// Session id (`sid`).
+    pub session: Option<String>,
+    /// `jti`.
+    pub token_id: Option<String>,
+    /// Roles, in the token's order.
+    pub roles: Vec<String>,
+    /// Department.
+    pub department: Option<String>,
+    /// Authentication context class (RFC 9470).
+    pub acr: Option<String>,
+    /// Authentication methods.
+    pub amr: Vec<String>,
+    /// When the user last proved who he is, unix seconds.
+    pub auth_time: Option<u64>,
+    /// `iat`, unix seconds.
+    pub issued_at: Option<u64>,
+    /// `exp`, unix seconds.
+    pub expires_at: u64,
+    /// `X-Sealgate-*`, built once, so that forwarding only clones (a `HeaderValue` is reference-counted).
+    pub upstream_headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+/// What an [`Identity`] is made of: claims of a verified token. Fields mean what they mean there.
+#[derive(Debug, Clone, Default)]
+#[allow(missing_docs, reason = "see the fields of `Identity`")]
+pub struct IdentityParts {
+    pub issuer: Arc<str>,
+    pub subject: String,
+    pub session: Option<String>,
+    pub token_id: Option<String>,
+    pub roles: Vec<String>,
+    pub department: Option<String>,
+    pub acr: Option<String>,
+    pub amr: Vec<String>,
+    pub auth_time: Option<u64>,
+    pub issued_at: Option<u64>,
+    pub expires_at: u64,
+}
+
+impl Identity {
+    /// Takes the claims of a verified token and builds the headers for the upstream.
+    ///
+    /// Bytes that are not visible ASCII are percent-encoded (UTF-8), `%` and, in a role, `,` too, so that the
+    /// upstream can always decode and nobody can smuggle a role or a line end in a claim.
+    pub fn new(parts: IdentityParts) -> Self {
+        let IdentityParts {
+            issuer,
+            subject,
+            session,
+            token_id,
+            roles,
+            department,
+            ..
+        } = &parts;
+        let single = [
+            (SUBJECT, Some(subject.as_str())),
+            (SESSION, session.as_deref()),
+            (ISSUER, Some(issuer.as_ref())),
+            (DEPARTMENT, department.as_deref()),
+            (TOKEN_ID, token_id.as_deref()),
+        ];
+        let mut upstream_headers: Vec<_> = single
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value?)))
+            .filter_map(|(name, value)| Some((name, header_value(&encoded(value))?)))
+            .collect();
+        if !roles.is_empty() {
+            let joined = roles
+                .iter()
+                .map(|role| encoded(role))
+                .collect::<Vec<_>>()
+                .join(",");
+            upstream_headers.extend(header_value(&joined).map(|value| (ROLES, value)));
+        }
+        Self {
+            issuer: parts.issuer,
+            subject: parts.subject,
+            session: parts.session,
+            token_id: parts.token_id,
+            roles: parts.roles,
+            department: parts.department,
+            acr: parts.acr,
+            amr: parts.amr,
+            auth_time: parts.auth_time,
+            issued_at: parts.issued_at,
+            expires_at: parts.expires_at,
+            upstream_headers,
+        }
+    }
+}
+
+/// INVARIANT: `encoded` leaves only visible ASCII, so the conversion cannot fail.
+fn header_value(encoded: &str) -> Option<HeaderValue> {
+    HeaderValue::from_str(encoded).ok()
+}
+
+fn encoded(value: &str) -> String {
+    const HEX: &[u8; 16] = b"0123456789ABCDEF";
+    let digit = |nibble: u8| {
+        HEX.get(usize::from(nibble))
+            .map_or('0', |&digit| char::from(digit))
+    };
+    let mut out = String::with_capacity(value.len());
+    for byte in value.bytes() {
+        if byte.is_ascii_graphic() && byte != b'%' && byte != b',' {
+            out.push(char::from(byte));
+        } else {
+            out.extend(['%', digit(byte >> 4), digit(byte & 15)]);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_carry_the_identity_and_cannot_be_broken_out_of() {
+        let identity = Identity::new(IdentityParts {
+            issuer: "https://id.example".into(),
+            subject: "Zoë\r\nX-Evil: 1".into(),
+            roles: vec!["user".into(), "a,admin".into()],
+            department: Some("50%".into()),
+            ..IdentityParts::default()
+        });
+        let header = |name: &HeaderName| {
+            identity
+                .upstream_headers
+                .iter()
+                .find(|(n, _)| n == name)
+                .map(|(_, v)| v.to_str().unwrap())
+        };
+        assert_eq!(header(&SUBJECT), Some("Zo%C3%AB%0D%0AX-Evil:%201"));
+        assert_eq!(header(&ROLES), Some("user,a%2Cadmin"));
+        assert_eq!(header(&DEPARTMENT), Some("50%25"));
+        assert_eq!(header(&ISSUER), Some("https://id.example"));
+        assert_eq!(header(&SESSION), None);
+        assert!(
+            IDENTITY_HEADERS
+                .iter()
+                .all(|name| name.as_str().starts_with(IDENTITY_HEADER_PREFIX))
+        );
+    }
+}

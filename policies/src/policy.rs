@@ -1,0 +1,403 @@
+//! A compiled policy: everything a gateway needs to know, resolved, ranged and ready.
+//!
+//! All of it is made by [`Policy::compile`](crate::Policy::compile) and never changes afterwards.
+
+use std::net::IpAddr;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::matcher::Routes;
+use crate::rule::Rule;
+
+/// One immutable snapshot of all rules. Share it in an `Arc`; judge one connection, request or message by one.
+#[derive(Debug)]
+pub struct Policy {
+    pub(crate) hash: String,
+    pub(crate) tls: TlsPolicy,
+    pub(crate) connections: ConnectionPolicy,
+    pub(crate) certificates: Vec<CertificateSource>,
+    pub(crate) issuers: Vec<Issuer>,
+    pub(crate) session: SessionPolicy,
+    pub(crate) audit: AuditPolicy,
+    pub(crate) upstreams: Vec<Upstream>,
+    pub(crate) rates: Vec<Rate>,
+    pub(crate) rules: Vec<Arc<Rule>>,
+    pub(crate) routes: Routes,
+}
+
+impl Policy {
+    /// Hex SHA-256 over the bundle's files and the variables: equal inputs, equal hash.
+    pub fn hash(&self) -> &str {
+        &self.hash
+    }
+
+    /// TLS versions, groups, HSTS.
+    pub fn tls(&self) -> &TlsPolicy {
+        &self.tls
+    }
+
+    /// Caps and deadlines of connections.
+    pub fn connections(&self) -> &ConnectionPolicy {
+        &self.connections
+    }
+
+    /// Server certificates, in the file's order.
+    pub fn certificates(&self) -> &[CertificateSource] {
+        &self.certificates
+    }
+
+    /// Token issuers.
+    pub fn issuers(&self) -> &[Issuer] {
+        &self.issuers
+    }
+
+    /// Session clock.
+    pub fn session(&self) -> &SessionPolicy {
+        &self.session
+    }
+
+    /// What gets an audit record.
+    pub fn audit(&self) -> &AuditPolicy {
+        &self.audit
+    }
+
+    /// Upstreams; [`UpstreamIndex`] points into this slice.
+    pub fn upstreams(&self) -> &[Upstream] {
+        &self.upstreams
+    }
+
+    /// Rates; [`RateIndex`] points into this slice.
+    pub fn rates(&self) -> &[Rate] {
+        &self.rates
+    }
+
+    /// Rules, routes and websockets; [`RuleId`] points into this slice.
+    pub fn rules(&self) -> &[Arc<Rule>] {
+        &self.rules
+    }
+
+    /// Names of all rules in the order of their [`RuleId`]: a closed label set.
+    pub fn route_names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.rules.iter().map(|rule| &rule.name)
+    }
+}
+
+/// Where a secret or a certificate comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// `file:PATH`, already resolved against the bundle's folder.
+    File(PathBuf),
+    /// `env:NAME`: an environment variable's value.
+    Env(String),
+}
+
+/// `[tls]`. Suites are no choice: ECDHE with AEAD only (row T-2).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsPolicy {
+    /// Versions offered; default both.
+    pub versions: TlsVersions,
+    /// Key exchange groups, most wanted first.
+    pub groups: Vec<Group>,
+    /// Ready value of `Strict-Transport-Security` (RFC 6797); `None` sends none.
+    pub hsts: Option<String>,
+    /// Whether TLS 1.3 tickets are given; default true. TLS 1.2 never gets one.
+    pub tickets: bool,
+}
+
+/// TLS versions. Older ones cannot be expressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TlsVersions {
+    /// TLS 1.2 and 1.3.
+    Tls12And13,
+    /// TLS 1.3 only.
+    Tls13,
+}
+
+/// Key exchange groups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Group {
+    /// Post-quantum hybrid X25519MLKEM768.
+    X25519MlKem768,
+    /// X25519.
+    X25519,
+    /// NIST P-256.
+    Secp256r1,
+    /// NIST P-384.
+    Secp384r1,
+}
+
+/// `[connections]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectionPolicy {
+    /// Open connections in all. 1 to 10,000,000; default 20,000.
+    pub max_total: u32,
+    /// Open connections of one address. 1 to 10,000,000; default 200.
+    pub max_per_address: u32,
+    /// From accept to the end of the TLS handshake. 100 ms to 5 min; default 5 s.
+    pub handshake_timeout: Duration,
+    /// From the first byte of a head to its end. 100 ms to 5 min; default 10 s.
+    pub header_timeout: Duration,
+    /// A connection without a request. 1 s to 1 h; default 75 s.
+    pub idle_timeout: Duration,
+    /// Longest pause within a body. 100 ms to 1 h; default 30 s.
+    pub body_timeout: Duration,
+    /// From SIGTERM to the end, whatever still runs. 0 to 1 h; default 30 s.
+    pub drain_timeout: Duration,
+    /// Header section in bytes. 1 KiB to 1 MiB; default 16 KiB.
+    pub max_header_bytes: u32,
+    /// Header fields. 1 to 1,000; default 100.
+    pub max_headers: u32,
+    /// Concurrent HTTP/2 streams per connection. 1 to 10,000; default 100.
+    pub h2_max_streams: u32,
+    /// Whether HTTP/2 is offered (ALPN `h2`); default true.
+    pub http2: bool,
+}
+
+/// `[[certificate]]`: one chain and its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateSource {
+    /// Names it answers for, exact or `*.example.com`, lower case; empty for the default certificate.
+    pub names: Vec<String>,
+    /// PEM chain, leaf first.
+    pub chain: Source,
+    /// PEM private key.
+    pub key: Source,
+}
+
+/// `[[issuer]]`: whose tokens count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Issuer {
+    /// Name in logs and metrics.
+    pub name: Arc<str>,
+    /// Exact `iss`.
+    pub issuer: String,
+    /// Accepted `aud`, any of them.
+    pub audience: Vec<String>,
+    /// Pinned algorithms. Never `none`, never symmetric: neither can be expressed.
+    pub algorithms: Vec<Algorithm>,
+    /// Accepted `typ`, compared without regard to case and an `application/` prefix; default `at+jwt`.
+    pub types: Vec<String>,
+    /// Where its keys are.
+    pub jwks: JwksSource,
+    /// How often keys are read anew. 10 s to 1 d; default 5 min.
+    pub refresh: Duration,
+    /// Tolerated difference of clocks. 0 to 5 min; default `session.skew`.
+    pub skew: Duration,
+    /// Longest token. 256 B to 64 KiB; default 8 KiB.
+    pub max_token_bytes: u32,
+    /// Which claim means what.
+    pub claims: ClaimNames,
+}
+
+/// Signature algorithms (RFC 7518, RFC 8037).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Algorithm {
+    /// ECDSA, P-256, SHA-256.
+    ES256,
+    /// ECDSA, P-384, SHA-384.
+    ES384,
+    /// Ed25519.
+    EdDSA,
+    /// RSASSA-PKCS1-v1_5, SHA-256.
+    RS256,
+    /// RSASSA-PSS, SHA-256.
+    PS256,
+}
+
+/// Where a JWKS document is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum JwksSource {
+    /// A file, already resolved against the bundle's folder.
+    File(PathBuf),
+    /// An `https:` URL.
+    Url(String),
+}
+
+/// `[issuer.claims]`: names of top-level claims.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClaimNames {
+    /// Default `sub`.
+    pub subject: String,
+    /// Default `sid`.
+    pub session: String,
+    /// Default `roles`: an array of strings, or one string split at spaces.
+    pub roles: String,
+    /// Default `dept`.
+    pub department: String,
+}
+
+/// `[session]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionPolicy {
+    /// Without activity for so long, a session ends (row S-1). 1 min to 30 d; default 15 min.
+    pub idle: Duration,
+    /// A session ends so long after login, whatever happens. 1 min to 400 d; default 12 h.
+    pub lifetime: Duration,
+    /// Tolerated difference of clocks. 0 to 5 min; default 30 s.
+    pub skew: Duration,
+}
+
+/// `[audit]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AuditPolicy {
+    /// Which requests get a record; default refused ones.
+    pub requests: AuditRequests,
+}
+
+/// Which requests get an audit record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum AuditRequests {
+    /// Every one.
+    All,
+    /// Those that were refused.
+    Refused,
+    /// None.
+    None,
+}
+
+/// Points into [`Policy::upstreams`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct UpstreamIndex(pub usize);
+
+/// `[[upstream]]`: a service behind the gateway.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upstream {
+    /// Unique name.
+    pub name: Arc<str>,
+    /// At least one.
+    pub endpoints: Vec<Endpoint>,
+    /// `None` speaks plain: for unix sockets and loopback.
+    pub tls: Option<UpstreamTls>,
+    /// How an endpoint is chosen; default round robin.
+    pub balance: Balance,
+    /// To connect, TLS included. 10 ms to 5 min; default 2 s.
+    pub connect_timeout: Duration,
+    /// From the end of a request to the head of its response. 10 ms to 1 h; default 30 s.
+    pub response_timeout: Duration,
+    /// A pooled connection without a request. 1 s to 1 h; default 60 s.
+    pub idle_timeout: Duration,
+    /// Pooled idle connections per endpoint and core. 0 to 100,000; default 256.
+    pub max_idle: u32,
+    /// Active health checks; `None` makes none.
+    pub health: Option<Health>,
+}
+
+/// Where an upstream listens.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Endpoint {
+    /// A unix socket.
+    Unix(PathBuf),
+    /// A host name or address (IPv6 without brackets), and a port.
+    Tcp {
+        /// Host name or address.
+        host: String,
+        /// Port.
+        port: u16,
+    },
+}
+
+/// TLS towards an upstream. Verification cannot be switched off.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpstreamTls {
+    /// Authority to trust; `None` trusts the system's.
+    pub ca: Option<Source>,
+    /// Name the upstream's certificate must hold; never empty.
+    pub server_name: String,
+    /// Our certificate for mutual TLS; comes with `client_key` or not at all.
+    pub client_certificate: Option<Source>,
+    /// Key of `client_certificate`.
+    pub client_key: Option<Source>,
+}
+
+/// How an endpoint is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Balance {
+    /// In turn.
+    RoundRobin,
+    /// By the identity's subject, by the peer's address where there is none.
+    ConsistentHash,
+}
+
+/// `[upstream.health]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// Path that answers 2xx when healthy.
+    pub path: String,
+    /// Between two checks. 100 ms to 1 h; default 5 s.
+    pub interval: Duration,
+    /// For one check. 10 ms to 1 min; default 1 s.
+    pub timeout: Duration,
+    /// Successes in a row that make it healthy. 1 to 100; default 1.
+    pub healthy: u32,
+    /// Failures in a row that make it unhealthy. 1 to 100; default 3.
+    pub unhealthy: u32,
+}
+
+/// Points into [`Policy::rates`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RateIndex(pub usize);
+
+/// `[[rate]]`: how often, per what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rate {
+    /// Unique name: metric label, and policy name in the `RateLimit` header.
+    pub name: Arc<str>,
+    /// What is counted apart; all of them together make the key. Never empty, sorted, no doubles.
+    pub per: Vec<RateKey>,
+    /// How many in a period.
+    pub quota: NonZeroU32,
+    /// The period. 1 ms to 366 d.
+    pub period: Duration,
+    /// How many at once. Default: the quota.
+    pub burst: NonZeroU32,
+    /// Whether it refuses or only counts.
+    pub mode: Mode,
+}
+
+/// What a rate counts apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum RateKey {
+    /// The peer's address.
+    Address,
+    /// The identity's subject (within its issuer).
+    Subject,
+    /// The identity's session.
+    Session,
+    /// The rule.
+    Route,
+    /// The message's type.
+    MessageType,
+}
+
+/// What a rate is taken for; borrowed from the demands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RateFacts<'a> {
+    /// The peer's address.
+    pub address: IpAddr,
+    /// Issuer of the subject: equal subjects of two issuers are two people.
+    pub issuer: Option<&'a str>,
+    /// Subject, where there is an identity.
+    pub subject: Option<&'a str>,
+    /// Session, where the token names one.
+    pub session: Option<&'a str>,
+    /// Name of the rule.
+    pub route: &'a str,
+    /// Type of the message, where it has one.
+    pub message_type: Option<&'a str>,
+}
+
+/// Whether a rule refuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Mode {
+    /// It does.
+    #[default]
+    Enforce,
+    /// It lets pass what it would refuse, and says so.
+    Shadow,
+}
+
+/// Dense index into [`Policy::rules`]; for pre-registered metric children.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RuleId(pub u32);

@@ -1,0 +1,214 @@
+//! One compiled `[[route]]` or `[[websocket]]`: everything that is judged after the path was found.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::json::Schema;
+use crate::matcher::{ContentTypes, Origins};
+use crate::permit::Direction;
+use crate::policy::{Mode, RateIndex, RuleId, UpstreamIndex};
+
+/// One rule. Made only by [`Policy::compile`](crate::Policy::compile).
+#[derive(Debug)]
+pub struct Rule {
+    /// Dense index.
+    pub id: RuleId,
+    /// Unique name; a metric label.
+    pub name: Arc<str>,
+    /// Whether it refuses or only counts.
+    pub mode: Mode,
+    /// Where requests go.
+    pub upstream: UpstreamIndex,
+    /// Whether it wants a token.
+    pub authentication: Authentication,
+    /// Name of what a request does, for authorization and audit.
+    pub action: Option<Arc<str>>,
+    /// Whether a request counts as the user's activity (row S-1). A socket's opening always does.
+    pub activity: bool,
+    pub(crate) roles: Box<[String]>,
+    pub(crate) rates: RateList,
+    pub(crate) query: Option<QueryRule>,
+    pub(crate) body: BodyRule,
+    pub(crate) content_types: ContentTypes,
+    pub(crate) body_schema: Option<Schema>,
+    pub(crate) tunnel: Option<TunnelRule>,
+}
+
+impl Rule {
+    /// Whether it is a `[[websocket]]`.
+    pub fn is_websocket(&self) -> bool {
+        self.tunnel.is_some()
+    }
+
+    /// Roles of which one is needed; empty for none.
+    pub fn roles(&self) -> &[String] {
+        &self.roles
+    }
+
+    /// Rates that a request or an upgrade takes.
+    pub fn rates(&self) -> &[RateIndex] {
+        &self.rates.all
+    }
+
+    /// What a body may be.
+    pub fn body(&self) -> &BodyRule {
+        &self.body
+    }
+
+    /// Frame, message and time limits; `None` for a route.
+    pub fn tunnel_limits(&self) -> Option<&TunnelLimits> {
+        self.tunnel.as_ref().map(|tunnel| &tunnel.limits)
+    }
+}
+
+/// Whether a rule wants a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Authentication {
+    /// Anyone may; a token is not looked at and no identity goes upstream.
+    None,
+    /// Only with a verified token.
+    Required,
+}
+
+/// What a body may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BodyRule {
+    /// Longest body in bytes; 0 takes none. Holds in shadow mode too: it protects the gateway.
+    pub max_bytes: u64,
+    /// Whether the whole body must be held and judged before it goes on.
+    pub buffered: bool,
+}
+
+/// What a query may be; no rule, no query.
+#[derive(Debug)]
+pub(crate) struct QueryRule {
+    pub(crate) max_bytes: usize,
+    pub(crate) schema: Option<Schema>,
+}
+
+/// Rates with the enforced ones first, so that a refusal by a shadow rate means that all enforced ones agreed.
+#[derive(Debug, Default)]
+pub(crate) struct RateList {
+    pub(crate) all: Vec<RateIndex>,
+    pub(crate) enforced: usize,
+}
+
+impl RateList {
+    pub(crate) const NONE: &Self = &Self {
+        all: Vec::new(),
+        enforced: 0,
+    };
+
+    /// Whether this rate only counts. An unknown one enforces.
+    pub(crate) fn is_shadow(&self, rate: RateIndex) -> bool {
+        self.all
+            .iter()
+            .position(|&index| index == rate)
+            .is_some_and(|place| place >= self.enforced)
+    }
+}
+
+/// The WebSocket half of a rule.
+#[derive(Debug)]
+pub(crate) struct TunnelRule {
+    pub(crate) limits: TunnelLimits,
+    pub(crate) origins: Origins,
+    pub(crate) subprotocols: Box<[String]>,
+    pub(crate) subprotocol_required: bool,
+    pub(crate) kinds: Kinds,
+    /// Judges what the client sends.
+    pub(crate) to_upstream: Option<MessageTable>,
+    /// Judges what the upstream sends.
+    pub(crate) to_client: Option<MessageTable>,
+    /// Rates of every client message that no table judges.
+    pub(crate) message_rates: RateList,
+    /// Whether a client message that no table judges is activity.
+    pub(crate) activity: bool,
+}
+
+impl TunnelRule {
+    pub(crate) fn table(&self, direction: Direction) -> Option<&MessageTable> {
+        match direction {
+            Direction::ToUpstream => self.to_upstream.as_ref(),
+            Direction::ToClient => self.to_client.as_ref(),
+        }
+    }
+}
+
+/// Limits of one open WebSocket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TunnelLimits {
+    /// Payload of one frame in bytes. 125 B to 16 MiB; default 64 KiB.
+    pub max_frame: u32,
+    /// Payload of one message over all its fragments, in bytes. 1 B to 16 MiB; default 64 KiB.
+    pub max_message: u32,
+    /// Fragments of one message. 1 to 100,000; default 64.
+    pub max_fragments: u32,
+    /// Control frames per second. 1 to 10,000; default 10.
+    pub control_per_second: u32,
+    /// Without activity for so long, the socket closes with 4408. 1 s to 30 d; default none.
+    pub idle: Option<Duration>,
+    /// Between two pings to a silent client. 1 s to 1 h; default 30 s.
+    pub ping_interval: Duration,
+    /// For the pong. 1 s to 1 h; default 20 s.
+    pub pong_timeout: Duration,
+    /// For a peer that does not read. 100 ms to 1 h; default 20 s.
+    pub write_timeout: Duration,
+    /// Bytes held for a slow peer, per direction. 1 KiB to 64 MiB; default 256 KiB.
+    pub buffer: u32,
+}
+
+impl TunnelLimits {
+    /// Lets nothing through: fail closed where a rule has no limits.
+    pub(crate) const NOTHING: Self = Self {
+        max_frame: 0,
+        max_message: 0,
+        max_fragments: 0,
+        control_per_second: 0,
+        idle: Some(Duration::ZERO),
+        ping_interval: Duration::ZERO,
+        pong_timeout: Duration::ZERO,
+        write_timeout: Duration::ZERO,
+        buffer: 0,
+    };
+}
+
+/// Kinds of messages taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Kinds {
+    pub(crate) text: bool,
+    pub(crate) binary: bool,
+}
+
+/// The messages of one direction, by type.
+#[derive(Debug)]
+pub(crate) struct MessageTable {
+    /// Tokens of the JSON pointer to the type, unescaped.
+    pub(crate) pointer: Box<[String]>,
+    pub(crate) types: HashMap<Box<str>, MessageRule>,
+    /// What becomes of an unknown type, and of what is not JSON.
+    pub(crate) on_unknown: OnRefusal,
+}
+
+/// One `[[websocket.message]]`, for one direction.
+#[derive(Debug)]
+pub(crate) struct MessageRule {
+    pub(crate) name: Arc<str>,
+    pub(crate) schema: Option<Schema>,
+    pub(crate) action: Option<Arc<str>>,
+    /// The rule's message rates (client messages only) and the type's own.
+    pub(crate) rates: RateList,
+    pub(crate) activity: bool,
+    pub(crate) on_refusal: OnRefusal,
+}
+
+/// What a refused message leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum OnRefusal {
+    /// The socket is closed with the denial's code.
+    #[default]
+    Close,
+    /// The message is dropped and the client told; the socket stays open.
+    Answer,
+}

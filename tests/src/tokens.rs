@@ -1,0 +1,95 @@
+//! Tokens, good and bad, signed by a key of the test's own.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ring::rand::SystemRandom;
+use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
+use serde_json::{Value, json};
+
+/// An ES256 issuer whose `iss` is `https://issuer.test`.
+pub struct TokenIssuer {
+    key: EcdsaKeyPair,
+    kid: String,
+    random: SystemRandom,
+}
+
+impl TokenIssuer {
+    /// A new key under the id `kid`.
+    pub fn new(kid: &str) -> TokenIssuer {
+        let random = SystemRandom::new();
+        let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random).expect("a key");
+        let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8.as_ref(), &random)
+            .expect("its parse");
+        TokenIssuer {
+            key,
+            kid: kid.to_owned(),
+            random,
+        }
+    }
+
+    /// The key set that a gateway reads.
+    pub fn jwks(&self) -> Value {
+        let point = self.key.public_key().as_ref();
+        json!({ "keys": [{
+            "kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig", "kid": self.kid,
+            "x": URL_SAFE_NO_PAD.encode(&point[1..33]), "y": URL_SAFE_NO_PAD.encode(&point[33..65]),
+        }] })
+    }
+
+    /// A token as it should be: for `subject`, an hour from now.
+    pub fn token(&self, subject: &str) -> String {
+        self.with(subject, json!({}))
+    }
+
+    /// A good token for `subject` but for the claims given; `null` removes one.
+    pub fn with(&self, subject: &str, changes: Value) -> String {
+        let now = now();
+        let mut claims = json!({
+            "iss": "https://issuer.test", "aud": "sealgate", "sub": subject, "sid": format!("session-of-{subject}"),
+            "jti": format!("{subject}-{now}"), "iat": now, "nbf": now, "exp": now + 3600, "roles": ["user"],
+            "client_id": "tests",
+        });
+        for (name, value) in changes.as_object().expect("claims are an object") {
+            match value {
+                Value::Null => claims.as_object_mut().expect("an object").remove(name),
+                value => claims
+                    .as_object_mut()
+                    .expect("an object")
+                    .insert(name.clone(), value.clone()),
+            };
+        }
+        self.sign(
+            &json!({ "alg": "ES256", "typ": "at+jwt", "kid": self.kid }),
+            &claims,
+        )
+    }
+
+    /// Signs whatever it is given, whatever `alg` it claims.
+    pub fn sign(&self, header: &Value, claims: &Value) -> String {
+        let signed = format!(
+            "{}.{}",
+            URL_SAFE_NO_PAD.encode(header.to_string()),
+            URL_SAFE_NO_PAD.encode(claims.to_string())
+        );
+        let signature = self
+            .key
+            .sign(&self.random, signed.as_bytes())
+            .expect("a signature");
+        format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature.as_ref()))
+    }
+
+    /// The key id in its tokens.
+    pub fn kid(&self) -> &str {
+        &self.kid
+    }
+}
+
+/// Unix time in seconds.
+pub(crate) fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("after 1970")
+        .as_secs()
+}
