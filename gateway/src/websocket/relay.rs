@@ -17,8 +17,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use prometheus::IntCounter;
 use sealgate_policy::{
-    Denial, Direction, Evidence, Message, MessageKind, MessagePermit, OnRefusal, RateExceeded, RateFacts,
-    RateIndex, Refusal, TokenFault, TunnelLimits, TunnelPermit, settle_message,
+    Denial, Direction, Evidence, Message, MessagePermit, OnRefusal, RateExceeded, RateFacts, RateIndex,
+    Refusal, TokenFault, TunnelLimits, TunnelPermit, settle_message,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
@@ -111,7 +111,12 @@ pub struct ReasonCounters(Box<[(&'static str, IntCounter)]>);
 impl ReasonCounters {
     /// Takes the metric's child for each reason.
     pub fn prepare(child: impl Fn(&'static str) -> IntCounter) -> ReasonCounters {
-        ReasonCounters(Denial::ALL_REASONS.iter().map(|&reason| (reason, child(reason))).collect())
+        ReasonCounters(
+            Denial::ALL_REASONS
+                .iter()
+                .map(|&reason| (reason, child(reason)))
+                .collect(),
+        )
     }
 
     /// Counts one.
@@ -212,7 +217,7 @@ where
         let now = Instant::now();
         let clock = (now, self.now);
         let expires = expiry(&self.permit, clock);
-        let timer = Box::pin(tokio::time::sleep_until(now));
+        let armed = now + self.permit.limits().ping_interval;
         Relay {
             client: Side::new(self.downstream, Sender::Client, &self.downstream_early, now),
             upstream: Side::new(self.upstream, Sender::Server, &self.upstream_early, now),
@@ -229,8 +234,8 @@ where
             orders: self.orders,
             clock,
             expires,
-            armed: now,
-            timer,
+            armed,
+            timer: Box::pin(tokio::time::sleep_until(armed)),
             ending: None,
         }
     }
@@ -328,7 +333,12 @@ where
         if self.client.is_stuck(limits, now) {
             self.client.lose();
             self.upstream.close(GOING_AWAY, "too-slow");
-            self.begin_end(Denial::TooSlow.close_code(), EndedBy::Gateway, Some(Denial::TooSlow), now);
+            self.begin_end(
+                Denial::TooSlow.close_code(),
+                EndedBy::Gateway,
+                Some(Denial::TooSlow),
+                now,
+            );
         }
         if self.upstream.is_stuck(self.desk.permit.limits(), now) {
             self.upstream.lose();
@@ -378,13 +388,21 @@ where
                 let idle = limits.idle.map(|idle| self.desk.active + idle);
                 let (client, upstream) = match self.is_stalled() {
                     true => (None, None),
-                    false => (Some(self.client.watch_at(limits)), Some(self.upstream.watch_at(limits))),
+                    false => (
+                        Some(self.client.watch_at(limits)),
+                        Some(self.upstream.watch_at(limits)),
+                    ),
                 };
                 [self.expires, idle, client, upstream]
             }
         };
         // Nothing due means that somebody is stalled, or that the tunnel ends.
-        stuck.into_iter().chain(due).flatten().min().unwrap_or(self.armed + CLOSE_TIMEOUT)
+        stuck
+            .into_iter()
+            .chain(due)
+            .flatten()
+            .min()
+            .unwrap_or(self.armed + CLOSE_TIMEOUT)
     }
 
     /// A peer that does not read keeps us from reading the other: then silence proves nothing about either.
@@ -405,10 +423,7 @@ where
                 break;
             }
         }
-        if self.upstream.incoming.takes_turns() {
-            let answers = std::mem::take(&mut self.desk.answers);
-            self.client.queue(&answers);
-        }
+        self.give_answers();
         self.client.poll_out(cx, now);
         self.upstream.poll_out(cx, now);
         // What can no longer be written to is not worth reading, beyond what came by now.
@@ -435,7 +450,12 @@ where
     }
 
     fn relay_to_upstream(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch, now: Instant) -> bool {
-        let Relay { client, upstream, desk, .. } = self;
+        let Relay {
+            client,
+            upstream,
+            desk,
+            ..
+        } = self;
         match client.intake {
             Intake::Frames => {
                 let carried = carry(Direction::ToUpstream, client, upstream, desk, scratch, cx, now);
@@ -456,7 +476,12 @@ where
     }
 
     fn relay_to_client(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch, now: Instant) -> bool {
-        let Relay { client, upstream, desk, .. } = self;
+        let Relay {
+            client,
+            upstream,
+            desk,
+            ..
+        } = self;
         match upstream.intake {
             Intake::Frames => {
                 let carried = carry(Direction::ToClient, upstream, client, desk, scratch, cx, now);
@@ -496,27 +521,43 @@ where
         }
     }
 
+    /// What was refused before the end is still told.
+    fn give_answers(&mut self) {
+        if !self.desk.answers.is_empty() && !self.upstream.incoming.is_amid_message() {
+            let answers = std::mem::take(&mut self.desk.answers);
+            self.client.queue(&answers);
+        }
+    }
+
     fn close_both(&mut self, denial: Denial, now: Instant) {
         self.upstream.close(denial.close_code(), denial.reason());
         self.refuse_client(denial, EndedBy::Gateway, now);
     }
 
     fn refuse_client(&mut self, denial: Denial, by: EndedBy, now: Instant) {
+        self.give_answers();
         self.client.close_with(&denial);
         self.begin_end(denial.close_code(), by, Some(denial), now);
     }
 
-    /// The first end counts. Whoever has been told to close is only read for its answer.
+    /// The first end counts. Messages that can go nowhere any more are only read past.
     fn begin_end(&mut self, code: u16, by: EndedBy, denial: Option<Denial>, now: Instant) {
-        if self.client.close_sent {
+        if self.upstream.close_sent {
             self.client.stop_reading_messages();
         }
-        if self.upstream.close_sent {
+        if self.client.close_sent {
             self.upstream.stop_reading_messages();
         }
         self.ending.get_or_insert_with(|| {
             let deadline = now + CLOSE_TIMEOUT;
-            Box::new(Ending { code, by, denial, deadline, lingering: false, cut: false })
+            Box::new(Ending {
+                code,
+                by,
+                denial,
+                deadline,
+                lingering: false,
+                cut: false,
+            })
         });
     }
 
@@ -555,61 +596,43 @@ struct Desk {
 struct Accepted(());
 
 impl Desk {
-    fn judge(
-        &mut self,
-        direction: Direction,
-        kind: MessageKind,
-        payload: &[u8],
-        now: Instant,
-    ) -> Result<Accepted, Refusal> {
-        let message = Message { direction, kind, payload };
-        match self.permit_message(&message) {
-            Ok((permit, activity)) => {
-                if let Some(denial) = permit.shadowed() {
-                    self.metrics.shadowed.count(denial);
-                }
-                self.count(direction, payload.len());
-                if activity {
-                    self.active = now;
-                }
-                Ok(Accepted(()))
-            }
-            Err(refusal) => {
-                self.refuse(&refusal.denial);
-                Err(refusal)
-            }
+    /// Judges a message: a whole one, or, where the policy does not look into it, its first frame.
+    fn judge(&mut self, message: &Message<'_>, now: Instant) -> Result<Accepted, Refusal> {
+        let permit = self
+            .permit_message(message)
+            .inspect_err(|refusal| self.refuse(&refusal.denial))?;
+        if let Some(denial) = permit.shadowed() {
+            self.metrics.shadowed.count(denial);
         }
+        if permit.activity() {
+            self.active = now;
+        }
+        Ok(Accepted(()))
     }
 
-    fn permit_message(&self, message: &Message<'_>) -> Result<(MessagePermit, bool), Refusal> {
+    fn permit_message(&self, message: &Message<'_>) -> Result<MessagePermit, Refusal> {
         let demands = self.permit.judge_message(message)?;
-        let activity = demands.activity();
         let rates = match demands.rates() {
             [] => Ok(()),
             wanted => self.rates.take(wanted, &demands.rate_facts()),
         };
         // A revocation reaches an open tunnel as an order.
-        Ok((settle_message(demands, Evidence { rates, revoked: false })?, activity))
+        settle_message(
+            demands,
+            Evidence {
+                rates,
+                revoked: false,
+            },
+        )
     }
 
-    /// A frame of a message that the policy does not judge; `message` is its size where it ends.
-    fn wave_through(&mut self, direction: Direction, message: Option<usize>, now: Instant) -> Accepted {
-        if let Some(size) = message {
-            self.count(direction, size);
-            if direction == Direction::ToUpstream {
-                self.active = now;
-            }
-        }
-        Accepted(())
-    }
-
-    fn count(&mut self, direction: Direction, size: usize) {
+    fn count(&mut self, direction: Direction, messages: bool, bytes: usize) {
         let traffic = match direction {
             Direction::ToUpstream => &mut self.to_upstream,
             Direction::ToClient => &mut self.to_client,
         };
-        traffic.messages += 1;
-        traffic.bytes += size as u64;
+        traffic.messages += u64::from(messages);
+        traffic.bytes += bytes as u64;
     }
 
     fn refuse(&mut self, denial: &Denial) {
@@ -625,10 +648,26 @@ impl Desk {
             }
         };
         let (to_upstream, to_client) = before;
-        add(&self.metrics.messages_to_upstream, to_upstream.messages, self.to_upstream.messages);
-        add(&self.metrics.bytes_to_upstream, to_upstream.bytes, self.to_upstream.bytes);
-        add(&self.metrics.messages_to_client, to_client.messages, self.to_client.messages);
-        add(&self.metrics.bytes_to_client, to_client.bytes, self.to_client.bytes);
+        add(
+            &self.metrics.messages_to_upstream,
+            to_upstream.messages,
+            self.to_upstream.messages,
+        );
+        add(
+            &self.metrics.bytes_to_upstream,
+            to_upstream.bytes,
+            self.to_upstream.bytes,
+        );
+        add(
+            &self.metrics.messages_to_client,
+            to_client.messages,
+            self.to_client.messages,
+        );
+        add(
+            &self.metrics.bytes_to_client,
+            to_client.bytes,
+            self.to_client.bytes,
+        );
     }
 
     /// Tells the client that a message was dropped; `false` if it has too many answers waiting already.
@@ -641,7 +680,12 @@ impl Desk {
         if let Some(seconds) = denial.retry_after() {
             answer["retry_after"] = seconds.into();
         }
-        frame::write_frame(&mut self.answers, Opcode::Text, None, answer.to_string().as_bytes());
+        frame::write_frame(
+            &mut self.answers,
+            Opcode::Text,
+            None,
+            answer.to_string().as_bytes(),
+        );
         self.answers.len() <= self.permit.limits().buffer as usize
     }
 }
@@ -678,7 +722,10 @@ where
 {
     // Back pressure: nothing more from one side while the other has not taken what came before.
     if !to.poll_out(cx, now) || to.broken {
-        return Carried { more: false, outcome: None };
+        return Carried {
+            more: false,
+            outcome: None,
+        };
     }
     let Scratch { read, plain } = scratch;
     let (came, more, ended) = from.poll_in(cx, read, desk.permit.limits().buffer as usize);
@@ -698,10 +745,17 @@ where
         }
     };
     let judged = desk.permit.inspects(direction);
-    let mut run = Run { bytes, start: 0, at: 0 };
+    let mut run = Run {
+        bytes,
+        start: 0,
+        at: 0,
+    };
     loop {
         let limits = desk.permit.limits();
-        let step = match from.incoming.next(run.rest(), judged, limits, now.into_std(), plain) {
+        let step = match from
+            .incoming
+            .next(run.rest(), judged, limits, now.into_std(), plain)
+        {
             Ok(step) => step,
             Err(fault) => {
                 outcome = Some(Outcome::Refused(from.faulted(desk, fault)));
@@ -710,15 +764,63 @@ where
         };
         match step {
             Step::Partial => break,
-            Step::Frame { len, message } => run.accept(len, desk.wave_through(direction, message, now)),
-            Step::Message { len, kind, payload, fragmented } => {
-                let verdict = desk.judge(direction, kind, payload, now);
+            Step::Frame {
+                len,
+                kind,
+                first,
+                last,
+                payload,
+            } => {
+                let verdict = match first {
+                    true => desk.judge(
+                        &Message {
+                            direction,
+                            kind,
+                            payload,
+                        },
+                        now,
+                    ),
+                    // Its message was judged with its first frame.
+                    false => Ok(Accepted(())),
+                };
+                match verdict {
+                    Ok(accepted) => {
+                        desk.count(direction, last, payload.len());
+                        run.accept(len, accepted);
+                    }
+                    // Without a type to say otherwise, a refusal closes; its other frames could not be told apart.
+                    Err(Refusal { denial, .. }) => {
+                        to.queue(run.pass_over(len));
+                        outcome = Some(Outcome::Refused(denial));
+                        break;
+                    }
+                }
+            }
+            Step::Message {
+                len,
+                kind,
+                payload,
+                fragmented,
+            } => {
+                let verdict = desk.judge(
+                    &Message {
+                        direction,
+                        kind,
+                        payload,
+                    },
+                    now,
+                );
                 let held = from.incoming.take_held();
                 match verdict {
-                    Ok(accepted) if !fragmented => run.accept(len, accepted),
-                    Ok(Accepted(())) => {
-                        to.queue(run.pass_over(len));
-                        to.queue(&held);
+                    Ok(accepted) => {
+                        desk.count(direction, true, payload.len());
+                        match fragmented {
+                            false => run.accept(len, accepted),
+                            true => {
+                                to.queue(run.pass_over(len));
+                                to.queue(&held);
+                            }
+                        }
                     }
                     Err(Refusal { denial, action }) => {
                         to.queue(run.pass_over(len));
@@ -730,7 +832,11 @@ where
                 }
             }
             Step::Held { len } => to.queue(run.pass_over(len)),
-            Step::Control { len, opcode: Opcode::Close, payload } => {
+            Step::Control {
+                len,
+                opcode: Opcode::Close,
+                payload,
+            } => {
                 match close::read(payload) {
                     Ok(code) => {
                         if !to.close_sent {
@@ -899,7 +1005,10 @@ impl<S> Side<S> {
     }
 
     fn close_with(&mut self, denial: &Denial) {
-        self.close(denial.close_code(), &format!("{}: {}", denial.reason(), denial.detail()));
+        self.close(
+            denial.close_code(),
+            &format!("{}: {}", denial.reason(), denial.detail()),
+        );
     }
 
     /// Answers a ping. One that finds the buffer full goes unanswered: a later pong answers it too
@@ -931,7 +1040,8 @@ impl<S> Side<S> {
     }
 
     fn is_unresponsive(&self, limits: &TunnelLimits, now: Instant) -> bool {
-        self.pinged.is_some_and(|pinged| now >= pinged + limits.pong_timeout)
+        self.pinged
+            .is_some_and(|pinged| now >= pinged + limits.pong_timeout)
     }
 
     /// When it has to have taken something of what is to be written.
@@ -993,7 +1103,12 @@ impl<S> Side<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> Side<S> {
     /// Reads until the peer has no more or `most` bytes are there: what came, whether there may be more, and
     /// whether the stream ended. A TLS stream gives one record at a time, however many there are.
-    fn poll_in<'b>(&mut self, cx: &mut Context<'_>, into: &'b mut [u8], most: usize) -> (&'b [u8], bool, bool) {
+    fn poll_in<'b>(
+        &mut self,
+        cx: &mut Context<'_>,
+        into: &'b mut [u8],
+        most: usize,
+    ) -> (&'b [u8], bool, bool) {
         let most = most.clamp(1, into.len());
         let mut buffer = ReadBuf::new(into.get_mut(..most).unwrap_or_default());
         let (mut more, mut ended) = (false, false);
@@ -1142,7 +1257,9 @@ fn fresh_mask(peer: Sender) -> Result<Option<[u8; 4]>, NoRandomness> {
         Sender::Client => Ok(None),
         Sender::Server => {
             let mut key = [0; 4];
-            ring::rand::SystemRandom::new().fill(&mut key).map_err(|_| NoRandomness)?;
+            ring::rand::SystemRandom::new()
+                .fill(&mut key)
+                .map_err(|_| NoRandomness)?;
             Ok(Some(key))
         }
     }
