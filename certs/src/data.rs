@@ -164,3 +164,107 @@ fn derive<const N: usize>(
         .fill(output.as_mut_slice())?;
     Ok(output)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    const PLACE: &[u8] = b"users/email/17";
+
+    #[test]
+    fn opens_in_its_place_only_d_2() {
+        let key = DataKey::generate().unwrap();
+        let sealed = key.seal(PLACE, b"canary").unwrap();
+        assert!(!sealed.windows(6).any(|window| window == b"canary"));
+        assert_eq!(key.unseal(PLACE, &sealed).unwrap().as_slice(), b"canary");
+        assert_eq!(key.unseal(b"users/email/18", &sealed), Err(UnsealError::Altered));
+        let empty = key.seal(b"", b"").unwrap();
+        assert!(key.unseal(b"", &empty).unwrap().is_empty());
+    }
+
+    #[test]
+    fn any_altered_byte_is_noticed() {
+        let key = DataKey::generate().unwrap();
+        let sealed = key.seal(PLACE, b"canary").unwrap();
+        for at in 0..sealed.len() {
+            let mut altered = sealed.clone();
+            altered[at] ^= 1;
+            let expected = match at {
+                0 => UnsealError::Malformed,
+                1..=8 => UnsealError::OtherKey,
+                _ => UnsealError::Altered,
+            };
+            assert_eq!(key.unseal(PLACE, &altered), Err(expected), "byte {at}");
+            assert!(key.unseal(PLACE, &sealed[..at]).is_err(), "cut at {at}");
+        }
+    }
+
+    #[test]
+    fn another_key_is_told_from_altered_data() {
+        let (key, other) = (DataKey::generate().unwrap(), DataKey::generate().unwrap());
+        assert_ne!(key.id(), other.id());
+        let sealed = key.seal(PLACE, b"canary").unwrap();
+        assert_eq!(sealed[1..9], key.id());
+        assert_eq!(other.unseal(PLACE, &sealed), Err(UnsealError::OtherKey));
+    }
+
+    #[test]
+    fn equal_records_seal_differently() {
+        let key = DataKey::generate().unwrap();
+        assert_ne!(
+            key.seal(PLACE, b"x").unwrap()[9..],
+            key.seal(PLACE, b"x").unwrap()[9..]
+        );
+    }
+
+    #[test]
+    fn the_form_of_sealed_data_does_not_change() {
+        // Sealed by Python's `cryptography`, following the description above, with the key 00 01 … 1f.
+        let key = DataKey::from_bytes(&(0..32).collect::<Vec<u8>>()).unwrap();
+        let sealed = hex(concat!(
+            "01ccb30384f1150323404142434445464748494a4b4c4d4e4f808182838485868788898a8b",
+            "f44426c78e8ea9a3d3a28567a90524f170d64c04e82d",
+        ));
+        assert_eq!(key.unseal(PLACE, &sealed).unwrap().as_slice(), b"canary");
+    }
+
+    #[test]
+    fn survives_saving_in_a_file_of_mode_0600() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("data.key");
+        let key = DataKey::load_or_generate(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
+        let sealed = key.seal(PLACE, b"canary").unwrap();
+        let again = DataKey::load_or_generate(&path).unwrap();
+        assert_eq!(again.unseal(PLACE, &sealed).unwrap().as_slice(), b"canary");
+
+        fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
+        let refused = DataKey::load_or_generate(&path);
+        assert!(matches!(
+            refused,
+            Err(DataKeyError::File(FileError::OpenToOthers { .. }))
+        ));
+    }
+
+    #[test]
+    fn short_and_long_keys_are_refused_k_1() {
+        for length in [0, 16, 31, 33, 64] {
+            let refused = DataKey::from_bytes(&vec![1; length]);
+            assert!(matches!(refused, Err(DataKeyError::Length(found)) if found == length));
+        }
+        assert!(DataKey::from_bytes(&[1; 32]).is_ok());
+    }
+
+    #[test]
+    fn prints_nothing_k_3() {
+        assert_eq!(format!("{:?}", DataKey::generate().unwrap()), "DataKey(..)");
+    }
+
+    fn hex(digits: &str) -> Vec<u8> {
+        let byte = |at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap();
+        (0..digits.len()).step_by(2).map(byte).collect()
+    }
+}

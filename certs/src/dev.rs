@@ -1,7 +1,7 @@
 //! A certificate authority for development and tests, which lives in the state folder and nowhere else.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -332,8 +332,8 @@ fn paths(dir: &Path, name: &str) -> IssuedFiles {
 }
 
 fn permitted(names: &[&str]) -> Result<Vec<GeneralSubtree>, DevError> {
-    let loopback4 = CidrSubnet::from_addr_prefix(IpAddr::V4(Ipv4Addr::LOCALHOST), 8);
-    let loopback6 = CidrSubnet::from_addr_prefix(IpAddr::V6(Ipv6Addr::LOCALHOST), 128);
+    let loopback4 = CidrSubnet::from_v4_prefix([127, 0, 0, 0], 8);
+    let loopback6 = CidrSubnet::from_v6_prefix(Ipv6Addr::LOCALHOST.octets(), 128);
     let mut subtrees = vec![
         GeneralSubtree::IpAddress(loopback4),
         GeneralSubtree::IpAddress(loopback6),
@@ -387,4 +387,313 @@ fn is_within(address: IpAddr, range: &[u8]) -> bool {
 
 fn date(at: SystemTime) -> OffsetDateTime {
     OffsetDateTime::from(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
+
+    use rustls::server::WebPkiClientVerifier;
+    use rustls::version::TLS13;
+    use rustls::{ClientConfig, ServerConfig};
+
+    use super::*;
+    use crate::testing::{any_provider, handshake};
+
+    fn state() -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().join("state/certs");
+        (folder, dir)
+    }
+
+    fn roots(ca: &Path) -> Arc<RootCertStore> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
+        Arc::new(roots)
+    }
+
+    fn identity(chain: &Path, key: &Path) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+        (
+            vec![CertificateDer::from_pem_file(chain).unwrap()],
+            PrivateKeyDer::from_pem_file(key).unwrap(),
+        )
+    }
+
+    fn client(ca: &Path) -> Arc<ClientConfig> {
+        let builder = ClientConfig::builder_with_provider(any_provider())
+            .with_protocol_versions(&[&TLS13])
+            .unwrap();
+        Arc::new(builder.with_root_certificates(roots(ca)).with_no_client_auth())
+    }
+
+    fn server(chain: &Path, key: &Path) -> Arc<ServerConfig> {
+        let builder = ServerConfig::builder_with_provider(any_provider())
+            .with_protocol_versions(&[&TLS13])
+            .unwrap();
+        let (chain, key) = identity(chain, key);
+        Arc::new(
+            builder
+                .with_no_client_auth()
+                .with_single_cert(chain, key)
+                .unwrap(),
+        )
+    }
+
+    fn read(files: &DevFiles) -> [Vec<u8>; 3] {
+        [&files.ca, &files.chain, &files.key].map(|path| fs::read(path).unwrap())
+    }
+
+    #[test]
+    fn a_client_that_trusts_the_authority_accepts_the_server_under_all_its_names() {
+        let (_folder, dir) = state();
+        let files = DevAuthority::open_or_create(&dir, &["chat.test", "192.0.2.7", "chat.example"]).unwrap();
+        let (client, server) = (client(&files.ca), server(&files.chain, &files.key));
+        for name in [
+            "localhost",
+            "127.0.0.1",
+            "::1",
+            "chat.test",
+            "192.0.2.7",
+            "chat.example",
+        ] {
+            handshake(&client, &server, name).unwrap();
+        }
+        assert!(handshake(&client, &server, "other.test").is_err());
+    }
+
+    #[test]
+    fn keys_are_0600_certificates_0644_and_the_folder_0700() {
+        let (_folder, dir) = state();
+        DevAuthority::open_or_create(&dir, &[]).unwrap();
+        DevAuthority::issue(&dir, "gateway.sealgate.test").unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(mode(&dir), 0o700);
+        let mut found = Vec::new();
+        for file in fs::read_dir(&dir).unwrap() {
+            let path = file.unwrap().path();
+            let expected = if path.extension().unwrap() == "key" {
+                0o600
+            } else {
+                0o644
+            };
+            assert_eq!(mode(&path), expected, "{}", path.display());
+            found.push(path.file_name().unwrap().to_str().unwrap().to_owned());
+        }
+        found.sort();
+        let expected = [
+            "ca.key",
+            "ca.pem",
+            "gateway.sealgate.test.key",
+            "gateway.sealgate.test.pem",
+            "server.key",
+            "server.pem",
+        ];
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_second_start_changes_nothing_until_30_days_are_left() {
+        let (_folder, dir) = state();
+        let begin = SystemTime::now();
+        let open = |days: u32| read(&DevAuthority::open_or_create_at(&dir, &[], begin + DAY * days).unwrap());
+        let first = open(0);
+        assert_eq!(open(0), first);
+        assert_eq!(open(59), first);
+        let renewed = open(61);
+        assert_eq!(renewed[0], first[0], "same authority");
+        assert_ne!(renewed[1], first[1]);
+        assert_ne!(renewed[2], first[2], "a new certificate has a new key");
+        assert_eq!(open(120), renewed);
+    }
+
+    #[test]
+    fn the_authority_is_renewed_before_it_ends_within_a_certificates_life() {
+        let (_folder, dir) = state();
+        let begin = SystemTime::now();
+        let ca = |days: u32| {
+            let files = DevAuthority::open_or_create_at(&dir, &[], begin + DAY * days).unwrap();
+            fs::read(files.ca).unwrap()
+        };
+        let first = ca(0);
+        assert_eq!(ca(10 * 365 - 92), first);
+        assert_ne!(ca(10 * 365 - 90), first);
+    }
+
+    #[test]
+    fn a_new_name_gets_a_new_certificate_and_only_if_need_be_a_new_authority() {
+        let (_folder, dir) = state();
+        let open = |names: &[&str]| read(&DevAuthority::open_or_create(&dir, names).unwrap());
+        let first = open(&[]);
+        let under_test = open(&["chat.test"]);
+        assert_eq!(under_test[0], first[0]);
+        assert_ne!(under_test[1], first[1]);
+        assert_eq!(
+            open(&["localhost"]),
+            under_test,
+            "a certificate that covers more stays"
+        );
+
+        let elsewhere = open(&["chat.example"]);
+        assert_ne!(elsewhere[0], first[0]);
+        assert_eq!(open(&["chat.example", "a.chat.example"])[0], elsewhere[0]);
+    }
+
+    #[test]
+    fn damage_is_repaired() {
+        let (_folder, dir) = state();
+        let open = || read(&DevAuthority::open_or_create(&dir, &[]).unwrap());
+        let first = open();
+        fs::write(dir.join("server.pem"), b"rubbish").unwrap();
+        let second = open();
+        assert_eq!(second[0], first[0]);
+        assert_ne!(second[1], first[1]);
+
+        // As after a crash between the two writes: the key is new, the certificate old.
+        let other = KeyPair::generate().unwrap().serialize_pem();
+        write_private(&dir.join("server.key"), other.as_bytes()).unwrap();
+        assert_ne!(open()[1], second[1]);
+
+        write_private(&dir.join("ca.key"), other.as_bytes()).unwrap();
+        let third = open();
+        assert_ne!(third[0], first[0]);
+        let files = DevAuthority::open_or_create(&dir, &[]).unwrap();
+        handshake(&client(&files.ca), &server(&files.chain, &files.key), "localhost").unwrap();
+
+        fs::remove_file(dir.join("ca.pem")).unwrap();
+        assert_ne!(open()[0], third[0]);
+    }
+
+    #[test]
+    fn a_key_or_folder_open_to_others_is_refused() {
+        let (_folder, dir) = state();
+        DevAuthority::open_or_create(&dir, &[]).unwrap();
+        for (path, open, closed) in [
+            (dir.join("ca.key"), 0o644, 0o600),
+            (dir.join("server.key"), 0o640, 0o600),
+            (dir.clone(), 0o755, 0o700),
+        ] {
+            fs::set_permissions(&path, Permissions::from_mode(open)).unwrap();
+            let refused = DevAuthority::open_or_create(&dir, &[]);
+            assert!(matches!(
+                refused,
+                Err(DevError::File(FileError::OpenToOthers { .. }))
+            ));
+            fs::set_permissions(&path, Permissions::from_mode(closed)).unwrap();
+            DevAuthority::open_or_create(&dir, &[]).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_stolen_authority_cannot_speak_for_other_names() {
+        let (_folder, dir) = state();
+        let files = DevAuthority::open_or_create(&dir, &[]).unwrap();
+        let authority = DevAuthority::load(&dir).unwrap().unwrap();
+        for (name, accepted) in [("bank.test", true), ("bank.example", false), ("192.0.2.7", false)] {
+            // The thief does not ask `permits`.
+            let forged = paths(&dir, "forged");
+            authority
+                .write_certificate(
+                    &forged,
+                    &[name],
+                    &[ExtendedKeyUsagePurpose::ServerAuth],
+                    SystemTime::now(),
+                )
+                .unwrap();
+            let done = handshake(&client(&files.ca), &server(&forged.chain, &forged.key), name);
+            assert_eq!(done.is_ok(), accepted, "{name}");
+            assert_eq!(authority.permits(name), accepted, "{name}");
+        }
+    }
+
+    #[test]
+    fn issued_certificates_serve_mutual_tls() {
+        let (_folder, dir) = state();
+        let ca = DevAuthority::open_or_create(&dir, &[]).unwrap().ca;
+        let gateway = DevAuthority::issue(&dir, "gateway.sealgate.test").unwrap();
+        let backend = DevAuthority::issue(&dir, "backend.sealgate.test").unwrap();
+        assert_eq!(
+            DevAuthority::issue(&dir, "gateway.sealgate.test").unwrap(),
+            gateway
+        );
+
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots(&ca), any_provider())
+            .build()
+            .unwrap();
+        let (chain, key) = identity(&backend.chain, &backend.key);
+        let server = ServerConfig::builder_with_provider(any_provider())
+            .with_protocol_versions(&[&TLS13])
+            .unwrap()
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(chain, key)
+            .unwrap();
+        let server = Arc::new(server);
+        let with_identity = |chain: &Path, key: &Path| {
+            let (chain, key) = identity(chain, key);
+            let builder = ClientConfig::builder_with_provider(any_provider())
+                .with_protocol_versions(&[&TLS13])
+                .unwrap()
+                .with_root_certificates(roots(&ca));
+            Arc::new(builder.with_client_auth_cert(chain, key).unwrap())
+        };
+
+        let good = with_identity(&gateway.chain, &gateway.key);
+        handshake(&good, &server, "backend.sealgate.test").unwrap();
+        assert!(
+            handshake(&client(&ca), &server, "backend.sealgate.test").is_err(),
+            "no certificate"
+        );
+        let files = DevAuthority::open_or_create(&dir, &[]).unwrap();
+        let no_client = with_identity(&files.chain, &files.key);
+        assert!(
+            handshake(&no_client, &server, "backend.sealgate.test").is_err(),
+            "for servers only"
+        );
+    }
+
+    #[test]
+    fn issues_for_permitted_names_only() {
+        let (_folder, dir) = state();
+        assert!(
+            DevAuthority::issue(&dir, "gateway.test").is_err(),
+            "no authority yet"
+        );
+        assert!(matches!(
+            DevAuthority::issue(&dir, "gateway.test"),
+            Err(DevError::NoAuthority(_))
+        ));
+        DevAuthority::open_or_create(&dir, &["own.example"]).unwrap();
+        for name in [
+            "gateway.test",
+            "a.localhost",
+            "own.example",
+            "a.own.example",
+            "127.0.0.9",
+        ] {
+            assert!(DevAuthority::issue(&dir, name).is_ok(), "{name}");
+        }
+        for name in [
+            "other.example",
+            "notown.example",
+            "contest",
+            "192.0.2.1",
+            "ca",
+            "server",
+        ] {
+            assert!(
+                matches!(DevAuthority::issue(&dir, name), Err(DevError::NotPermitted(_))),
+                "{name}"
+            );
+        }
+        for name in ["", "../server", "a/b.test", "*.test", "a b.test"] {
+            assert!(
+                matches!(DevAuthority::issue(&dir, name), Err(DevError::Name(_))),
+                "{name}"
+            );
+        }
+        assert!(matches!(
+            DevAuthority::open_or_create(&dir, &["a b"]),
+            Err(DevError::Name(_))
+        ));
+    }
 }

@@ -23,6 +23,8 @@ mod random;
 mod server;
 mod signing;
 mod store;
+#[cfg(test)]
+mod testing;
 mod tickets;
 
 pub use data::{DataKey, DataKeyError, UnsealError};

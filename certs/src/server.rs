@@ -51,3 +51,261 @@ pub fn server_config(
     config.cert_compression_cache = Arc::new(CompressionCache::Disabled);
     Ok(config)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use rustls::crypto::aws_lc_rs::cipher_suite;
+    use rustls::version::{TLS12, TLS13};
+    use rustls::{
+        ClientConfig, Error, HandshakeKind, NamedGroup, PeerIncompatible, ProtocolVersion, ServerConfig,
+    };
+
+    use super::*;
+    use crate::testing::{Authority, Clock, ECDSA, RSA, any_provider, handshake};
+    use crate::{ProviderChoice, provider};
+
+    const HOUR: u64 = 60 * 60;
+    const BOTH: &[&SupportedProtocolVersion] = &[&TLS13, &TLS12];
+    const ALPN: &[&[u8]] = &[b"h2", b"http/1.1"];
+
+    struct Setting {
+        authority: Authority,
+        store: Arc<CertificateStore>,
+        clock: Arc<Clock>,
+        tickets: Arc<TicketKeys>,
+    }
+
+    impl Setting {
+        fn new() -> Self {
+            let authority = Authority::new();
+            let entries = vec![
+                authority.entry(&["chat.example"], ECDSA),
+                authority.entry(&["chat.example"], RSA),
+                authority.entry(&["other.example"], ECDSA),
+            ];
+            let store = CertificateStore::build(entries, &any_provider(), SystemTime::now()).unwrap();
+            let clock = Clock::new();
+            let tickets = TicketKeys::with_clock(Duration::from_secs(6 * HOUR), clock.clone()).unwrap();
+            Self {
+                authority,
+                store: Arc::new(store),
+                clock,
+                tickets,
+            }
+        }
+
+        fn server(&self) -> Arc<ServerConfig> {
+            self.server_with(BOTH, Some(&self.tickets))
+        }
+
+        fn server_with(
+            &self,
+            versions: &[&'static SupportedProtocolVersion],
+            tickets: Option<&Arc<TicketKeys>>,
+        ) -> Arc<ServerConfig> {
+            let store = Arc::clone(&self.store);
+            Arc::new(server_config(store, any_provider(), versions, tickets.cloned(), ALPN).unwrap())
+        }
+
+        fn client(&self, versions: &[&'static SupportedProtocolVersion]) -> Arc<ClientConfig> {
+            Arc::new(self.authority.client(any_provider(), versions))
+        }
+    }
+
+    #[test]
+    fn tls_1_3_resumes_with_a_fresh_key_exchange() {
+        let setting = Setting::new();
+        let (client, server) = (setting.client(BOTH), setting.server());
+        let first = handshake(&client, &server, "chat.example").unwrap();
+        assert_eq!(
+            (first.version(), first.kind()),
+            (ProtocolVersion::TLSv1_3, HandshakeKind::Full)
+        );
+        assert_eq!(first.client.tls13_tickets_received(), 2);
+
+        let second = handshake(&client, &server, "chat.example").unwrap();
+        assert!(second.resumed());
+        assert!(second.server.negotiated_key_exchange_group().is_some());
+    }
+
+    #[test]
+    fn tls_1_2_gets_an_empty_ticket_and_does_not_resume() {
+        let setting = Setting::new();
+        let (client, server) = (setting.client(&[&TLS12]), setting.server());
+        for _ in 0..2 {
+            let done = handshake(&client, &server, "chat.example").unwrap();
+            assert_eq!(
+                (done.version(), done.kind()),
+                (ProtocolVersion::TLSv1_2, HandshakeKind::Full)
+            );
+            // NewSessionTicket (RFC 5077 §3.3) goes in the clear: type 4, 6 bytes, lifetime hint, no ticket.
+            let lifetime = (6 * HOUR as u32).to_be_bytes();
+            let empty = [&[4, 0, 0, 6], lifetime.as_slice(), &[0, 0]].concat();
+            assert!(
+                done.from_server
+                    .windows(empty.len())
+                    .any(|window| window == empty)
+            );
+            // ServerHello: type, length (3), version (2), random (32), then the length of the session id.
+            assert_eq!(done.from_server[5 + 4 + 2 + 32], 0, "no session id to resume by");
+        }
+    }
+
+    #[test]
+    fn a_tls_1_2_answer_carries_the_downgrade_sentinel() {
+        let setting = Setting::new();
+        let done = handshake(&setting.client(&[&TLS12]), &setting.server(), "chat.example").unwrap();
+        let random = &done.from_server[5 + 4 + 2..][..32];
+        assert_eq!(&random[24..], b"DOWNGRD\x01"); // RFC 8446 §4.1.3
+    }
+
+    #[test]
+    fn without_ticket_keys_nothing_resumes() {
+        let setting = Setting::new();
+        let server = setting.server_with(BOTH, None);
+        for version in [&TLS13, &TLS12] {
+            let client = setting.client(&[version]);
+            for _ in 0..2 {
+                let done = handshake(&client, &server, "chat.example").unwrap();
+                assert!(!done.resumed());
+                assert_eq!(done.client.tls13_tickets_received(), 0);
+            }
+        }
+    }
+
+    #[test]
+    fn tickets_survive_a_rotation_and_a_reload_but_not_their_lifetime_k_4() {
+        let setting = Setting::new();
+        let client = setting.client(BOTH);
+        let connect = || handshake(&client, &setting.server(), "chat.example").unwrap();
+        assert!(!connect().resumed());
+        setting.clock.advance(5 * HOUR);
+        assert!(connect().resumed(), "sealed by the current key");
+        setting.clock.advance(5 * HOUR);
+        assert!(connect().resumed(), "sealed by the previous key, now rotated");
+        setting.clock.advance(7 * HOUR);
+        assert!(!connect().resumed(), "older than a period");
+        assert!(connect().resumed());
+    }
+
+    #[test]
+    fn foreign_tickets_lead_to_a_full_handshake() {
+        let setting = Setting::new();
+        let client = setting.client(BOTH);
+        handshake(&client, &setting.server(), "chat.example").unwrap();
+        let stranger = TicketKeys::new().unwrap();
+        let other = setting.server_with(BOTH, Some(&stranger));
+        assert!(!handshake(&client, &other, "chat.example").unwrap().resumed());
+    }
+
+    #[test]
+    fn early_data_is_never_offered() {
+        let setting = Setting::new();
+        let mut client = setting.authority.client(any_provider(), &[&TLS13]);
+        client.enable_early_data = true;
+        let (client, server) = (Arc::new(client), setting.server());
+        handshake(&client, &server, "chat.example").unwrap();
+        let mut resumed = handshake(&client, &server, "chat.example").unwrap();
+        assert!(resumed.resumed());
+        assert!(!resumed.client.is_early_data_accepted());
+        assert!(resumed.server.early_data().is_none());
+    }
+
+    #[test]
+    fn the_hybrid_is_negotiated_by_those_who_offer_it() {
+        let setting = Setting::new();
+        let done = handshake(&setting.client(BOTH), &setting.server(), "chat.example").unwrap();
+        let group = done.server.negotiated_key_exchange_group().unwrap().name();
+        assert_eq!(group, NamedGroup::X25519MLKEM768);
+
+        for group in [NamedGroup::X25519, NamedGroup::secp256r1, NamedGroup::secp384r1] {
+            let only = provider(&ProviderChoice {
+                groups: vec![group],
+                tls13_only: false,
+            });
+            for version in [&TLS13, &TLS12] {
+                let client = Arc::new(setting.authority.client(only.clone(), &[version]));
+                let done = handshake(&client, &setting.server(), "chat.example").unwrap();
+                assert_eq!(done.server.negotiated_key_exchange_group().unwrap().name(), group);
+            }
+        }
+    }
+
+    #[test]
+    fn a_group_left_out_by_the_policy_is_refused() {
+        let setting = Setting::new();
+        let only = |group| {
+            provider(&ProviderChoice {
+                groups: vec![group],
+                tls13_only: false,
+            })
+        };
+        let server =
+            server_config(setting.store.clone(), only(NamedGroup::X25519), BOTH, None, ALPN).unwrap();
+        let client = Arc::new(setting.authority.client(only(NamedGroup::secp384r1), BOTH));
+        let refused = handshake(&client, &Arc::new(server), "chat.example").unwrap_err();
+        assert_eq!(
+            refused,
+            Error::PeerIncompatible(PeerIncompatible::NoKxGroupsInCommon)
+        );
+    }
+
+    #[test]
+    fn tls_1_3_only_refuses_tls_1_2_t_2() {
+        let setting = Setting::new();
+        let modern = provider(&ProviderChoice {
+            tls13_only: true,
+            ..ProviderChoice::default()
+        });
+        let server = server_config(setting.store.clone(), modern.clone(), &[&TLS13], None, ALPN).unwrap();
+        let server = Arc::new(server);
+        assert!(handshake(&setting.client(BOTH), &server, "chat.example").is_ok());
+        let refused = handshake(&setting.client(&[&TLS12]), &server, "chat.example").unwrap_err();
+        assert!(matches!(refused, Error::PeerIncompatible(_)), "{refused}");
+
+        // Versions and suites that do not fit are an error when the policy is loaded, not at the handshake.
+        assert!(server_config(setting.store.clone(), modern, &[&TLS12], None, ALPN).is_err());
+        let none = provider(&ProviderChoice {
+            groups: vec![NamedGroup::FFDHE2048],
+            tls13_only: false,
+        });
+        assert!(server_config(setting.store.clone(), none, BOTH, None, ALPN).is_err());
+    }
+
+    #[test]
+    fn alpn_takes_the_most_wanted_and_refuses_strangers() {
+        let setting = Setting::new();
+        let connect = |offered: &[&[u8]]| {
+            let mut client = setting.authority.client(any_provider(), BOTH);
+            client.alpn_protocols = offered.iter().map(|protocol| protocol.to_vec()).collect();
+            let done = handshake(&Arc::new(client), &setting.server(), "chat.example")?;
+            Ok::<_, Error>(done.server.alpn_protocol().map(<[u8]>::to_vec))
+        };
+        assert_eq!(connect(&[b"http/1.1", b"h2"]), Ok(Some(b"h2".to_vec())));
+        assert_eq!(connect(&[b"http/1.1"]), Ok(Some(b"http/1.1".to_vec())));
+        assert_eq!(connect(&[]), Ok(None));
+        assert_eq!(connect(&[b"smtp"]), Err(Error::NoApplicationProtocol));
+    }
+
+    #[test]
+    fn the_certificate_fits_the_name_and_the_clients_signatures() {
+        let setting = Setting::new();
+        let server = setting.server();
+        let ecdsa = handshake(&setting.client(BOTH), &server, "chat.example").unwrap();
+        let other = handshake(&setting.client(BOTH), &server, "other.example").unwrap();
+        assert_ne!(ecdsa.certificate(), other.certificate());
+
+        let mut old = Arc::unwrap_or_clone(any_provider());
+        old.cipher_suites = vec![cipher_suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256];
+        let old = Arc::new(setting.authority.client(Arc::new(old), &[&TLS12]));
+        let rsa = handshake(&old, &server, "chat.example").unwrap();
+        assert_ne!(rsa.certificate(), ecdsa.certificate());
+
+        // This name has no RSA certificate, and the third is not served at all.
+        assert!(handshake(&old, &server, "other.example").is_err());
+        let client = setting.client(BOTH);
+        assert!(handshake(&client, &server, "third.example").is_err());
+    }
+}

@@ -110,3 +110,94 @@ fn thumbprint(x: &str, y: &str) -> String {
     let canonical = format!(r#"{{"crv":"P-256","kty":"EC","x":"{x}","y":"{y}"}}"#);
     URL_SAFE_NO_PAD.encode(digest(&SHA256, canonical.as_bytes()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt;
+
+    use ring::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
+
+    use super::*;
+
+    /// The point of a JWK as another library wants it.
+    fn point(jwk: &Value) -> Vec<u8> {
+        let coordinate = |name: &str| URL_SAFE_NO_PAD.decode(jwk[name].as_str().unwrap()).unwrap();
+        [vec![4], coordinate("x"), coordinate("y")].concat()
+    }
+
+    #[test]
+    fn another_library_verifies_the_signature_with_the_jwk() {
+        let key = SigningKey::generate().unwrap();
+        let public = UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point(&key.public_jwk()));
+        let signature = key.sign(b"header.claims").unwrap();
+        assert!(public.verify(b"header.claims", &signature).is_ok());
+        assert!(public.verify(b"header.claimz", &signature).is_err());
+        let stranger = SigningKey::generate().unwrap().sign(b"header.claims").unwrap();
+        assert!(public.verify(b"header.claims", &stranger).is_err());
+    }
+
+    #[test]
+    fn the_thumbprint_is_that_of_rfc_7638() {
+        // The key of RFC 7517 §A.1; its thumbprint computed with Python's hashlib.
+        let x = "MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4";
+        let y = "4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM";
+        assert_eq!(thumbprint(x, y), "cn-I_WNMClehiVp51i_0VpOENW1upEerA8sEam5hn-s");
+    }
+
+    #[test]
+    fn the_jwk_is_public_and_complete() {
+        let key = SigningKey::generate().unwrap();
+        let jwk = key.public_jwk();
+        let mut members: Vec<_> = jwk.as_object().unwrap().keys().map(String::as_str).collect();
+        members.sort_unstable();
+        assert_eq!(
+            members,
+            ["alg", "crv", "kid", "kty", "use", "x", "y"],
+            "no private `d`"
+        );
+        assert_eq!(jwk["kid"], key.kid());
+        assert_eq!(point(&jwk).len(), 65);
+    }
+
+    #[test]
+    fn survives_saving_in_a_file_of_mode_0600() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("signing.key");
+        let key = SigningKey::load_or_generate(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
+        let again = SigningKey::load_or_generate(&path).unwrap();
+        assert_eq!(key.kid(), again.kid());
+        let public = UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point(&key.public_jwk()));
+        assert!(public.verify(b"x", &again.sign(b"x").unwrap()).is_ok());
+    }
+
+    #[test]
+    fn a_file_open_to_others_or_with_something_else_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("signing.key");
+        SigningKey::generate().unwrap().save(&path).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+        let refused = SigningKey::load_or_generate(&path);
+        assert!(matches!(
+            refused,
+            Err(SigningKeyError::File(FileError::OpenToOthers { .. }))
+        ));
+
+        write_private(&path, b"hunter2").unwrap();
+        let refused = SigningKey::load_or_generate(&path).unwrap_err();
+        assert!(!refused.to_string().contains("hunter2"));
+        assert!(
+            matches!(refused, SigningKeyError::Unreadable(_)),
+            "and it is not overwritten"
+        );
+        assert_eq!(fs::read(&path).unwrap(), b"hunter2");
+        assert!(SigningKey::load(&folder.path().join("absent")).is_err());
+    }
+
+    #[test]
+    fn prints_its_name_only_k_3() {
+        let key = SigningKey::generate().unwrap();
+        assert_eq!(format!("{key:?}"), format!("SigningKey(kid {}, ..)", key.kid()));
+    }
+}

@@ -98,7 +98,8 @@ pub enum CertificateFault {
         /// The certificate's own names.
         covers: String,
     },
-    /// The entry names something that is neither a DNS name, nor `*.` and one, nor an IP address.
+    /// The entry names something that is neither a DNS name (in its ASCII form, without a final dot), nor `*.` and
+    /// one, nor an IP address.
     #[error("{name} is not a DNS name")]
     NameInvalid {
         /// The name in the entry.
@@ -357,7 +358,7 @@ fn check_name(
     };
     if let Some(parent) = name.strip_prefix("*.") {
         // A wildcard over a whole top-level domain is in no honest certificate.
-        if !parent.contains('.') || ServerName::try_from(parent).is_err() {
+        if !parent.contains('.') || parent.ends_with('.') || ServerName::try_from(parent).is_err() {
             return invalid();
         }
         return if own.iter().any(|san| san.eq_ignore_ascii_case(name)) {
@@ -366,8 +367,10 @@ fn check_name(
             missing()
         };
     }
-    let Ok(wanted) = ServerName::try_from(name) else {
-        return invalid();
+    let wanted = match ServerName::try_from(name) {
+        // SNI never carries the final dot (RFC 6066 §3), so such a name would never be found.
+        Ok(wanted) if !name.ends_with('.') => wanted,
+        _ => return invalid(),
     };
     let covered = chain
         .first()
@@ -424,4 +427,336 @@ fn rank(algorithm: SignatureAlgorithm) -> u8 {
 
 fn unix_seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::SignatureScheme;
+
+    use super::*;
+    use crate::testing::{Authority, ECDSA, ED25519, RSA, any_provider, at};
+
+    const NOW: u64 = 1_800_000_000;
+    const DAY: u64 = 24 * 60 * 60;
+    const ANY: &[SignatureScheme] = &[
+        SignatureScheme::RSA_PSS_SHA256,
+        SignatureScheme::ED25519,
+        SignatureScheme::ECDSA_NISTP256_SHA256,
+    ];
+    const RSA_ONLY: &[SignatureScheme] = &[SignatureScheme::RSA_PSS_SHA256];
+
+    /// A self-signed certificate with a 1024-bit RSA key, which no key generator here still makes.
+    const SHORT_RSA: &str = "-----BEGIN CERTIFICATE-----
+MIICGDCCAYGgAwIBAgIUdnTvg6x5b7EAEo1YiiKf4flI+h4wDQYJKoZIhvcNAQEL
+BQAwEDEOMAwGA1UEAwwFc2hvcnQwIBcNMjYxMTIyMTMxNzMyWhgPMjEyNjEwMjkx
+MzE3MzJaMBAxDjAMBgNVBAMMBXNob3J0MIGfMA0GCSqGSIb3DQEBAQUAA4GNADCB
+iQKBgQDK2A6wPhuQweIQ5O7MNoBTxUCK9vKXJtyD42AKjP6Zy43R6gWOlb0jYPTP
+TUaM7DIy5VvlKy9UpNbBFO920ALRdTKKNw52JxaHCjCUrVqCTZQwhQjx4ozgE6+h
+Q0coAS6NHmr819co7JkxKhNj1gswyBZ6sbWsEAVsQ9Z6xWjOTQIDAQABo20wazAd
+BgNVHQ4EFgQU6YOs9k0l0wmIxtBR9lREtWDh/4cwHwYDVR0jBBgwFoAU6YOs9k0l
+0wmIxtBR9lREtWDh/4cwDwYDVR0TAQH/BAUwAwEB/zAYBgNVHREEETAPgg1zaG9y
+dC5leGFtcGxlMA0GCSqGSIb3DQEBCwUAA4GBAGMa2R1o97oq0cbgGN0PJJrSmd9f
+AJR19mNcSvVZVI4ahsiyAkbfJ0PkZCuZjTu/jQpkZjBCXUXrOUyC8nYNRGFgWjgQ
+FRBdNLYYrprrjBWT73eB/LV3ylnvW396bDlIajYblAtEoqOeskMKbu9aUkIbIxgq
+lLxpt1Nj/j6aZhtB
+-----END CERTIFICATE-----
+";
+
+    fn entry(names: &[&str], kind: &'static rcgen::SignatureAlgorithm) -> CertificateEntry {
+        Authority::new().entry_valid(names, kind, at(NOW - DAY), at(NOW + DAY))
+    }
+
+    /// An entry for `names` whose certificate covers `covered`.
+    fn entry_covering(names: &[&str], covered: &[&str]) -> CertificateEntry {
+        let names = names.iter().map(|name| (*name).to_owned()).collect();
+        CertificateEntry {
+            names,
+            ..entry(covered, ECDSA)
+        }
+    }
+
+    fn build(entries: &[CertificateEntry]) -> Result<CertificateStore, Vec<CertificateError>> {
+        CertificateStore::build(entries.to_vec(), &any_provider(), at(NOW))
+    }
+
+    fn faults(entries: &[CertificateEntry]) -> Vec<CertificateFault> {
+        build(entries)
+            .unwrap_err()
+            .into_iter()
+            .map(|error| error.fault)
+            .collect()
+    }
+
+    /// Which of `entries` a client gets.
+    fn chosen(
+        entries: &[CertificateEntry],
+        name: Option<&str>,
+        schemes: &[SignatureScheme],
+    ) -> Option<usize> {
+        let store = build(entries).unwrap();
+        let key = store.select(name, schemes)?;
+        entries
+            .iter()
+            .position(|entry| read_chain(&entry.chain_pem).unwrap() == key.cert)
+    }
+
+    #[test]
+    fn an_exact_name_comes_before_a_wildcard_and_a_wildcard_before_the_default() {
+        let entries = [
+            entry_covering(&[], &["fallback.example"]),
+            entry(&["*.chat.example"], ECDSA),
+            entry(&["a.chat.example", "A2.Chat.Example"], ECDSA),
+        ];
+        let chosen = |name| chosen(&entries, name, ANY);
+        assert_eq!(chosen(Some("a.chat.example")), Some(2));
+        assert_eq!(
+            chosen(Some("a2.chat.example")),
+            Some(2),
+            "names are compared in lower case"
+        );
+        assert_eq!(chosen(Some("b.chat.example")), Some(1));
+        assert_eq!(
+            chosen(Some("chat.example")),
+            Some(0),
+            "a wildcard covers one label, not none"
+        );
+        assert_eq!(chosen(Some("a.b.chat.example")), Some(0), "nor two");
+        assert_eq!(chosen(Some("unknown")), Some(0));
+        assert_eq!(chosen(None), Some(0));
+    }
+
+    #[test]
+    fn without_a_default_an_unknown_name_is_refused_but_no_name_is_not() {
+        let entries = [
+            entry(&["first.example"], ECDSA),
+            entry(&["second.example"], ECDSA),
+        ];
+        assert_eq!(chosen(&entries, Some("third.example"), ANY), None);
+        assert_eq!(chosen(&entries, None, ANY), Some(0));
+        assert_eq!(chosen(&[], None, ANY), None);
+    }
+
+    #[test]
+    fn ecdsa_comes_before_rsa_for_those_who_understand_it() {
+        let names = ["chat.example"];
+        let entries = [entry(&names, RSA), entry(&names, ED25519), entry(&names, ECDSA)];
+        let chosen = |schemes| chosen(&entries, Some("chat.example"), schemes);
+        assert_eq!(chosen(ANY), Some(2));
+        assert_eq!(chosen(RSA_ONLY), Some(0));
+        assert_eq!(
+            chosen(&[SignatureScheme::ED25519, SignatureScheme::RSA_PSS_SHA256]),
+            Some(1)
+        );
+        assert_eq!(chosen(&[SignatureScheme::RSA_PKCS1_SHA1]), None);
+    }
+
+    #[test]
+    fn a_wildcard_is_not_asked_when_the_exact_name_has_no_key_for_the_client() {
+        // Otherwise a client could pick another tenant's certificate by what it offers.
+        let entries = [entry(&["a.chat.example"], ECDSA), entry(&["*.chat.example"], RSA)];
+        assert_eq!(chosen(&entries, Some("a.chat.example"), RSA_ONLY), None);
+    }
+
+    #[test]
+    fn a_key_that_is_another_ones_is_named() {
+        let mut first = entry(&["chat.example"], ECDSA);
+        first.key_pem = entry(&["chat.example"], ECDSA).key_pem;
+        let errors = build(&[first]).unwrap_err();
+        assert_eq!(errors[0].fault, CertificateFault::KeyMismatch);
+        assert_eq!(
+            errors[0].to_string(),
+            "certificate for chat.example: the private key does not match the first certificate of the chain"
+        );
+    }
+
+    #[test]
+    fn time_is_judged_by_the_clock_given() {
+        let entries = [entry(&["chat.example"], ECDSA)];
+        let judge = |now| CertificateStore::build(entries.to_vec(), &any_provider(), at(now)).map(drop);
+        assert_eq!(judge(NOW - DAY), Ok(()));
+        assert_eq!(judge(NOW + DAY), Ok(()));
+        let fault = |now: u64| judge(now).unwrap_err().remove(0).fault;
+        assert!(matches!(
+            fault(NOW - DAY - 1),
+            CertificateFault::NotYetValid { .. }
+        ));
+        assert!(matches!(fault(NOW + DAY + 1), CertificateFault::Expired { .. }));
+        let message = fault(NOW + DAY + 1).to_string();
+        assert!(message.contains("expired on Jan 16 08:00:00 2027"), "{message}");
+    }
+
+    #[test]
+    fn an_expired_issuer_in_the_chain_is_named_too() {
+        let authority = Authority::new();
+        let mut good = authority.entry_valid(&["chat.example"], ECDSA, at(NOW - DAY), at(NOW + DAY));
+        let old = authority.entry_valid(&["old.example"], ECDSA, at(NOW - DAY), at(NOW - 1));
+        good.chain_pem.extend_from_slice(&old.chain_pem);
+        assert!(matches!(
+            faults(&[good]).as_slice(),
+            [CertificateFault::Expired { .. }]
+        ));
+    }
+
+    #[test]
+    fn names_that_the_certificate_does_not_cover_are_named() {
+        let covered = ["chat.example", "*.eu.chat.example", "127.0.0.1", "::1"];
+        let good = [
+            "chat.example",
+            "CHAT.example",
+            "a.eu.chat.example",
+            "*.eu.chat.example",
+            "127.0.0.1",
+            "::1",
+        ];
+        for name in good {
+            assert!(build(&[entry_covering(&[name], &covered)]).is_ok(), "{name}");
+        }
+        for name in [
+            "eu.chat.example",
+            "*.chat.example",
+            "*.us.chat.example",
+            "127.0.0.2",
+            "other.example",
+        ] {
+            let fault = faults(&[entry_covering(&[name], &covered)]).remove(0);
+            let covers = "chat.example, *.eu.chat.example, 127.0.0.1, ::1".to_owned();
+            assert_eq!(
+                fault,
+                CertificateFault::NameMissing {
+                    name: name.to_owned(),
+                    covers
+                }
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_no_name_is_refused() {
+        for name in [
+            "",
+            "*",
+            "*.",
+            "*.example",
+            "a.*.example",
+            "chat.example.",
+            "*.chat.example.",
+            "a b",
+            "köln.example",
+        ] {
+            let fault = faults(&[entry_covering(&[name], &["chat.example"])]).remove(0);
+            assert_eq!(
+                fault,
+                CertificateFault::NameInvalid {
+                    name: name.to_owned()
+                }
+            );
+        }
+    }
+
+    #[test]
+    fn unreadable_parts_are_named_and_no_key_is_quoted() {
+        let good = entry(&["chat.example"], ECDSA);
+        let with_chain = |chain: &[u8]| CertificateEntry {
+            chain_pem: chain.to_vec(),
+            ..good.clone()
+        };
+        let with_key = |key: &[u8]| CertificateEntry {
+            key_pem: Zeroizing::new(key.to_vec()),
+            ..good.clone()
+        };
+        assert_eq!(faults(&[with_chain(b"")]), [CertificateFault::ChainEmpty]);
+        assert_eq!(
+            faults(&[with_chain(&good.key_pem)]),
+            [CertificateFault::ChainEmpty]
+        );
+        let broken = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        assert!(matches!(
+            faults(&[with_chain(broken)])[..],
+            [CertificateFault::ChainUnreadable(_)]
+        ));
+        let cut = b"-----BEGIN CERTIFICATE-----\nAAAA\n";
+        assert!(matches!(
+            faults(&[with_chain(cut)])[..],
+            [CertificateFault::ChainUnreadable(_)]
+        ));
+        assert_eq!(faults(&[with_key(b"hunter2")]), [CertificateFault::KeyUnreadable]);
+        assert_eq!(
+            faults(&[with_key(&good.chain_pem)]),
+            [CertificateFault::KeyUnreadable]
+        );
+        assert!(
+            !build(&[with_key(b"hunter2")]).unwrap_err()[0]
+                .to_string()
+                .contains("hunter2")
+        );
+    }
+
+    #[test]
+    fn short_rsa_keys_are_refused_k_1() {
+        let entry = CertificateEntry {
+            names: vec!["short.example".to_owned()],
+            chain_pem: SHORT_RSA.as_bytes().to_vec(),
+            key_pem: entry(&["short.example"], RSA).key_pem,
+        };
+        let errors = CertificateStore::build(vec![entry], &any_provider(), at(1_900_000_000)).unwrap_err();
+        assert_eq!(errors[0].fault, CertificateFault::KeyTooShort { bits: 1024 });
+    }
+
+    #[test]
+    fn all_faults_of_all_entries_come_at_once() {
+        let mut first = entry_covering(&["absent.example"], &["chat.example"]);
+        first.key_pem = Zeroizing::new(Vec::new());
+        let second = entry_covering(&["not a name"], &["chat.example"]);
+        let errors = build(&[first, entry(&["fine.example"], ECDSA), second]).unwrap_err();
+        let found: Vec<_> = errors
+            .iter()
+            .map(|error| (error.entry, error.names.as_str()))
+            .collect();
+        assert_eq!(
+            found,
+            [(0, "absent.example"), (0, "absent.example"), (2, "not a name")]
+        );
+    }
+
+    #[test]
+    fn a_certificate_that_would_never_be_chosen_is_an_error() {
+        let names = ["chat.example"];
+        let twice = [entry(&names, ECDSA), entry(&["CHAT.example"], ECDSA)];
+        let name = "CHAT.example".to_owned();
+        assert_eq!(faults(&twice), [CertificateFault::Duplicate { name }]);
+        let defaults = [entry_covering(&[], &names), entry_covering(&[], &names)];
+        assert_eq!(
+            faults(&defaults),
+            [CertificateFault::Duplicate {
+                name: "default".to_owned()
+            }]
+        );
+        assert!(build(&[entry(&names, ECDSA), entry(&names, RSA)]).is_ok());
+    }
+
+    #[test]
+    fn expiries_are_those_of_the_servers_own_certificates() {
+        let store = build(&[
+            entry(&["a.example", "b.example"], ECDSA),
+            entry_covering(&[], &["c"]),
+        ])
+        .unwrap();
+        let expiries: Vec<_> = store.expiries().collect();
+        assert_eq!(
+            expiries,
+            [("a.example, b.example", NOW + DAY), ("default", NOW + DAY)]
+        );
+    }
+
+    #[test]
+    fn prints_no_key_k_3() {
+        let entry = entry(&["chat.example"], ECDSA);
+        let secret = String::from_utf8(entry.key_pem.to_vec()).unwrap();
+        let line = secret.lines().nth(1).unwrap();
+        let store = build(std::slice::from_ref(&entry)).unwrap();
+        for printed in [format!("{entry:?}"), format!("{store:?}")] {
+            assert!(printed.contains("chat.example"));
+            assert!(!printed.contains(line) && !printed.contains("key"), "{printed}");
+        }
+    }
 }

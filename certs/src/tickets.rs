@@ -202,3 +202,165 @@ fn is_tls13(state: &[u8]) -> bool {
     // TLS 1.3; TLS_AES_128_GCM_SHA256, TLS_AES_256_GCM_SHA384, TLS_CHACHA20_POLY1305_SHA256.
     matches!(after_sni, Some([0x03, 0x04, 0x13, 0x01..=0x03, ..]))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Clock;
+
+    const PERIOD: u64 = 3600;
+
+    /// The beginnings of session states as rustls encodes them.
+    const TLS13: &[u8] = b"\x00\x03\x04\x13\x02\x20secret";
+    const TLS13_WITH_SNI: &[u8] = b"\x01\x04chat\x03\x04\x13\x01\x20secret";
+    const TLS12: &[u8] = b"\x00\x03\x03\xc0\x2b\x20secret";
+    const TLS12_WITH_SNI: &[u8] = b"\x01\x04chat\x03\x03\xc0\x2b\x20secret";
+
+    fn keys() -> (Arc<Clock>, Arc<TicketKeys>) {
+        let clock = Clock::new();
+        let keys = TicketKeys::with_clock(Duration::from_secs(PERIOD), clock.clone()).unwrap();
+        (clock, keys)
+    }
+
+    fn has_previous(keys: &TicketKeys) -> bool {
+        keys.keys.read().unwrap().previous.is_some()
+    }
+
+    #[test]
+    fn seals_tls_1_3_alone() {
+        let (_, keys) = keys();
+        for state in [TLS13, TLS13_WITH_SNI] {
+            let ticket = keys.encrypt(state).unwrap();
+            assert!(!ticket.windows(6).any(|window| window == b"secret"));
+            assert_eq!(keys.decrypt(&ticket).unwrap(), state);
+        }
+        for state in [TLS12, TLS12_WITH_SNI] {
+            assert!(keys.encrypt(state).is_none());
+        }
+    }
+
+    #[test]
+    fn what_it_does_not_understand_gets_no_ticket() {
+        let (_, keys) = keys();
+        // Cut, a third kind of SNI, an SNI that hides the version, TLS 1.3 with a suite of TLS 1.2.
+        let unknown: [&[u8]; 6] = [
+            b"",
+            b"\x00\x03\x04\x13",
+            b"\x02\x03\x04\x13\x01",
+            b"\x01\xff\x03\x04\x13\x01",
+            b"\x01\x04\x03\x04\x13\x01\x03\x03\xc0\x2b",
+            b"\x00\x03\x04\xc0\x2b",
+        ];
+        for state in unknown {
+            assert!(keys.encrypt(state).is_none(), "{state:x?}");
+        }
+    }
+
+    #[test]
+    fn a_tls_1_2_state_would_not_open_even_if_it_were_sealed() {
+        let (clock, keys) = keys();
+        let now = clock.current_time().unwrap();
+        let key = keys.keys_at(now).unwrap().current;
+        let seal = |state| {
+            let sealed = key
+                .key
+                .seal(&key.name, &[&now.as_secs().to_be_bytes(), state])
+                .unwrap();
+            [key.name.as_slice(), &sealed].concat()
+        };
+        assert!(keys.decrypt(&seal(TLS13)).is_some());
+        assert!(keys.decrypt(&seal(TLS12)).is_none());
+    }
+
+    #[test]
+    fn altered_cut_and_foreign_tickets_do_not_open() {
+        let (_, keys) = keys();
+        let ticket = keys.encrypt(TLS13).unwrap();
+        for at in 0..ticket.len() {
+            let mut altered = ticket.clone();
+            altered[at] ^= 1;
+            assert!(keys.decrypt(&altered).is_none(), "byte {at}");
+            assert!(keys.decrypt(&ticket[..at]).is_none(), "cut at {at}");
+        }
+        assert!(TicketKeys::new().unwrap().decrypt(&ticket).is_none());
+    }
+
+    #[test]
+    fn a_ticket_lives_for_one_period_over_a_rotation() {
+        let (clock, keys) = keys();
+        clock.advance(PERIOD - 1);
+        let ticket = keys.encrypt(TLS13).unwrap();
+        clock.advance(1);
+        let next = keys.encrypt(TLS13).unwrap();
+        assert_ne!(ticket[..NAME_LEN], next[..NAME_LEN], "rotated");
+        clock.advance(PERIOD - 1);
+        assert!(keys.decrypt(&ticket).is_some(), "{} s old", PERIOD);
+        clock.advance(1);
+        assert!(keys.decrypt(&ticket).is_none(), "{} s old", PERIOD + 1);
+        assert!(keys.decrypt(&next).is_some());
+    }
+
+    #[test]
+    fn a_useless_key_is_erased_without_a_handshake() {
+        let (clock, keys) = keys();
+        clock.advance(PERIOD);
+        keys.rotate().unwrap();
+        assert!(has_previous(&keys));
+        clock.advance(2 * PERIOD + 1);
+        keys.rotate().unwrap();
+        assert!(!has_previous(&keys), "both were too old");
+    }
+
+    #[test]
+    fn a_clock_set_back_makes_no_ticket_live_longer() {
+        let (clock, keys) = keys();
+        clock.advance(100);
+        let ticket = keys.encrypt(TLS13).unwrap();
+        clock.set_back(50);
+        assert!(keys.decrypt(&ticket).is_none());
+        assert!(keys.decrypt(&keys.encrypt(TLS13).unwrap()).is_some());
+        clock.advance(50);
+        assert!(keys.decrypt(&ticket).is_some());
+    }
+
+    #[test]
+    fn a_key_seals_no_more_than_its_nonces_allow() {
+        let (clock, keys) = keys();
+        let current = keys.keys.read().unwrap().current.clone();
+        current.sealed.store(MAX_TICKETS_PER_KEY - 1, Ordering::Relaxed);
+        assert!(keys.encrypt(TLS13).is_some());
+        assert!(keys.encrypt(TLS13).is_none());
+        clock.advance(PERIOD);
+        assert!(keys.encrypt(TLS13).is_some());
+    }
+
+    #[test]
+    fn the_lifetime_is_clamped_to_what_tls_allows() {
+        let lifetime = |seconds| {
+            TicketKeys::with_clock(Duration::from_secs(seconds), Clock::new())
+                .unwrap()
+                .lifetime()
+        };
+        assert_eq!(lifetime(0), 1);
+        assert_eq!(lifetime(PERIOD), 3600);
+        assert_eq!(lifetime(u64::MAX), 604_800);
+    }
+
+    #[test]
+    fn rotation_from_many_threads_makes_one_key() {
+        let (clock, keys) = keys();
+        clock.advance(PERIOD);
+        let names: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8)
+                .map(|_| scope.spawn(|| keys.encrypt(TLS13).unwrap()[..NAME_LEN].to_vec()))
+                .collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert!(names.windows(2).all(|pair| pair[0] == pair[1]));
+    }
+
+    #[test]
+    fn prints_nothing_k_3() {
+        assert_eq!(format!("{:?}", keys().1), "TicketKeys(..)");
+    }
+}

@@ -8,7 +8,7 @@ use std::{net::SocketAddr, time::Duration};
 use http::{Method, StatusCode};
 use sealgate_policy::{AuditPolicy, AuditRequests, Identity};
 
-use crate::{edge::TlsFacts, http::RequestId};
+use crate::{edge::TlsFacts, http::RequestId, websocket::relay::TunnelEnd};
 
 /// What is recorded of one request.
 pub struct RequestRecord<'a> {
@@ -59,5 +59,40 @@ pub fn request(policy: &AuditPolicy, record: &RequestRecord<'_>) {
         denial = record.denial,
         bytes = record.bytes,
         seconds = record.elapsed.as_secs_f64(),
+    );
+}
+
+/// What is recorded of one WebSocket.
+pub struct TunnelRecord<'a> {
+    /// Where it came from.
+    pub peer: SocketAddr,
+    /// The rule that it was opened under.
+    pub route: &'a str,
+    /// Whose it was.
+    pub identity: Option<&'a Identity>,
+    /// Who ended it.
+    pub by: &'static str,
+    /// How it went.
+    pub end: &'a TunnelEnd,
+}
+
+/// Records the end of a WebSocket.
+pub fn tunnel(record: &TunnelRecord<'_>) {
+    let end = record.end;
+    tracing::info!(
+        target: "sealgate::audit",
+        activity = "websocket-closed",
+        peer = %record.peer,
+        route = record.route,
+        subject = record.identity.map(|identity| identity.subject.as_str()),
+        session = record.identity.and_then(|identity| identity.session.as_deref()),
+        code = end.code,
+        by = record.by,
+        denial = end.denial.as_ref().map(sealgate_policy::Denial::reason),
+        messages_to_upstream = end.to_upstream.messages,
+        bytes_to_upstream = end.to_upstream.bytes,
+        messages_to_client = end.to_client.messages,
+        bytes_to_client = end.to_client.bytes,
+        refused = end.refused,
     );
 }

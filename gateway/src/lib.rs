@@ -1,3 +1,18 @@
-//! The gateway.
+//! sealgate: an edge gateway for instant messaging.
+//!
+//! A connection enters at [`edge`], becomes requests in [`http`], and perhaps a WebSocket in
+//! [`websocket`]. Whether any of it may pass is for [`sealgate_policy`] to say; [`session`] and
+//! [`limits`] bring the evidence, [`upstream`] knows the way on. [`reload`] puts policies into force.
 
+pub mod admin;
+pub mod audit;
+pub mod cli;
+mod clock;
+pub mod edge;
+pub mod http;
+pub mod limits;
+pub mod metrics;
+pub mod reload;
+pub mod session;
+pub mod upstream;
 pub mod websocket;

@@ -1,2 +1,5 @@
-//! sealgate.
-fn main() {}
+//! `sealgate`, the program: see [`sealgate::cli`].
+
+fn main() -> std::process::ExitCode {
+    sealgate::cli::main()
+}

@@ -9,6 +9,8 @@ use prometheus::{
 };
 use sealgate_policy::{Denial, Policy, Rule};
 
+use crate::websocket::relay::{ReasonCounters, TunnelMetrics};
+
 /// Seconds from the head of a request to the last byte of its answer.
 const DURATION_BUCKETS: [f64; 12] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
@@ -50,16 +52,8 @@ pub struct RuleMetrics {
     seconds: Histogram,
     /// WebSockets open now.
     pub sockets_open: IntGauge,
-    /// Messages of clients that were let pass.
-    pub messages_to_upstream: IntCounter,
-    /// Messages of the backend that were let pass.
-    pub messages_to_client: IntCounter,
-    /// Payload bytes of clients' messages.
-    pub bytes_to_upstream: IntCounter,
-    /// Payload bytes of the backend's messages.
-    pub bytes_to_client: IntCounter,
-    /// Messages refused, in either direction.
-    pub refused: IntCounter,
+    /// Messages of those WebSockets.
+    pub tunnel: Arc<TunnelMetrics>,
 }
 
 /// The children of all rules of a snapshot, by rule id; the last is for requests without a rule.
@@ -71,7 +65,7 @@ impl RouteMetrics {
     #[expect(clippy::indexing_slicing, reason = "build() made one for each rule and one more")]
     pub fn of(&self, rule: Option<&Rule>) -> &RuleMetrics {
         let last = self.0.len() - 1;
-        &self.0[rule.map_or(last, |rule| (rule.id().0 as usize).min(last))]
+        &self.0[rule.map_or(last, |rule| (rule.id.0 as usize).min(last))]
     }
 }
 
@@ -145,7 +139,7 @@ impl Metrics {
             denials: metric!(r, counters("sealgate_denials_total", "Requests refused.", &["reason"])),
             shadow_denials: metric!(
                 r,
-                counters("sealgate_shadow_denials_total", "Requests that a shadow rule would have refused.", &["reason"])
+                counters("sealgate_shadow_denials_total", "Requests and messages that a shadow rule would have refused.", &["reason"])
             ),
             upstream_errors: metric!(
                 r,
@@ -162,7 +156,7 @@ impl Metrics {
             ),
             message_refusals: metric!(
                 r,
-                counters("sealgate_websocket_refused_messages_total", "Messages refused.", &["route"])
+                counters("sealgate_websocket_refused_messages_total", "Messages refused.", &["reason"])
             ),
             closes: metric!(
                 r,
@@ -209,11 +203,14 @@ impl Metrics {
                 .map(|class| self.requests.with_label_values(&[route, class])),
             seconds: self.request_seconds.with_label_values(&[route]),
             sockets_open: self.sockets_open.with_label_values(&[route]),
-            messages_to_upstream: direction(&self.messages, "to-upstream"),
-            messages_to_client: direction(&self.messages, "to-client"),
-            bytes_to_upstream: direction(&self.message_bytes, "to-upstream"),
-            bytes_to_client: direction(&self.message_bytes, "to-client"),
-            refused: self.message_refusals.with_label_values(&[route]),
+            tunnel: Arc::new(TunnelMetrics {
+                messages_to_upstream: direction(&self.messages, "to-upstream"),
+                messages_to_client: direction(&self.messages, "to-client"),
+                bytes_to_upstream: direction(&self.message_bytes, "to-upstream"),
+                bytes_to_client: direction(&self.message_bytes, "to-client"),
+                refused: ReasonCounters::prepare(|reason| self.message_refusals.with_label_values(&[reason])),
+                shadowed: ReasonCounters::prepare(|reason| self.shadow_denials.with_label_values(&[reason])),
+            }),
         }
     }
 
@@ -277,6 +274,11 @@ impl Metrics {
         self.policy_info.with_label_values(&[hash]).set(1);
     }
 
+    /// The files say again what is in force.
+    pub fn policy_confirmed(&self) {
+        self.reload_success.set(1);
+    }
+
     /// A policy was not taken; the one before stays.
     pub fn policy_failed(&self) {
         self.reloads.with_label_values(&["failure"]).inc();
@@ -284,10 +286,10 @@ impl Metrics {
     }
 
     /// When the certificates of the snapshot end.
-    pub fn certificates(&self, expiries: impl Iterator<Item = (String, i64)>) {
+    pub fn certificates<'a>(&self, expiries: impl Iterator<Item = (&'a str, u64)>) {
         self.certificate_expiry.reset();
         for (name, at) in expiries {
-            self.certificate_expiry.with_label_values(&[name.as_str()]).set(at);
+            self.certificate_expiry.with_label_values(&[name]).set(i64::try_from(at).unwrap_or(i64::MAX));
         }
     }
 

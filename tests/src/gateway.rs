@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Output};
+use std::process::{Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -164,7 +164,7 @@ impl Gateway {
 
     /// A token for `user` from the development login, good for `lifetime` seconds.
     pub fn login(&self, user: &str, lifetime: u64) -> String {
-        let body = serde_json::json!({ "user": user, "lifetime": lifetime }).to_string();
+        let body = serde_json::json!({ "user": user, "device": "tests", "lifetime": lifetime }).to_string();
         let reply = self.curl("/v1/dev/login").json(&body).send();
         assert_eq!(reply.status, 200, "{reply:?}");
         let answer = reply.json();
@@ -272,6 +272,38 @@ impl Gateway {
             String::from_utf8_lossy(&output.stderr)
         );
         (output.status.success(), said)
+    }
+
+    /// The serial number, in upper-case hex, of the certificate shown to a client that asks for `name`.
+    pub fn served_serial(&self, name: &str) -> String {
+        let shown = Command::new("openssl")
+            .args([
+                "s_client",
+                "-connect",
+                &self.address().to_string(),
+                "-servername",
+                name,
+            ])
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .output()
+            .expect("openssl runs");
+        let mut read = Command::new("openssl")
+            .args(["x509", "-noout", "-serial"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("openssl runs");
+        read.stdin
+            .take()
+            .expect("piped")
+            .write_all(&shown.stdout)
+            .expect("openssl listens");
+        let output = read.wait_with_output().expect("openssl ends");
+        String::from_utf8_lossy(&output.stdout)
+            .trim()
+            .trim_start_matches("serial=")
+            .to_owned()
     }
 
     /// Sends a signal.

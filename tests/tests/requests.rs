@@ -565,7 +565,7 @@ fn keys_that_cannot_be_had_are_503_and_not_401() {
     let bundle = bundle();
     let policy = Bundle::BASE.replace(
         r#""file:${state}/jwks.json""#,
-        &format!(r#""http://127.0.0.1:{}/jwks.json""#, sealgate_tests::free_port()),
+        &format!(r#""https://127.0.0.1:{}/jwks.json""#, sealgate_tests::free_port()),
     );
     bundle.write_file("policy.toml", &format!("{policy}{RULES}"));
     let gateway = Gateway::run(&bundle);

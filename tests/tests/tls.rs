@@ -254,35 +254,13 @@ fn certificates_are_chosen_by_server_name() {
         ("localhost", &default),
         ("two.one.rooms.example.test", &default),
     ] {
-        assert_eq!(served_serial(gateway.port(), name), *expected, "{name}");
+        assert_eq!(gateway.served_serial(name), *expected, "{name}");
     }
     // A key of another certificate is named before it is swapped in.
     std::fs::copy(bundle.pki.path("server.key"), bundle.pki.path("chat.key")).unwrap();
     let (reloaded, said) = gateway.reload();
     assert!(!reloaded && said.contains("chat"), "{said}");
-    assert_eq!(served_serial(gateway.port(), "chat.example.test"), serial);
-}
-
-/// The serial number of the certificate shown for a name.
-fn served_serial(port: u16, name: &str) -> String {
-    let handshake = handshake(port, &["-servername", name]).unwrap_or_else(|said| panic!("{name}: {said}"));
-    let mut x509 = Command::new("openssl")
-        .args(["x509", "-noout", "-serial"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("openssl runs");
-    x509.stdin
-        .take()
-        .unwrap()
-        .write_all(handshake.said.as_bytes())
-        .unwrap();
-    let output = x509.wait_with_output().unwrap();
-    String::from_utf8(output.stdout)
-        .unwrap()
-        .trim()
-        .trim_start_matches("serial=")
-        .to_owned()
+    assert_eq!(gateway.served_serial("chat.example.test"), serial);
 }
 
 #[test]

@@ -39,11 +39,11 @@ pub(super) fn permit(
     peer: SocketAddr,
 ) -> Result<(ConnectionPermit, ConnectionGuard), Denial> {
     // Counted first, judged second: two connections at once cannot both be the last one allowed.
-    let (counted, counts) = core.gateway.connections.enter(peer.ip());
+    let counted = core.gateway.connections.open(peer.ip());
     let facts = ConnectionFacts {
         peer: peer.ip(),
-        open_total: counts.total,
-        open_from_address: counts.from_address,
+        open_total: counted.others_in_total(),
+        open_from_address: counted.others_from_address(),
     };
     let permit = snapshot.policy.permit_connection(&facts)?;
     Ok((permit, counted))
@@ -59,7 +59,7 @@ pub(super) async fn serve(
     counted: ConnectionGuard,
 ) {
     let _open = core.count_open();
-    let metrics = &core.gateway.metrics;
+    let metrics = core.gateway.metrics();
     metrics.connection_opened();
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY");

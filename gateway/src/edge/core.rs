@@ -11,15 +11,23 @@ use std::{
 use arc_swap::{ArcSwap, Cache};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Notify, watch},
+    sync::Notify,
     task::LocalSet,
 };
 
 use super::{Gateway, accept};
-use crate::{reload::Snapshot, session::TokenCache, upstream::pool::Pool};
+use crate::{
+    http::{Sockets, drain, rejudge},
+    reload::Snapshot,
+    session::TokenCache,
+    upstream::pool::Pool,
+};
 
 /// Tokens that a core remembers as verified.
 const TOKEN_CACHE_ENTRIES: usize = 16 * 1024;
+
+/// WebSockets that a core holds at most.
+const MAX_SOCKETS: u32 = 1 << 20;
 
 /// How long accepting rests when the process has no descriptor left.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
@@ -33,29 +41,31 @@ pub struct Core {
     /// Connections to backends.
     pub pool: Rc<Pool>,
     /// Live WebSockets of this core.
-    pub sockets: crate::http::Sockets,
+    pub sockets: Sockets,
     /// Wakes everything that has to end when the gateway drains.
     pub drain: Rc<Notify>,
     draining: Cell<bool>,
     snapshot: RefCell<Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
     random: RefCell<fastrand::Rng>,
     open: Rc<Cell<usize>>,
+    rejudge: Notify,
 }
 
 impl Core {
-    fn new(gateway: Arc<Gateway>) -> Self {
+    fn new(gateway: Arc<Gateway>) -> Result<Self, CryptoError> {
         let snapshot = RefCell::new(Cache::new(gateway.current.clone()));
-        Self {
+        Ok(Self {
             gateway,
-            tokens: TokenCache::new(TOKEN_CACHE_ENTRIES),
+            tokens: TokenCache::new(TOKEN_CACHE_ENTRIES)?,
             pool: Rc::default(),
-            sockets: Default::default(),
+            sockets: Sockets::new(MAX_SOCKETS),
             drain: Rc::default(),
             draining: Cell::new(false),
             snapshot,
             random: RefCell::new(fastrand::Rng::new()),
             open: Rc::default(),
-        }
+            rejudge: Notify::new(),
+        })
     }
 
     /// The policy of this moment. A unit of work takes it once and keeps it to its end.
@@ -76,15 +86,20 @@ impl Core {
         self.draining.get()
     }
 
+    /// Has all open sockets judged by the policy in force, after what runs now.
+    pub fn rejudge_soon(&self) {
+        self.rejudge.notify_one();
+    }
+
     /// Counts a connection or tunnel as open until the guard drops.
-    pub(super) fn count_open(&self) -> OpenGuard {
+    pub fn count_open(&self) -> OpenGuard {
         self.open.set(self.open.get() + 1);
         OpenGuard(self.open.clone())
     }
 }
 
 /// One open connection of a core.
-pub(super) struct OpenGuard(Rc<Cell<usize>>);
+pub struct OpenGuard(Rc<Cell<usize>>);
 
 impl Drop for OpenGuard {
     fn drop(&mut self) {
@@ -97,24 +112,28 @@ impl Drop for OpenGuard {
 /// # Errors
 ///
 /// The runtime or a listener could not be set up.
-pub fn run(gateway: Arc<Gateway>, listeners: Vec<StdListener>, stop: watch::Receiver<bool>) -> std::io::Result<()> {
+pub fn run(gateway: Arc<Gateway>, listeners: Vec<StdListener>) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = LocalSet::new();
     let listeners = {
         let _entered = runtime.enter();
         listeners.into_iter().map(TcpListener::from_std).collect::<Result<Vec<_>, _>>()?
     };
-    local.block_on(&runtime, drive(Rc::new(Core::new(gateway)), listeners, stop));
+    local.block_on(&runtime, drive(Rc::new(Core::new(gateway)), listeners));
     Ok(())
 }
 
-async fn drive(core: Rc<Core>, listeners: Vec<TcpListener>, mut stop: watch::Receiver<bool>) {
+async fn drive(core: Rc<Core>, listeners: Vec<TcpListener>) {
+    let mut stop = core.gateway.stop.subscribe();
     let accepting: Vec<_> = listeners
         .into_iter()
         .map(|listener| tokio::task::spawn_local(accept_loop(core.clone(), listener)))
         .collect();
-    // A sender that is gone means the same as `true`.
-    let _ = stop.wait_for(|stop| *stop).await;
+    tokio::select! {
+        // A sender that is gone means the same as `true`.
+        _ = stop.wait_for(|stop| *stop) => {}
+        () = follow_policy(&core) => {}
+    }
     for task in &accepting {
         task.abort();
     }
@@ -123,7 +142,7 @@ async fn drive(core: Rc<Core>, listeners: Vec<TcpListener>, mut stop: watch::Rec
     }
     core.draining.set(true);
     core.drain.notify_waiters();
-    core.sockets.drain(&core);
+    drain(&core).await;
     let deadline = tokio::time::Instant::now() + core.snapshot().policy.connections().drain_timeout;
     while core.open.get() > 0 && tokio::time::Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -133,13 +152,25 @@ async fn drive(core: Rc<Core>, listeners: Vec<TcpListener>, mut stop: watch::Rec
     }
 }
 
+/// Has open sockets judged anew whenever the policy changes.
+async fn follow_policy(core: &Core) {
+    let mut changes = core.gateway.outliving.changes.subscribe();
+    loop {
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            () = core.rejudge.notified() => {}
+        }
+        rejudge(core).await;
+    }
+}
+
 async fn accept_loop(core: Rc<Core>, listener: TcpListener) {
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => admit(&core, stream, peer),
             Err(error) if transient(&error) => {}
             Err(error) => {
-                core.gateway.metrics.accept_failed();
+                core.gateway.metrics().accept_failed();
                 tracing::warn!(%error, "cannot accept; resting");
                 tokio::time::sleep(ACCEPT_BACKOFF).await;
             }
@@ -160,7 +191,7 @@ fn admit(core: &Rc<Core>, stream: TcpStream, mut peer: std::net::SocketAddr) {
             tokio::task::spawn_local(accept::serve(core.clone(), snapshot, stream, peer, permit, counted));
         }
         // Dropping the socket closes it: before TLS there is no better answer.
-        Err(denial) => core.gateway.metrics.connection_refused(denial.reason()),
+        Err(denial) => core.gateway.metrics().connection_refused(denial.reason()),
     }
 }
 

@@ -26,27 +26,38 @@ pub use self::{
     stream::EdgeStream,
 };
 use crate::{
-    limits::{ConnectionLimits, RateStore},
+    limits::ConnectionLimits,
     metrics::Metrics,
-    reload::Snapshot,
+    reload::{Outliving, Snapshot},
     session::Revocations,
-    upstream::EndpointIds,
 };
 
 /// What all cores share, and what outlives a reload.
 pub struct Gateway {
     /// The policy in force.
     pub current: Arc<ArcSwap<Snapshot>>,
-    /// Rate limit cells: a reload forgives nobody.
-    pub rates: Arc<RateStore>,
     /// Open connections, in total and by address.
     pub connections: Arc<ConnectionLimits>,
     /// Sessions, subjects and tokens that ended before their time.
     pub revocations: Revocations,
+    /// What no reload touches: rate cells, counters, ticket keys.
+    pub outliving: Arc<Outliving>,
+    /// Turns true when the gateway is to end: no new connections, old ones finish.
+    pub stop: watch::Sender<bool>,
+}
+
+impl Gateway {
     /// What Prometheus scrapes.
-    pub metrics: Metrics,
-    /// Names endpoints for the pools.
-    pub endpoints: EndpointIds,
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.outliving.metrics
+    }
+
+    /// Whether the gateway is on its way out.
+    #[must_use]
+    pub fn draining(&self) -> bool {
+        *self.stop.borrow()
+    }
 }
 
 /// The cores, as Pingora sees them.
@@ -54,21 +65,15 @@ pub struct EdgeService {
     gateway: Arc<Gateway>,
     /// For each core, its sockets.
     sockets: Vec<Vec<TcpListener>>,
-    stop: watch::Receiver<bool>,
     drained: Option<oneshot::Sender<()>>,
 }
 
 impl EdgeService {
-    /// Cores that serve `sockets` (a list for each core) until `stop`; `drained` hears when nothing is
-    /// left.
+    /// Cores that serve `sockets` (a list for each core) until the gateway stops; `drained` hears when
+    /// nothing is left.
     #[must_use]
-    pub fn new(
-        gateway: Arc<Gateway>,
-        sockets: Vec<Vec<TcpListener>>,
-        stop: watch::Receiver<bool>,
-        drained: oneshot::Sender<()>,
-    ) -> Self {
-        Self { gateway, sockets, stop, drained: Some(drained) }
+    pub fn new(gateway: Arc<Gateway>, sockets: Vec<Vec<TcpListener>>, drained: oneshot::Sender<()>) -> Self {
+        Self { gateway, sockets, drained: Some(drained) }
     }
 }
 
@@ -84,9 +89,9 @@ impl ServiceWithDependents for EdgeService {
         let mut ended = Vec::new();
         for (index, sockets) in self.sockets.drain(..).enumerate() {
             let (end, has_ended) = oneshot::channel();
-            let (gateway, stop) = (self.gateway.clone(), self.stop.clone());
+            let gateway = self.gateway.clone();
             let spawned = std::thread::Builder::new().name(format!("sealgate-core-{index}")).spawn(move || {
-                if let Err(error) = core::run(gateway, sockets, stop) {
+                if let Err(error) = core::run(gateway, sockets) {
                     tracing::error!(%error, "a core could not start");
                 }
                 let _ = end.send(());

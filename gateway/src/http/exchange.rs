@@ -112,7 +112,7 @@ impl Drop for Exchange {
         let elapsed = self.began.elapsed();
         self.snapshot.metrics.of(self.rule.as_deref()).request(self.status, elapsed);
         if let Some(reason) = self.denial {
-            self.core.gateway.metrics.denied(reason);
+            self.core.gateway.metrics().denied(reason);
         }
         audit::request(
             self.snapshot.policy.audit(),
@@ -121,7 +121,7 @@ impl Drop for Exchange {
                 peer: self.connection.peer,
                 tls: self.connection.tls,
                 method: &self.method,
-                route: self.rule.as_deref().map(Rule::name),
+                route: self.rule.as_deref().map(|rule| &*rule.name),
                 identity: self.identity.as_deref(),
                 status: self.status,
                 denial: self.denial,

@@ -14,7 +14,10 @@ use super::{
     headers,
     walk::{Answer, Door},
 };
-use crate::{limits::RateStanding, upstream::pool::SendError};
+use crate::{
+    limits::RateStanding,
+    upstream::{ConnectError, pool::SendError},
+};
 
 /// Forwards what `permit` allows, and answers with what the backend says.
 pub async fn forward(
@@ -68,7 +71,7 @@ pub async fn forward(
         Err(error) => {
             let denial = denial_for(&error, fate.as_deref());
             if denial.status().is_server_error() {
-                core.gateway.metrics.upstream_failed(&upstream.name);
+                core.gateway.metrics().upstream_failed(&upstream.name);
                 tracing::warn!(upstream = %upstream.name, %error, "no answer from the backend");
             }
             return Err((denial, exchange));
@@ -80,7 +83,7 @@ pub async fn forward(
     headers::strip_response(&mut parts.headers);
     headers::add_security(&mut parts.headers, snapshot.hsts.as_ref(), exchange.id);
     if let Some(standing) = standing {
-        snapshot.rates.standing_headers(&standing, &mut parts.headers);
+        snapshot.rates.write_standing(&standing, &mut parts.headers);
     }
     Ok(Response::from_parts(parts, ResponseBody::streamed(incoming, lease, fate, exchange)))
 }
@@ -130,9 +133,8 @@ fn denial_for(error: &SendError, fate: Option<&Cell<Fate>>) -> Denial {
         Some(Fate::Flowing | Fate::Complete) | None => {}
     }
     match error {
-        SendError::Connect(_) => Denial::UpstreamUnavailable,
-        SendError::Http(_) => Denial::UpstreamFailed,
-        SendError::TimedOut => Denial::UpstreamTimedOut,
+        SendError::Connect(ConnectError::TimedOut) | SendError::TimedOut => Denial::UpstreamTimeout,
+        SendError::Connect(ConnectError::Io(_)) | SendError::Http(_) => Denial::UpstreamUnavailable,
     }
 }
 

@@ -9,4 +9,6 @@ mod target;
 mod tunnel;
 mod walk;
 
+pub use exchange::RequestId;
+pub use tunnel::{OpenSocket, Sockets, drain, rejudge};
 pub use walk::serve;

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
-use sealgate_policy::{Denial, TokenFault};
+use sealgate_policy::{Denial, RateExceeded, TokenFault};
 use serde_json::json;
 
 use super::{body::ResponseBody, exchange::Exchange, headers};
@@ -50,9 +50,8 @@ fn add_particulars(fields: &mut HeaderMap, denial: &Denial, snapshot: &Snapshot)
                 fields.insert(header::ALLOW, allow);
             }
         }
-        Denial::RateExceeded(exceeded) => {
-            fields.insert(header::RETRY_AFTER, exceeded.retry_after.as_secs_f64().ceil().max(1.0).to_string().parse().unwrap_or(HeaderValue::from_static("1")));
-            snapshot.rates.exceeded_headers(exceeded, fields);
+        Denial::RateExceeded { rate, retry_after } => {
+            snapshot.rates.write_refusal(&RateExceeded { rate: *rate, retry_after: *retry_after }, fields);
         }
         other => match other.status() {
             StatusCode::SERVICE_UNAVAILABLE => {

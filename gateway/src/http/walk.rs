@@ -1,10 +1,10 @@
 //! The request walk: facts, token, judgement, and only then the way to a backend.
 
-use std::{convert::Infallible, rc::Rc, sync::Arc};
+use std::{convert::Infallible, rc::Rc, sync::Arc, time::Duration};
 
 use http::{Request, Response};
 use hyper::body::{Body as _, Incoming};
-use sealgate_policy::{Authentication, Denial, Evidence, Identity, RequestFacts, RequestPermit, RouteMatch, settle};
+use sealgate_policy::{Authentication, Denial, Evidence, Identity, RequestFacts, RequestPermit, RouteMatch, TokenFault, settle};
 
 use super::{body::ResponseBody, exchange::Exchange, forward, refusal, target::Target, tunnel};
 use crate::{
@@ -12,8 +12,11 @@ use crate::{
     edge::{Connection, Core},
     limits::RateStanding,
     reload::Snapshot,
-    session,
+    session::{self, TokenFailure},
 };
+
+/// How long a request waits for its issuer's new keys.
+const KEY_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Answers one request. Never fails: a refusal is an answer, and so is a fault.
 ///
@@ -85,14 +88,14 @@ async fn admit(
     }
     let demands = matched.judge(&facts, identity.clone())?;
     let taken = snapshot.rates.take(demands.rates(), &demands.rate_facts());
-    let revoked = identity.as_deref().is_some_and(|identity| core.gateway.revocations.revoked(identity));
+    let revoked = identity.as_deref().is_some_and(|identity| core.gateway.revocations.is_revoked(identity, clock::unix_now()));
     let (standing, rates) = match taken {
         Ok(standing) => (standing, Ok(())),
         Err(exceeded) => (None, Err(exceeded)),
     };
     let permit = settle(demands, Evidence { rates, revoked })?;
     if let Some(denial) = permit.shadowed() {
-        core.gateway.metrics.shadow_denied(denial.reason());
+        core.gateway.metrics().shadow_denied(denial.reason());
     }
     Ok(Admitted { permit, standing, target })
 }
@@ -110,6 +113,14 @@ async fn identify(
     let Some(token) = session::bearer(facts.headers, facts.websocket).map_err(Denial::TokenInvalid)? else {
         return Err(Denial::TokenMissing);
     };
-    let identity = snapshot.verifier.verify(token, clock::unix_now(), &core.tokens)?;
-    Ok(Some(identity))
+    let verify = || snapshot.verifier.verify(token.as_str(), clock::unix_now(), &core.tokens);
+    match verify() {
+        // The issuer may have a new key; a client with a good token must not be sent to log in again.
+        Err(TokenFailure::Fault(TokenFault::Key) | TokenFailure::KeysUnavailable)
+            if snapshot.verifier.refreshed(token.as_str(), KEY_PATIENCE).await =>
+        {
+            Ok(Some(verify()?))
+        }
+        outcome => Ok(Some(outcome?)),
+    }
 }

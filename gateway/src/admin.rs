@@ -1,0 +1,128 @@
+//! The private listeners: metrics and health for scrapers, and the control socket for the operator.
+
+pub mod control;
+mod scrape;
+
+use std::{
+    collections::HashMap,
+    net::TcpListener,
+    os::unix::net::UnixListener,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use pingora_core::{
+    server::{ListenFds, ShutdownWatch},
+    services::{ServiceReadyNotifier, ServiceWithDependents},
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+
+use crate::{
+    edge::Gateway,
+    reload::{Cause, Reloader, Request, watch_files},
+};
+
+/// Everything beside the cores: reloading, probes, control, health checks.
+pub struct AdminService {
+    gateway: Arc<Gateway>,
+    parts: Option<Parts>,
+}
+
+/// What the service takes over when it starts.
+pub struct Parts {
+    /// Answers all requests to reload.
+    pub reloader: Reloader,
+    /// The bundle's folder, to be watched.
+    pub bundle: PathBuf,
+    /// Where metrics are scraped.
+    pub scrape: TcpListener,
+    /// Where the operator's commands come in.
+    pub control: UnixListener,
+}
+
+impl AdminService {
+    /// A service over sockets that are bound already.
+    #[must_use]
+    pub fn new(gateway: Arc<Gateway>, parts: Parts) -> Self {
+        Self { gateway, parts: Some(parts) }
+    }
+
+    async fn run(&self, parts: Parts) -> std::io::Result<()> {
+        let Parts { reloader, bundle, scrape, control } = parts;
+        let (requests, inbox) = mpsc::channel(16);
+        let scrape = tokio::net::TcpListener::from_std(scrape)?;
+        let control = tokio::net::UnixListener::from_std(control)?;
+        let hangup = signal(SignalKind::hangup())?;
+        tokio::join!(
+            reloader.run(inbox),
+            watch_files(bundle, self.gateway.current.clone(), requests.clone()),
+            reload_on(hangup, requests.clone()),
+            control::serve(control, self.gateway.clone(), requests),
+            scrape::serve(scrape, self.gateway.clone()),
+            check_upstreams(&self.gateway),
+        );
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl ServiceWithDependents for AdminService {
+    async fn start_service(
+        &mut self,
+        _fds: Option<ListenFds>,
+        mut shutdown: ShutdownWatch,
+        _listeners_per_fd: usize,
+        ready: ServiceReadyNotifier,
+    ) {
+        ready.notify_ready();
+        let Some(parts) = self.parts.take() else { return };
+        tokio::select! {
+            outcome = self.run(parts) => if let Err(error) = outcome {
+                tracing::error!(%error, "the private listeners ended");
+            },
+            _ = shutdown.changed() => {}
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        "admin"
+    }
+
+    fn threads(&self) -> Option<usize> {
+        Some(1)
+    }
+}
+
+async fn reload_on(mut hangup: tokio::signal::unix::Signal, requests: mpsc::Sender<Request>) {
+    while hangup.recv().await.is_some() {
+        if requests.send(Request { cause: Cause::Signal, reply: None }).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Probes the endpoints of each upstream that asks for it, at its own interval.
+async fn check_upstreams(gateway: &Gateway) {
+    let mut due: HashMap<Arc<str>, Instant> = HashMap::new();
+    loop {
+        let snapshot = gateway.current.load_full();
+        let now = Instant::now();
+        let mut next = now + Duration::from_secs(1);
+        for upstream in snapshot.upstreams.iter() {
+            let Some(interval) = upstream.balancer().health_interval() else { continue };
+            let at = due.entry(upstream.name.clone()).or_insert(now);
+            if *at <= now {
+                *at = now + interval;
+                upstream.balancer().check_health().await;
+            }
+            next = next.min(*at);
+        }
+        due.retain(|name, _| snapshot.upstreams.iter().any(|upstream| upstream.name == *name));
+        tokio::time::sleep_until(next.into()).await;
+    }
+}

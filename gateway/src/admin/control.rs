@@ -1,0 +1,163 @@
+//! The control socket: one JSON object a line in, one out. Whoever may open it (mode 0600) may command.
+
+use std::{
+    io::{self, BufRead as _, Write as _},
+    os::unix::{fs::PermissionsExt as _, net::UnixListener as StdListener, net::UnixStream as StdStream},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::{UnixListener, UnixStream},
+    sync::{mpsc, oneshot},
+};
+
+use crate::{
+    edge::Gateway,
+    reload::{Cause, LoadError, Report, Request},
+};
+
+/// Longest line that is read.
+const MAX_LINE_BYTES: u64 = 64 * 1024;
+
+/// How long a client may take over its line.
+const LINE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A command of the operator.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Command {
+    /// Load the policy anew.
+    Reload,
+    /// Say what is in force.
+    Status,
+}
+
+/// The answer to a [`Command`].
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "kebab-case")]
+pub enum Answer {
+    /// A policy is in force.
+    Loaded(Report),
+    /// The policy was not taken.
+    Rejected(LoadError),
+    /// What is in force.
+    Status(Status),
+    /// The command was not understood.
+    Refused {
+        /// Why.
+        message: String,
+    },
+}
+
+/// The state of a gateway.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// The running version.
+    pub version: String,
+    /// Counts the policies since the start.
+    pub generation: u64,
+    /// The hash of the policy in force.
+    pub hash: String,
+    /// Open connections, WebSockets included.
+    pub connections: u32,
+}
+
+/// Binds the control socket at `path`, mode 0600. Takes the place of a socket that nobody answers on.
+///
+/// # Errors
+///
+/// Another gateway answers there, or the path is not ours to write.
+pub fn bind(path: &Path) -> io::Result<StdListener> {
+    if path.exists() {
+        if StdStream::connect(path).is_ok() {
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another gateway answers there"));
+        }
+        std::fs::remove_file(path)?;
+    }
+    // Bound under another name and moved when its mode is set: at `path`, it was never open to others.
+    let fresh = path.with_extension(format!("{}.new", std::process::id()));
+    let listener = StdListener::bind(&fresh)?;
+    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&fresh, path)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Answers commands for ever.
+pub(super) async fn serve(listener: UnixListener, gateway: Arc<Gateway>, requests: mpsc::Sender<Request>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let (gateway, requests) = (gateway.clone(), requests.clone());
+                tokio::spawn(async move {
+                    if let Err(error) = converse(stream, &gateway, &requests).await {
+                        tracing::debug!(%error, "control socket");
+                    }
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "control socket");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+async fn converse(stream: UnixStream, gateway: &Gateway, requests: &mpsc::Sender<Request>) -> io::Result<()> {
+    let (read, mut write) = stream.into_split();
+    let mut line = String::new();
+    let mut read = BufReader::new(read.take(MAX_LINE_BYTES));
+    tokio::time::timeout(LINE_TIMEOUT, read.read_line(&mut line)).await??;
+    let answer = match serde_json::from_str(&line) {
+        Ok(command) => obey(command, gateway, requests).await,
+        Err(error) => Answer::Refused { message: error.to_string() },
+    };
+    let mut text = serde_json::to_vec(&answer)?;
+    text.push(b'\n');
+    write.write_all(&text).await
+}
+
+async fn obey(command: Command, gateway: &Gateway, requests: &mpsc::Sender<Request>) -> Answer {
+    match command {
+        Command::Reload => {
+            let (reply, outcome) = oneshot::channel();
+            let request = Request { cause: Cause::Command, reply: Some(reply) };
+            if requests.send(request).await.is_err() {
+                return Answer::Refused { message: "the gateway is going down".to_owned() };
+            }
+            match outcome.await {
+                Ok(Ok(report)) => Answer::Loaded(report),
+                Ok(Err(error)) => Answer::Rejected(error),
+                Err(_) => Answer::Refused { message: "the gateway is going down".to_owned() },
+            }
+        }
+        Command::Status => {
+            let snapshot = gateway.current.load();
+            Answer::Status(Status {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                generation: snapshot.generation,
+                hash: snapshot.policy.hash().to_owned(),
+                connections: gateway.connections.total(),
+            })
+        }
+    }
+}
+
+/// Sends `command` to the gateway at `path` and waits for its answer.
+///
+/// # Errors
+///
+/// Nobody answers there, or not what was expected.
+pub fn ask(path: &Path, command: &Command) -> io::Result<Answer> {
+    let mut stream = StdStream::connect(path)?;
+    let mut text = serde_json::to_vec(command)?;
+    text.push(b'\n');
+    stream.write_all(&text)?;
+    let mut line = String::new();
+    io::BufReader::new(stream).read_line(&mut line)?;
+    Ok(serde_json::from_str(&line)?)
+}

@@ -1,0 +1,103 @@
+//! `/metrics`, `/healthz` and `/readyz`, read-only.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{net::TcpListener, sync::Semaphore};
+
+use crate::{clock, edge::Gateway};
+
+/// Scrapers at a time; a scrape is short.
+const MAX_CONNECTIONS: usize = 64;
+
+/// Longest wait for a request's head, and longest idle connection.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Answers scrapers for ever.
+pub(super) async fn serve(listener: TcpListener, gateway: Arc<Gateway>) {
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(place) = room.clone().acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "metrics listener");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let gateway = gateway.clone();
+        tokio::spawn(async move {
+            let _place = place;
+            let service = service_fn(|request| {
+                let response = answer(&gateway, &request);
+                async move { Ok::<_, Infallible>(response) }
+            });
+            let serving = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(PATIENCE)
+                .serve_connection(TokioIo::new(stream), service);
+            if let Err(error) = serving.await {
+                tracing::debug!(%error, "metrics connection");
+            }
+        });
+    }
+}
+
+fn answer(gateway: &Gateway, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned());
+        response.headers_mut().insert(header::ALLOW, http::HeaderValue::from_static("GET, HEAD"));
+        return response;
+    }
+    match request.uri().path() {
+        "/metrics" => metrics(gateway),
+        "/healthz" => text(StatusCode::OK, "alive\n".to_owned()),
+        "/readyz" => ready(gateway),
+        _ => text(StatusCode::NOT_FOUND, "/metrics /healthz /readyz\n".to_owned()),
+    }
+}
+
+fn metrics(gateway: &Gateway) -> Response<Full<Bytes>> {
+    let snapshot = gateway.current.load();
+    let ages = snapshot.verifier.key_ages(clock::unix_now());
+    match gateway.metrics().render(gateway.connections.total(), ages) {
+        Ok(metrics) => {
+            let mut response = text(StatusCode::OK, metrics);
+            response.headers_mut().insert(
+                header::CONTENT_TYPE,
+                http::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"),
+            );
+            response
+        }
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+    }
+}
+
+/// Ready is who can judge and has somewhere to send: not draining, and each upstream with an endpoint.
+fn ready(gateway: &Gateway) -> Response<Full<Bytes>> {
+    if gateway.draining() {
+        return text(StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned());
+    }
+    let snapshot = gateway.current.load();
+    let without: Vec<_> =
+        snapshot.upstreams.iter().filter(|upstream| upstream.select(b"").is_none()).map(|u| &*u.name).collect();
+    if without.is_empty() {
+        text(StatusCode::OK, "ready\n".to_owned())
+    } else {
+        text(StatusCode::SERVICE_UNAVAILABLE, format!("no healthy endpoint: {}\n", without.join(", ")))
+    }
+}
+
+fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, http::HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}

@@ -1,0 +1,62 @@
+//! `sealgate reload` and `sealgate status`, over the control socket.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::Args;
+
+use super::{FINE, REFUSED};
+use crate::admin::control::{Answer, Command, ask};
+
+#[derive(Args)]
+pub struct ControlArgs {
+    /// The running gateway's control socket; by default `control.sock` in the state folder.
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
+    /// The running gateway's state folder.
+    #[arg(long, value_name = "DIR", default_value = ".sealgate")]
+    state: PathBuf,
+    /// Report as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn reload(args: &ControlArgs) -> anyhow::Result<u8> {
+    report(args, &Command::Reload)
+}
+
+pub fn status(args: &ControlArgs) -> anyhow::Result<u8> {
+    report(args, &Command::Status)
+}
+
+#[expect(clippy::print_stdout, clippy::print_stderr, reason = "the command's answer")]
+fn report(args: &ControlArgs, command: &Command) -> anyhow::Result<u8> {
+    let path = args.control.clone().unwrap_or_else(|| args.state.join("control.sock"));
+    let answer = ask(&path, command)
+        .with_context(|| format!("no gateway answers at {} (name it with --control)", path.display()))?;
+    if args.json {
+        println!("{}", serde_json::to_string(&answer)?);
+    }
+    let code = match &answer {
+        Answer::Loaded(_) | Answer::Status(_) => FINE,
+        Answer::Rejected(_) | Answer::Refused { .. } => REFUSED,
+    };
+    if !args.json {
+        match answer {
+            Answer::Loaded(report) => {
+                let what = if report.changed { "loaded" } else { "loaded, nothing had changed" };
+                println!("{what}: generation {}, hash {}", report.generation, report.hash);
+            }
+            Answer::Status(status) => println!(
+                "version {}, generation {}, hash {}, {} open connection(s)",
+                status.version, status.generation, status.hash, status.connections
+            ),
+            Answer::Rejected(error) => {
+                eprintln!("{error}");
+                eprintln!("not loaded: {} error(s); the policy before stays in force", error.errors.len());
+            }
+            Answer::Refused { message } => eprintln!("sealgate: {message}"),
+        }
+    }
+    Ok(code)
+}

@@ -1,0 +1,168 @@
+//! `sealgate run`: bind, load, serve, drain.
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use anyhow::Context as _;
+use async_trait::async_trait;
+use pingora_core::server::{
+    RunArgs as PingoraRunArgs, Server, ShutdownSignal, ShutdownSignalWatch, configuration::ServerConf,
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{oneshot, watch},
+};
+
+use super::{FINE, RunArgs};
+use crate::{
+    admin::{AdminService, Parts, control},
+    edge::{EdgeService, Gateway, listener},
+    limits::{ConnectionLimits, RateClock, RateStore},
+    metrics::Metrics,
+    reload::{Outliving, PolicySource, Reloader},
+    session::{KeyFetcher, Revocations},
+    upstream::EndpointIds,
+};
+
+/// Rate limit cells of the process: some 100 bytes each.
+const RATE_CELLS: usize = 1 << 20;
+
+/// Revoked sessions, subjects and tokens that are remembered until their tokens have expired.
+const REVOCATIONS: usize = 1 << 20;
+
+/// What a running gateway can tell about itself.
+pub struct Running {
+    /// Where TLS is served; port 0 was filled in.
+    pub addresses: Vec<SocketAddr>,
+    /// Where metrics are.
+    pub metrics: SocketAddr,
+    /// The control socket.
+    pub control: PathBuf,
+}
+
+/// Runs a gateway until a signal ends it. `ready` hears when connections are taken.
+///
+/// # Errors
+///
+/// It could not start: a faulty policy, an address in use, a state folder that is not ours.
+pub fn run(args: &RunArgs, ready: impl FnOnce(&Running)) -> anyhow::Result<u8> {
+    sealgate_keys::private_dir(&args.policy.state)?;
+    let cores = match args.cores {
+        Some(cores) => usize::from(cores),
+        None => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+    };
+    raise_descriptor_limit();
+    let outliving = Arc::new(Outliving {
+        rates: RateStore::new(RATE_CELLS),
+        metrics: Metrics::new()?,
+        endpoints: EndpointIds::default(),
+        tickets: sealgate_keys::TicketKeys::new()?,
+        clock: RateClock::default(),
+        keys: KeyFetcher::system(),
+        changes: watch::Sender::new(1),
+    });
+    // The policy first: its errors are what an operator most often has to see.
+    let reloader = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(Reloader::first(PolicySource::from(&args.policy), outliving.clone()))
+        .map_err(|error| anyhow::anyhow!("the policy was not taken\n{error}"))?;
+
+    let mut sockets: Vec<Vec<TcpListener>> = (0..cores).map(|_| Vec::new()).collect();
+    let mut addresses = Vec::new();
+    for address in &args.listen {
+        let bound = listener::bind(*address, cores)?;
+        addresses.extend(bound.first().map(TcpListener::local_addr).transpose()?);
+        for (core, socket) in sockets.iter_mut().zip(bound) {
+            core.push(socket);
+        }
+    }
+    let scrape = TcpListener::bind(args.metrics)
+        .with_context(|| format!("cannot listen on {} for metrics (choose another with --metrics)", args.metrics))?;
+    scrape.set_nonblocking(true)?;
+    let control_path = args.control.clone().unwrap_or_else(|| args.policy.state.join("control.sock"));
+    let control = control::bind(&control_path)
+        .with_context(|| format!("control socket {}", control_path.display()))?;
+    let running = Running { addresses, metrics: scrape.local_addr()?, control: control_path.clone() };
+
+    let gateway = Arc::new(Gateway {
+        current: reloader.current(),
+        connections: ConnectionLimits::new(),
+        revocations: Revocations::new(REVOCATIONS),
+        outliving,
+        stop: watch::Sender::new(false),
+    });
+    let (drained, has_drained) = oneshot::channel();
+    let bundle = PolicySource::from(&args.policy).bundle;
+    let mut server = Server::new_with_opt_and_conf(None, server_conf());
+    server.bootstrap();
+    server.add_service(EdgeService::new(gateway.clone(), sockets, drained));
+    server.add_service(AdminService::new(gateway.clone(), Parts { reloader, bundle, scrape, control }));
+    // Sockets are bound: whoever connects from here on is served.
+    ready(&running);
+    tracing::info!(addresses = ?running.addresses, metrics = %running.metrics, cores, "serving");
+    server.run(PingoraRunArgs {
+        shutdown_signal: Box::new(Shutdown { gateway, has_drained: Mutex::new(Some(has_drained)) }),
+    });
+    // The socket of a gateway that is gone would only mislead.
+    let _ = std::fs::remove_file(&control_path);
+    tracing::info!("ended");
+    Ok(FINE)
+}
+
+/// Pingora sleeps a fixed grace period even when idle. So we drain ourselves, and then ask it for the
+/// fast way out.
+struct Shutdown {
+    gateway: Arc<Gateway>,
+    has_drained: Mutex<Option<oneshot::Receiver<()>>>,
+}
+
+#[async_trait]
+impl ShutdownSignalWatch for Shutdown {
+    async fn recv(&self) -> ShutdownSignal {
+        let (Ok(mut terminate), Ok(mut interrupt)) =
+            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+        else {
+            tracing::error!("signals cannot be received; ending");
+            return ShutdownSignal::FastShutdown;
+        };
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("draining; a second signal ends at once");
+        self.gateway.stop.send_replace(true);
+        let has_drained = self.has_drained.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(has_drained) = has_drained {
+            tokio::select! {
+                _ = has_drained => {}
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        }
+        ShutdownSignal::FastShutdown
+    }
+}
+
+fn server_conf() -> ServerConf {
+    ServerConf {
+        threads: 1,
+        work_stealing: false,
+        grace_period_seconds: Some(0),
+        graceful_shutdown_timeout_seconds: Some(0),
+        ..ServerConf::default()
+    }
+}
+
+/// Each WebSocket takes two descriptors, and the soft limit is often 1,024.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files could not be raised");
+    }
+}

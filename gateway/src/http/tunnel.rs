@@ -1,0 +1,311 @@
+//! From a permit to an open WebSocket, and what may happen to it while it is open.
+
+use std::{rc::Rc, sync::Arc, time::SystemTime};
+
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, request};
+use hyper::{body::Incoming, upgrade::Upgraded};
+use hyper_util::rt::TokioIo;
+use sealgate_policy::{
+    Denial, Evidence, Identity, RateExceeded, RateFacts, RateIndex, RequestFacts, RequestPermit, TunnelPermit,
+    settle,
+};
+
+use super::{
+    body::ResponseBody,
+    exchange::Exchange,
+    headers,
+    walk::{Answer, Door},
+};
+use crate::{
+    audit, clock,
+    edge::{Connection, Core, EdgeStream},
+    limits::Rates,
+    reload::Snapshot,
+    session::Registry,
+    upstream::{ConnectError, UpstreamStream},
+    websocket::{
+        handshake::{Offer, Switched, UpstreamError, UpstreamRequest},
+        relay::{EndedBy, Order, Orders, RateTaker, Tunnel, TunnelEnd},
+    },
+};
+
+/// Sockets that are looked at in one go when a policy changes, before messages get their turn again.
+const REJUDGE_SLICE: u32 = 128;
+
+/// Live WebSockets of a core.
+pub type Sockets = Registry<OpenSocket>;
+
+/// How the rest of the gateway reaches one open WebSocket.
+pub struct OpenSocket {
+    orders: Rc<Orders>,
+    opening: Opening,
+}
+
+/// What the upgrade was judged by, kept to judge it anew when the policy changes.
+struct Opening {
+    connection: Arc<Connection>,
+    host: Box<str>,
+    path_and_query: Box<str>,
+    origin: Option<HeaderValue>,
+    subprotocols: Option<HeaderValue>,
+}
+
+/// Opens the WebSocket that `permit` allows: connects upstream, registers, checks revocation, and only
+/// then answers 101.
+pub async fn open(door: Door, permit: RequestPermit, request: Request<Incoming>, mut exchange: Exchange) -> Answer {
+    match try_open(&door, permit, request, &exchange).await {
+        Ok(fields) => {
+            exchange.answered(StatusCode::SWITCHING_PROTOCOLS);
+            let mut response = Response::new(ResponseBody::held(bytes::Bytes::new(), exchange));
+            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+            *response.headers_mut() = fields;
+            Ok(response)
+        }
+        Err(denial) => Err((denial, exchange)),
+    }
+}
+
+async fn try_open(
+    door: &Door,
+    permit: RequestPermit,
+    mut request: Request<Incoming>,
+    exchange: &Exchange,
+) -> Result<HeaderMap, Denial> {
+    let Door { core, connection, snapshot, target } = door;
+    let offer = Offer::read(request.method(), request.version(), request.headers())?;
+    let permit = permit.into_tunnel().ok_or(Denial::NoWebsocket)?;
+    let opening = Opening::of(connection, &target.host, &request);
+    let upgrade = hyper::upgrade::on(&mut request);
+    let (parts, _) = request.into_parts();
+    let (upstream, switched) = connect(door, &permit, &offer, parts, exchange).await?;
+
+    // INVARIANT: registered first, revocation checked second, answered third: a revocation that comes
+    // between finds the socket, one that came before is seen here.
+    let orders = Orders::new();
+    let identity = permit.identity().cloned();
+    let registration = core
+        .sockets
+        .register(identity.clone(), OpenSocket { orders: orders.clone(), opening })
+        .map_err(|_| Denial::Overloaded)?;
+    if identity.as_deref().is_some_and(|it| core.gateway.revocations.is_revoked(it, clock::unix_now())) {
+        return Err(Denial::Revoked);
+    }
+    if core.snapshot().generation != snapshot.generation {
+        // The policy changed while the upstream answered; the new one may not agree.
+        core.rejudge_soon();
+    }
+
+    let mut fields: HeaderMap = offer.answer(switched.subprotocol.as_ref()).collect();
+    headers::add_security(&mut fields, snapshot.hsts.as_ref(), exchange.id);
+    let record = TunnelRecord { core: core.clone(), connection: connection.clone(), snapshot: snapshot.clone() };
+    let open = core.count_open();
+    tokio::task::spawn_local(async move {
+        let (_registration, _open) = (registration, open);
+        match upgrade.await {
+            Ok(upgraded) => record.run(upgraded, upstream, switched, permit, orders).await,
+            Err(error) => tracing::debug!(%error, "the client left during the upgrade"),
+        }
+    });
+    Ok(fields)
+}
+
+/// Connects to the upstream and agrees on a WebSocket with it.
+async fn connect(
+    door: &Door,
+    permit: &TunnelPermit,
+    offer: &Offer,
+    mut parts: request::Parts,
+    exchange: &Exchange,
+) -> Result<(UpstreamStream, Switched), Denial> {
+    let Door { core, connection, snapshot, target } = door;
+    let upstream = snapshot.upstreams.of(permit.upstream()).ok_or(Denial::Internal)?;
+    let identity = permit.identity().map(Arc::as_ref);
+    let subject = identity.map_or("", |identity| identity.subject.as_str());
+    let endpoint = upstream.select(subject.as_bytes()).ok_or(Denial::UpstreamUnavailable)?;
+    let subprotocols = offer.subprotocols(permit.subprotocols())?;
+
+    headers::strip_request(&mut parts.headers, identity.is_some());
+    parts.headers.remove(header::HOST);
+    headers::add_trusted(
+        &mut parts.headers,
+        identity,
+        connection.peer.ip(),
+        target,
+        exchange.id,
+        core.random() as u64,
+    );
+    let path_and_query = match parts.uri.query() {
+        Some(query) => format!("{}?{query}", permit.path()),
+        None => permit.path().to_owned(),
+    };
+    let failed = |error: &dyn std::fmt::Display| {
+        core.gateway.metrics().upstream_failed(&upstream.name);
+        tracing::warn!(upstream = %upstream.name, %error, "no WebSocket to the backend");
+    };
+    let request = UpstreamRequest::new(&path_and_query, &target.authority, &parts.headers, &subprotocols)
+        .inspect_err(|error| failed(error))
+        .map_err(|_| Denial::Internal)?;
+    let mut stream = upstream.connect(endpoint).await.inspect_err(|error| failed(error)).map_err(
+        |error| match error {
+            ConnectError::TimedOut => Denial::UpstreamTimeout,
+            ConnectError::Io(_) => Denial::UpstreamUnavailable,
+        },
+    )?;
+    let switched = tokio::time::timeout(upstream.response_timeout, request.exchange(&mut stream))
+        .await
+        .map_err(|_| Denial::UpstreamTimeout)?
+        .inspect_err(|error: &UpstreamError| failed(error))
+        .map_err(|_| Denial::UpstreamUnavailable)?;
+    Ok((stream, switched))
+}
+
+/// The account of one open WebSocket.
+struct TunnelRecord {
+    core: Rc<Core>,
+    connection: Arc<Connection>,
+    snapshot: Arc<Snapshot>,
+}
+
+impl TunnelRecord {
+    async fn run(
+        self,
+        upgraded: Upgraded,
+        upstream: UpstreamStream,
+        switched: Switched,
+        permit: TunnelPermit,
+        orders: Rc<Orders>,
+    ) {
+        let rule = permit.rule().clone();
+        let identity = permit.identity().cloned();
+        let metrics = self.snapshot.metrics.of(Some(&rule));
+        metrics.sockets_open.inc();
+        let counters = metrics.tunnel.clone();
+        let open = metrics.sockets_open.clone();
+        let rates: Rc<dyn RateTaker> = Rc::new(SnapshotRates(self.snapshot.rates.clone()));
+        // The snapshot itself may be long gone when the socket ends.
+        drop(self.snapshot);
+        let now = SystemTime::now();
+        // On HTTP/1.1 the stream is our own: hyper and its buffers go.
+        let end = match upgraded.downcast::<TokioIo<EdgeStream>>() {
+            Ok(parts) => {
+                let tunnel = Tunnel {
+                    downstream: parts.io.into_inner(),
+                    upstream,
+                    downstream_early: parts.read_buf,
+                    upstream_early: switched.early,
+                    permit,
+                    rates,
+                    metrics: counters,
+                    orders,
+                    now,
+                };
+                tunnel.run().await
+            }
+            Err(upgraded) => {
+                let tunnel = Tunnel {
+                    downstream: TokioIo::new(upgraded),
+                    upstream,
+                    downstream_early: bytes::Bytes::new(),
+                    upstream_early: switched.early,
+                    permit,
+                    rates,
+                    metrics: counters,
+                    orders,
+                    now,
+                };
+                tunnel.run().await
+            }
+        };
+        open.dec();
+        self.core.gateway.metrics().closed(end.code, by(&end));
+        audit::tunnel(&audit::TunnelRecord {
+            peer: self.connection.peer,
+            route: &rule.name,
+            identity: identity.as_deref(),
+            by: by(&end),
+            end: &end,
+        });
+    }
+}
+
+fn by(end: &TunnelEnd) -> &'static str {
+    match end.by {
+        EndedBy::Client => "client",
+        EndedBy::Upstream => "upstream",
+        EndedBy::Gateway => "gateway",
+    }
+}
+
+/// The rates that were in force when the socket opened. Their cells are the process's.
+struct SnapshotRates(Arc<Rates>);
+
+impl RateTaker for SnapshotRates {
+    fn take(&self, wanted: &[RateIndex], facts: &RateFacts<'_>) -> Result<(), RateExceeded> {
+        self.0.take(wanted, facts).map(|_| ())
+    }
+}
+
+impl Opening {
+    fn of<B>(connection: &Arc<Connection>, host: &str, request: &Request<B>) -> Self {
+        let one = |name| request.headers().get(name).cloned();
+        Self {
+            connection: connection.clone(),
+            host: host.into(),
+            path_and_query: request.uri().path_and_query().map_or("/", |it| it.as_str()).into(),
+            origin: one(header::ORIGIN),
+            subprotocols: one(header::SEC_WEBSOCKET_PROTOCOL),
+        }
+    }
+
+    /// Judges the upgrade by another policy. It is not charged again for what it took from rates.
+    fn judge(&self, snapshot: &Snapshot, identity: Option<Arc<Identity>>) -> Result<TunnelPermit, Denial> {
+        let fields = [(header::ORIGIN, &self.origin), (header::SEC_WEBSOCKET_PROTOCOL, &self.subprotocols)];
+        let headers: HeaderMap =
+            fields.into_iter().filter_map(|(name, value)| Some((name, value.clone()?))).collect();
+        let (path, query) = match self.path_and_query.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (&*self.path_and_query, None),
+        };
+        let facts = RequestFacts {
+            peer: self.connection.peer.ip(),
+            host: &self.host,
+            method: &Method::GET,
+            path,
+            query,
+            headers: &headers,
+            websocket: true,
+            content_length: None,
+            has_body: false,
+        };
+        let demands = snapshot.policy.match_request(&facts)?.judge(&facts, identity)?;
+        let permit = settle(demands, Evidence { rates: Ok(()), revoked: false })?;
+        permit.into_tunnel().ok_or(Denial::PolicyChanged)
+    }
+}
+
+/// Judges all open sockets of a core by the policy in force now, in slices, so that no message waits.
+pub async fn rejudge(core: &Core) {
+    let snapshot = core.snapshot();
+    let mut next = Some(0);
+    while let Some(from) = next {
+        next = core.sockets.slice(from, REJUDGE_SLICE, |socket, identity| {
+            socket.orders.give(match socket.opening.judge(&snapshot, identity.cloned()) {
+                Ok(permit) => Order::Policy(Box::new(permit)),
+                Err(denial) => {
+                    tracing::debug!(reason = denial.reason(), "an open socket is no longer allowed");
+                    Order::Close(Denial::PolicyChanged)
+                }
+            });
+        });
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Tells all open sockets of a core to close, because the gateway goes down.
+pub async fn drain(core: &Core) {
+    let mut next = Some(0);
+    while let Some(from) = next {
+        next = core.sockets.slice(from, REJUDGE_SLICE, |socket, _| socket.orders.give(Order::Close(Denial::Restarting)));
+        tokio::task::yield_now().await;
+    }
+}

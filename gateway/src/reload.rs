@@ -1,0 +1,416 @@
+//! Read, build, swap, report: how a policy comes into force.
+//!
+//! Nothing is live until all of it is built; a bundle that does not load whole changes nothing. What a
+//! snapshot does not hold (rate cells, open sockets, revocations) is untouched by a reload.
+
+mod files;
+
+use std::{
+    collections::BTreeMap,
+    io::Read as _,
+    path::PathBuf,
+    sync::Arc,
+    time::SystemTime,
+};
+
+use arc_swap::ArcSwap;
+use http::HeaderValue;
+use ring::digest;
+use rustls::{NamedGroup, ServerConfig, version};
+use sealgate_keys::{CertificateEntry, CertificateStore, ProviderChoice, TicketKeys};
+use sealgate_policy::{Bundle, Group, Policy, PolicyError, PolicyErrors, Source, TlsVersions};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot, watch};
+use zeroize::Zeroizing;
+
+pub use self::files::watch_files;
+use crate::{
+    clock,
+    limits::{RateClock, RateStore, Rates},
+    metrics::{Metrics, RouteMetrics},
+    session::{KeyFetcher, Verifier},
+    upstream::{EndpointIds, Upstreams},
+};
+
+/// Largest certificate, key or JWKS file.
+const MAX_SECRET_BYTES: u64 = 1024 * 1024;
+
+/// One immutable state of all that a reload can change. A unit of work takes one and keeps it to its
+/// end.
+pub struct Snapshot {
+    /// Counts the snapshots of this process, from 1.
+    pub generation: u64,
+    /// The rules.
+    pub policy: Policy,
+    /// TLS for new connections.
+    pub tls: Arc<ServerConfig>,
+    /// Who may have issued a token, and their keys.
+    pub verifier: Verifier,
+    /// The policy's rates over the process's cells.
+    pub rates: Arc<Rates>,
+    /// Where permits lead.
+    pub upstreams: Upstreams,
+    /// Counters of the rules.
+    pub metrics: RouteMetrics,
+    /// Ready `Strict-Transport-Security`.
+    pub hsts: Option<HeaderValue>,
+    /// Files that this snapshot was made of, beside the bundle's.
+    pub files: Vec<PathBuf>,
+    certificate_expiries: Vec<(String, u64)>,
+    fingerprint: [u8; 32],
+}
+
+/// Where the policy comes from. Fixed at the start.
+#[derive(Clone, Debug)]
+pub struct PolicySource {
+    /// The bundle's folder.
+    pub bundle: PathBuf,
+    /// `--define name=value`, and `state`.
+    pub variables: BTreeMap<String, String>,
+}
+
+/// Why a policy was not taken. All of its faults at once.
+#[derive(Debug, thiserror::Error, Serialize, Deserialize)]
+#[error("{}", self.text())]
+pub struct LoadError {
+    /// One for each fault, in the order of the files.
+    pub errors: Vec<Fault>,
+}
+
+/// One fault of a policy.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Fault {
+    /// In a file of the bundle.
+    Policy(PolicyError),
+    /// In something that the bundle names: a certificate, a key, a host.
+    Other {
+        /// What is wrong with it.
+        message: String,
+    },
+}
+
+impl LoadError {
+    fn all<E: std::fmt::Display>(faults: Vec<E>) -> Self {
+        let errors = faults.iter().map(|fault| Fault::Other { message: fault.to_string() }).collect();
+        Self { errors }
+    }
+
+    fn other(message: impl std::fmt::Display) -> Self {
+        Self { errors: vec![Fault::Other { message: message.to_string() }] }
+    }
+
+    fn text(&self) -> String {
+        let texts = self.errors.iter().map(|fault| match fault {
+            Fault::Policy(error) => error.to_string(),
+            Fault::Other { message } => format!("error: {message}"),
+        });
+        texts.collect::<Vec<_>>().join("\n")
+    }
+}
+
+impl From<PolicyErrors> for LoadError {
+    fn from(errors: PolicyErrors) -> Self {
+        Self { errors: errors.0.into_iter().map(Fault::Policy).collect() }
+    }
+}
+
+/// What a snapshot is built from, read in one go.
+pub struct Material {
+    policy: Policy,
+    certificates: Vec<CertificateEntry>,
+    fingerprint: [u8; 32],
+    files: Vec<PathBuf>,
+}
+
+impl PolicySource {
+    /// Reads and compiles the bundle, and reads the certificates that it names. Touches no network.
+    ///
+    /// # Errors
+    ///
+    /// Every fault that was found.
+    pub fn read(&self) -> Result<Material, LoadError> {
+        let bundle = Bundle::read(&self.bundle).map_err(LoadError::other)?;
+        let policy = Policy::compile(&bundle, &self.variables)?;
+        let mut fingerprint = digest::Context::new(&digest::SHA256);
+        fingerprint.update(policy.hash().as_bytes());
+        let mut errors = Vec::new();
+        let mut files = Vec::new();
+        let mut certificates = Vec::new();
+        let mut read = |what: &str, source: &Source| {
+            if let Source::File(path) = source {
+                files.push(path.clone());
+            }
+            read_source(source)
+                .inspect(|bytes| fingerprint.update(bytes))
+                .map_err(|error| errors.push(Fault::Other { message: format!("certificate.{what}: {error}") }))
+                .ok()
+        };
+        for source in policy.certificates() {
+            let chain = read("chain", &source.chain);
+            let key = read("key", &source.key);
+            if let (Some(chain), Some(key_pem)) = (chain, key) {
+                let names = source.names.clone();
+                certificates.push(CertificateEntry { names, chain_pem: chain.to_vec(), key_pem });
+            }
+        }
+        if !errors.is_empty() {
+            return Err(LoadError { errors });
+        }
+        let mut digest = [0; 32];
+        digest.copy_from_slice(fingerprint.finish().as_ref());
+        Ok(Material { policy, certificates, fingerprint: digest, files })
+    }
+}
+
+impl Material {
+    /// Checks all that can be checked without a network: certificates, names and keys.
+    ///
+    /// # Errors
+    ///
+    /// Every fault that was found.
+    pub fn check(self) -> Result<Policy, LoadError> {
+        tls(&self.policy, self.certificates, None)?;
+        Ok(self.policy)
+    }
+
+    /// Builds the snapshot: TLS, upstreams, keys of issuers, rates, counters.
+    async fn build(self, gateway: &Outliving, previous: Option<&Snapshot>) -> Result<Snapshot, LoadError> {
+        let Self { policy, certificates, fingerprint, files } = self;
+        let tickets = policy.tls().tickets.then(|| gateway.tickets.clone());
+        let tls = tls(&policy, certificates, tickets);
+        let upstreams = Upstreams::build(policy.upstreams(), &gateway.endpoints, &|source| {
+            read_source(source).map(|bytes| bytes.to_vec())
+        })
+        .await
+        .map_err(LoadError::all);
+        let ((tls, certificate_expiries), upstreams) = match (tls, upstreams) {
+            (Ok(tls), Ok(upstreams)) => (tls, upstreams),
+            (tls, upstreams) => {
+                let faults = [tls.err(), upstreams.err()].into_iter().flatten();
+                return Err(LoadError { errors: faults.flat_map(|error| error.errors).collect() });
+            }
+        };
+        for upstream in upstreams.iter() {
+            upstream.balancer().update().await;
+        }
+        let verifier =
+            Verifier::build(policy.issuers(), previous.map(|snapshot| &snapshot.verifier), &gateway.keys)
+                .await
+                .map_err(LoadError::all)?;
+        let rates = Arc::new(Rates::build(policy.rates(), &gateway.rates, gateway.clock.clone()));
+        let hsts = policy.tls().hsts.as_deref().and_then(|value| HeaderValue::from_str(value).ok());
+        Ok(Snapshot {
+            generation: previous.map_or(1, |snapshot| snapshot.generation + 1),
+            metrics: gateway.metrics.routes(&policy),
+            tls,
+            verifier,
+            rates,
+            upstreams,
+            hsts,
+            certificate_expiries,
+            files,
+            fingerprint,
+            policy,
+        })
+    }
+}
+
+type Tls = (Arc<ServerConfig>, Vec<(String, u64)>);
+
+fn tls(
+    policy: &Policy,
+    certificates: Vec<CertificateEntry>,
+    tickets: Option<Arc<TicketKeys>>,
+) -> Result<Tls, LoadError> {
+    let wanted = policy.tls();
+    let tls13_only = wanted.versions == TlsVersions::Tls13;
+    let groups = wanted.groups.iter().map(|group| match group {
+        Group::X25519MlKem768 => NamedGroup::X25519MLKEM768,
+        Group::X25519 => NamedGroup::X25519,
+        Group::Secp256r1 => NamedGroup::secp256r1,
+        Group::Secp384r1 => NamedGroup::secp384r1,
+    });
+    let provider = sealgate_keys::provider(&ProviderChoice { groups: groups.collect(), tls13_only });
+    let store = CertificateStore::build(certificates, &provider, SystemTime::now()).map_err(LoadError::all)?;
+    let expiries = store.expiries().map(|(names, at)| (names.to_owned(), at)).collect();
+    let versions: &[_] =
+        if tls13_only { &[&version::TLS13] } else { &[&version::TLS13, &version::TLS12] };
+    let alpn: &[&[u8]] =
+        if policy.connections().http2 { &[b"h2", b"http/1.1"] } else { &[b"http/1.1"] };
+    let config = sealgate_keys::server_config(Arc::new(store), provider, versions, tickets, alpn)
+        .map_err(LoadError::other)?;
+    Ok((Arc::new(config), expiries))
+}
+
+/// The bytes behind a `file:` or `env:` source, bounded.
+fn read_source(source: &Source) -> Result<Zeroizing<Vec<u8>>, String> {
+    match source {
+        Source::File(path) => {
+            let fail = |error: std::io::Error| format!("{}: {error}", path.display());
+            let file = std::fs::File::open(path).map_err(fail)?;
+            let mut bytes = Zeroizing::new(Vec::new());
+            file.take(MAX_SECRET_BYTES + 1).read_to_end(&mut bytes).map_err(fail)?;
+            if bytes.len() as u64 > MAX_SECRET_BYTES {
+                return Err(format!("{}: larger than {MAX_SECRET_BYTES} bytes", path.display()));
+            }
+            Ok(bytes)
+        }
+        Source::Env(name) => match std::env::var(name) {
+            Ok(value) => Ok(Zeroizing::new(value.into_bytes())),
+            Err(_) => Err(format!("the environment has no `{name}`")),
+        },
+    }
+}
+
+/// What outlives every reload and is needed to build a snapshot.
+pub struct Outliving {
+    /// Rate limit cells: a reload forgives nobody.
+    pub rates: Arc<RateStore>,
+    /// Their clock.
+    pub clock: RateClock,
+    /// What Prometheus scrapes.
+    pub metrics: Metrics,
+    /// Names endpoints for the pools.
+    pub endpoints: EndpointIds,
+    /// Keys of TLS 1.3 tickets.
+    pub tickets: Arc<TicketKeys>,
+    /// Fetches issuers' keys.
+    pub keys: Arc<KeyFetcher>,
+    /// The generation in force; cores judge their open sockets anew when it changes.
+    pub changes: watch::Sender<u64>,
+}
+
+/// Why a reload is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// `sealgate reload`.
+    Command,
+    /// SIGHUP.
+    Signal,
+    /// A file changed.
+    FileChange,
+}
+
+/// What a reload led to.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Report {
+    /// The generation now in force.
+    pub generation: u64,
+    /// The hash of the policy now in force.
+    pub hash: String,
+    /// Whether anything was swapped in.
+    pub changed: bool,
+}
+
+/// A request to reload, and where to report.
+pub struct Request {
+    /// Who asks.
+    pub cause: Cause,
+    /// Hears the outcome.
+    pub reply: Option<oneshot::Sender<Result<Report, LoadError>>>,
+}
+
+/// Loads policies, one at a time.
+pub struct Reloader {
+    source: PolicySource,
+    outliving: Arc<Outliving>,
+    current: Arc<ArcSwap<Snapshot>>,
+    /// What was last found faulty, so that a file event does not report it again.
+    rejected: Option<String>,
+}
+
+impl Reloader {
+    /// Loads the first policy.
+    ///
+    /// # Errors
+    ///
+    /// Every fault that was found; there is nothing to fall back to.
+    pub async fn first(source: PolicySource, outliving: Arc<Outliving>) -> Result<Self, LoadError> {
+        let snapshot = source.read()?.build(&outliving, None).await?;
+        announce(&outliving.metrics, &snapshot);
+        let current = Arc::new(ArcSwap::from_pointee(snapshot));
+        Ok(Self { source, outliving, current, rejected: None })
+    }
+
+    /// The policy in force, as it changes.
+    #[must_use]
+    pub fn current(&self) -> Arc<ArcSwap<Snapshot>> {
+        self.current.clone()
+    }
+
+    /// Answers requests until their senders are gone.
+    pub async fn run(mut self, mut requests: mpsc::Receiver<Request>) {
+        while let Some(Request { cause, reply }) = requests.recv().await {
+            let outcome = self.reload(cause).await;
+            if let Some(reply) = reply {
+                // The one who asked may have left.
+                let _ = reply.send(outcome);
+            }
+        }
+    }
+
+    async fn reload(&mut self, cause: Cause) -> Result<Report, LoadError> {
+        match self.load(cause).await {
+            Ok(report) => {
+                self.rejected = None;
+                Ok(report)
+            }
+            Err(error) => {
+                let text = error.to_string();
+                // Editors and mounts cause several events for one change.
+                if cause != Cause::FileChange || self.rejected.as_ref() != Some(&text) {
+                    self.outliving.metrics.policy_failed();
+                    tracing::error!(
+                        target: "sealgate::audit",
+                        activity = "policy-rejected",
+                        ?cause,
+                        "the policy was not taken; the one before stays in force\n{text}"
+                    );
+                }
+                self.rejected = Some(text);
+                Err(error)
+            }
+        }
+    }
+
+    async fn load(&mut self, cause: Cause) -> Result<Report, LoadError> {
+        let previous = self.current.load_full();
+        let source = self.source.clone();
+        // Compiling schemas takes its time: not on the thread that answers probes.
+        let material = tokio::task::spawn_blocking(move || source.read()).await.map_err(LoadError::other)??;
+        let unchanged = material.fingerprint == previous.fingerprint;
+        if unchanged && cause == Cause::FileChange {
+            // Back to what is in force: nothing is rejected any more.
+            self.outliving.metrics.policy_confirmed();
+            return Ok(Report {
+                generation: previous.generation,
+                hash: previous.policy.hash().to_owned(),
+                changed: false,
+            });
+        }
+        let snapshot = material.build(&self.outliving, Some(&previous)).await?;
+        announce(&self.outliving.metrics, &snapshot);
+        let report = Report {
+            generation: snapshot.generation,
+            hash: snapshot.policy.hash().to_owned(),
+            changed: !unchanged,
+        };
+        self.current.store(Arc::new(snapshot));
+        self.outliving.changes.send_replace(report.generation);
+        tracing::info!(
+            target: "sealgate::audit",
+            activity = "policy-loaded",
+            ?cause,
+            generation = report.generation,
+            hash = report.hash,
+            "a policy is in force"
+        );
+        Ok(report)
+    }
+}
+
+fn announce(metrics: &Metrics, snapshot: &Snapshot) {
+    metrics.policy_loaded(snapshot.generation, snapshot.policy.hash(), clock::unix_now());
+    metrics.certificates(snapshot.certificate_expiries.iter().map(|(names, at)| (names.as_str(), *at)));
+}
