@@ -11,6 +11,7 @@
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -71,7 +72,7 @@ pub struct Tunnel<D, U> {
     /// Where messages take from their rates.
     pub rates: Rc<dyn RateTaker>,
     /// Counters of this tunnel's rule.
-    pub metrics: Rc<TunnelMetrics>,
+    pub metrics: Arc<TunnelMetrics>,
     /// Where the rest of the gateway reaches this tunnel.
     pub orders: Rc<Orders>,
     /// Wall clock at the start: places the token's expiry on the clock of the timers.
@@ -581,7 +582,7 @@ where
 struct Desk {
     permit: TunnelPermit,
     rates: Rc<dyn RateTaker>,
-    metrics: Rc<TunnelMetrics>,
+    metrics: Arc<TunnelMetrics>,
     /// Last declared activity.
     active: Instant,
     to_upstream: Traffic,
