@@ -611,7 +611,8 @@ impl Desk {
         if let Some(denial) = permit.shadowed() {
             self.metrics.shadowed.count(denial);
         }
-        if permit.activity() {
+        // What the backend says is not the user's activity (row S-1), whatever a type of both directions declares.
+        if permit.activity() && message.direction == Direction::ToUpstream {
             self.active = now;
         }
         Ok(Accepted(()))
@@ -683,8 +684,8 @@ impl Desk {
         );
     }
 
-    /// Tells the client that a message was dropped; `false` if it has too many answers waiting already.
-    fn answer(&mut self, denial: &Denial) -> bool {
+    /// Tells the client that a message was dropped; `false` if it leaves too much unread for that: `waiting` bytes.
+    fn answer(&mut self, denial: &Denial, waiting: usize) -> bool {
         let mut answer = serde_json::json!({
             "type": "error",
             "reason": denial.reason(),
@@ -699,7 +700,7 @@ impl Desk {
             None,
             answer.to_string().as_bytes(),
         );
-        self.answers.len() <= self.permit.limits().buffer as usize
+        self.answers.len().saturating_add(waiting) <= self.permit.limits().buffer as usize
     }
 }
 
@@ -838,7 +839,11 @@ where
                     }
                     Err(Refusal { denial, action }) => {
                         to.queue(run.pass_over(len));
-                        if action == OnRefusal::Close || !desk.answer(&denial) {
+                        let waiting = match direction {
+                            Direction::ToUpstream => from.waiting(),
+                            Direction::ToClient => to.waiting(),
+                        };
+                        if action == OnRefusal::Close || !desk.answer(&denial, waiting) {
                             outcome = Some(Outcome::Refused(denial));
                             break;
                         }
