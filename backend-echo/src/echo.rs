@@ -12,7 +12,7 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use crate::problem::Problem;
 use crate::routes::body;
 use crate::server::{Backend, Open};
-use crate::websocket::{self, Socket};
+use crate::websocket::{self, Accepted, Socket};
 
 /// Longest body echoed, and highest `?bytes=`: 1 MiB.
 const MAX_BODY: usize = 1024 * 1024;
@@ -69,11 +69,13 @@ fn upgrade(
     open: Open,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Problem> {
-    let (response, socket) = websocket::accept(request, &["echo.v1"])?;
+    let Accepted { response, upgrade } = websocket::accept(request, &["echo.v1"])?;
     let backend = backend.clone();
     tokio::spawn(async move {
         let _open = open;
-        let Ok(mut socket) = socket.await else { return };
+        let Ok(mut socket) = upgrade.socket().await else {
+            return;
+        };
         let ended = tokio::select! {
             ended = echo(&mut socket) => ended,
             () = backend.stopping() => return websocket::close(socket, 1001, "going-away").await,

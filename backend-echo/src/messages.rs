@@ -129,6 +129,10 @@ pub(crate) async fn send(
     match sent {
         Sent::Stored => Ok(Accepted { id, duplicate: false }),
         Sent::Duplicate => Ok(Accepted { id, duplicate: true }),
+        Sent::SenderUnregistered => {
+            let detail = "this device has not uploaded its keys; put them first";
+            Err(Problem::new(StatusCode::CONFLICT, "unregistered", detail))
+        }
         Sent::UnknownDevices(unknown) => {
             let detail = "some recipients are no registered devices; nothing was sent";
             Err(Problem::new(StatusCode::CONFLICT, "unknown-devices", detail).with("unknown", json!(unknown)))

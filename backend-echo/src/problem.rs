@@ -13,8 +13,14 @@ pub(crate) struct Problem {
     pub(crate) status: StatusCode,
     pub(crate) slug: &'static str,
     pub(crate) detail: Cow<'static, str>,
+    more: Option<Box<More>>,
+}
+
+/// What few refusals have.
+#[derive(Debug, Default)]
+struct More {
     /// Further members of the document (RFC 9457 §3.2), such as what was missing.
-    extra: Map<String, Value>,
+    members: Map<String, Value>,
     headers: HeaderMap,
 }
 
@@ -24,8 +30,7 @@ impl Problem {
             status,
             slug,
             detail: detail.into(),
-            extra: Map::new(),
-            headers: HeaderMap::new(),
+            more: None,
         }
     }
 
@@ -74,28 +79,32 @@ impl Problem {
     }
 
     pub(crate) fn with(mut self, member: &str, value: Value) -> Self {
-        self.extra.insert(member.to_owned(), value);
+        self.more
+            .get_or_insert_default()
+            .members
+            .insert(member.to_owned(), value);
         self
     }
 
     pub(crate) fn header(mut self, name: http::HeaderName, value: HeaderValue) -> Self {
-        self.headers.insert(name, value);
+        self.more.get_or_insert_default().headers.insert(name, value);
         self
     }
 
     pub(crate) fn into_response(self) -> Response<Full<Bytes>> {
+        let More { members, headers } = self.more.map(|more| *more).unwrap_or_default();
         let mut document = json!({
             "type": format!("urn:sealgate:problem:{}", self.slug),
             "title": self.status.canonical_reason().unwrap_or("Refused"),
             "status": self.status.as_u16(),
             "detail": self.detail,
         });
-        if let Some(members) = document.as_object_mut() {
-            members.extend(self.extra);
+        if let Some(document) = document.as_object_mut() {
+            document.extend(members);
         }
         let mut response = Response::new(Full::new(Bytes::from(document.to_string())));
         *response.status_mut() = self.status;
-        *response.headers_mut() = self.headers;
+        *response.headers_mut() = headers;
         response.headers_mut().insert(
             header::CONTENT_TYPE,
             HeaderValue::from_static("application/problem+json"),

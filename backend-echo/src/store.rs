@@ -78,6 +78,8 @@ pub(crate) enum Sent {
     Stored,
     /// Its id was accepted before; nothing changed.
     Duplicate,
+    /// The sending device has no keys here, so nobody could read what it sends.
+    SenderUnregistered,
     /// No device of that name; nothing was stored for anyone.
     UnknownDevices(Vec<DeviceAddress>),
     /// The device has not fetched its messages for long; nothing was stored for anyone.
@@ -304,6 +306,17 @@ impl Store {
             return Ok(Sent::Duplicate);
         }
 
+        let registered = "SELECT COUNT(*) FROM devices WHERE user = ? AND device = ?";
+        if count(
+            &mut tx,
+            registered,
+            &[sender.user.as_str(), sender.device.as_str()],
+        )
+        .await?
+            == 0
+        {
+            return Ok(Sent::SenderUnregistered);
+        }
         let mut unknown = Vec::new();
         for sealed in &envelope.recipients {
             let to = DeviceAddress {

@@ -13,7 +13,7 @@ use tokio_tungstenite::tungstenite::Message;
 use crate::messages;
 use crate::problem::Problem;
 use crate::server::{Backend, Open, unix_seconds};
-use crate::websocket::{self, Socket};
+use crate::websocket::{self, Accepted, Socket};
 use crate::wire::{DeviceAddress, FromDevice, SUBPROTOCOL, ToDevice};
 
 /// Messages read from the store at once.
@@ -36,11 +36,13 @@ pub(crate) async fn upgrade(
     if websocket::subprotocol(request.headers(), &[SUBPROTOCOL]).is_none() {
         return Err(Problem::malformed(format!("offer the subprotocol {SUBPROTOCOL}")));
     }
-    let (response, socket) = websocket::accept(request, &[SUBPROTOCOL])?;
+    let Accepted { response, upgrade } = websocket::accept(request, &[SUBPROTOCOL])?;
     let backend = backend.clone();
     tokio::spawn(async move {
         let _open = open;
-        let Ok(mut socket) = socket.await else { return };
+        let Ok(mut socket) = upgrade.socket().await else {
+            return;
+        };
         let end = Stream {
             backend: &backend,
             device,

@@ -1,7 +1,5 @@
 //! Taking a WebSocket (RFC 6455 §4.2), and what is the same for all of ours.
 
-use std::borrow::Cow;
-use std::future::Future;
 use std::time::Duration;
 
 use base64::Engine;
@@ -11,7 +9,7 @@ use futures_util::StreamExt;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::upgrade::Upgraded;
+use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Error;
@@ -31,27 +29,36 @@ pub(crate) const MAX_MESSAGE: usize = 8 * 1024 * 1024;
 /// How long the other side may take to answer a close.
 const CLOSING: Duration = Duration::from_secs(5);
 
+/// A handshake that was agreed to.
+pub(crate) struct Accepted {
+    /// The 101, to be sent.
+    pub(crate) response: Response<Full<Bytes>>,
+    pub(crate) upgrade: Upgrade,
+}
+
+/// A connection that is about to become a WebSocket.
+pub(crate) struct Upgrade(OnUpgrade);
+
+impl Upgrade {
+    /// The socket, once the 101 was sent.
+    pub(crate) async fn socket(self) -> Result<Socket, hyper::Error> {
+        let stream = TokioIo::new(self.0.await?);
+        Ok(WebSocketStream::from_raw_socket(stream, Role::Server, Some(config())).await)
+    }
+}
+
 /// Whether a request asks for a WebSocket at all.
 pub(crate) fn wanted(headers: &HeaderMap) -> bool {
     headers.contains_key(header::UPGRADE)
 }
 
-/// Answers 101, and gives the socket that comes to be once the answer is sent.
+/// Answers 101 to a proper handshake.
 ///
 /// The first of `offered` that is in the client's list is chosen.
 ///
 /// # Errors
 /// 400 for a malformed handshake, 405 for another method than GET, 426 for another version than 13.
-pub(crate) fn accept(
-    mut request: Request<Incoming>,
-    offered: &[&'static str],
-) -> Result<
-    (
-        Response<Full<Bytes>>,
-        impl Future<Output = Result<Socket, hyper::Error>> + use<>,
-    ),
-    Problem,
-> {
+pub(crate) fn accept(mut request: Request<Incoming>, offered: &[&'static str]) -> Result<Accepted, Problem> {
     let key = judge(request.method(), request.headers())?;
     let chosen = subprotocol(request.headers(), offered);
 
@@ -65,12 +72,10 @@ pub(crate) fn accept(
         headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(name));
     }
 
-    let upgrade = hyper::upgrade::on(&mut request);
-    let socket = async move {
-        let stream = TokioIo::new(upgrade.await?);
-        Ok(WebSocketStream::from_raw_socket(stream, Role::Server, Some(config())).await)
-    };
-    Ok((response, socket))
+    Ok(Accepted {
+        response,
+        upgrade: Upgrade(hyper::upgrade::on(&mut request)),
+    })
 }
 
 /// The subprotocol that [`accept`] would choose.
@@ -88,7 +93,7 @@ pub(crate) fn subprotocol(headers: &HeaderMap, offered: &[&'static str]) -> Opti
 pub(crate) async fn close(mut socket: Socket, code: u16, reason: &'static str) {
     let frame = CloseFrame {
         code: CloseCode::from(code),
-        reason: Cow::Borrowed(reason).into_owned().into(),
+        reason: reason.into(),
     };
     let closing = async {
         if socket.close(Some(frame)).await.is_ok() {

@@ -1374,3 +1374,33 @@ fn without_position(message: &str) -> &str {
         .rsplit_once(" at line ")
         .map_or(message, |(message, _)| message)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::verdict::run_tests;
+
+    fn state() -> BTreeMap<String, String> {
+        [("state".to_owned(), "/state".to_owned())].into()
+    }
+
+    fn with_overlay() -> Bundle {
+        let mut bundle = Bundle::shipped("enterprise").unwrap();
+        bundle.files.extend(Bundle::shipped("development").unwrap().files);
+        bundle
+    }
+
+    #[test]
+    fn every_shipped_bundle_loads_and_its_verdicts_hold() {
+        let shipped =
+            ["enterprise", "consumer", "regulated"].map(|name| (name, Bundle::shipped(name).unwrap()));
+        for (name, bundle) in shipped.into_iter().chain([("development", with_overlay())]) {
+            let policy =
+                Policy::compile(&bundle, &state()).unwrap_or_else(|errors| panic!("{name}:\n{errors}"));
+            let outcomes = run_tests(&policy, &bundle);
+            let failed: Vec<_> = outcomes.iter().filter(|outcome| !outcome.passed()).collect();
+            assert!(failed.is_empty(), "{name}: {failed:#?}");
+            assert!(outcomes.len() > 10, "{name}");
+        }
+    }
+}

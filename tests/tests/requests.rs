@@ -6,12 +6,16 @@ use sealgate_tests::{Bundle, DEADLINE, Gateway, TokenIssuer, Wire, until};
 use serde_json::json;
 
 const RULES: &str = r#"
+[tls]
+hsts = { max_age = "730d", include_subdomains = true, preload = true }
+
 [[route]]
 name = "open"
 path = "/open/**"
-methods = ["GET", "HEAD"]
+methods = ["GET"]
 upstream = "backend"
 auth = "none"
+query = {}
 
 [[route]]
 name = "mine"
@@ -19,6 +23,7 @@ path = "/mine"
 methods = ["GET", "POST"]
 upstream = "backend"
 auth = "required"
+query = {}
 
 [[route]]
 name = "administrators"

@@ -1,0 +1,49 @@
+//! How often, and how many at once.
+//!
+//! Rates are governor's GCRA over cells that we keep ourselves ([`RateStore`]): bounded, sharded, and outside the
+//! snapshot, so that a reload forgives nobody. [`Rates`] is the snapshot's side of it: what the policy says, ready
+//! to be asked. [`ConnectionLimits`] counts open connections, which no reload touches either.
+
+mod connections;
+mod rates;
+mod store;
+
+pub use connections::{ConnectionGuard, ConnectionLimits};
+pub use rates::{RateClock, RateStanding, Rates, retry_after_seconds};
+pub use store::RateStore;
+
+use std::net::IpAddr;
+
+/// What counts as one address when something is counted per address.
+///
+/// IPv4 whole. IPv6 by its /64, because that much belongs to a single subscriber (RFC 6177) who can use any address
+/// in it. IPv4 in IPv6 (RFC 4291 §2.5.5.2) is the IPv4 address that it stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AddressKey(u64);
+
+impl From<IpAddr> for AddressKey {
+    fn from(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            // ::/64 is no one's network, so an IPv4 address never meets an IPv6 prefix here.
+            IpAddr::V4(v4) => AddressKey(u64::from(v4.to_bits())),
+            IpAddr::V6(v6) => AddressKey((v6.to_bits() >> 64) as u64),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(address: &str) -> AddressKey {
+        AddressKey::from(address.parse::<IpAddr>().unwrap())
+    }
+
+    #[test]
+    fn ipv4_counts_whole_and_ipv6_by_its_64() {
+        assert_ne!(key("192.0.2.1"), key("192.0.2.2"));
+        assert_eq!(key("2001:db8:0:1::1"), key("2001:db8:0:1:ffff:ffff:ffff:ffff"));
+        assert_ne!(key("2001:db8:0:1::1"), key("2001:db8:0:2::1"));
+        assert_eq!(key("::ffff:192.0.2.1"), key("192.0.2.1"));
+    }
+}

@@ -1,0 +1,24 @@
+//! Whose token it is, and whether it still counts.
+//!
+//! A token's way: [`bearer`] finds it in the request, in the one place where it may stand; the snapshot's [`Verifier`]
+//! turns it into an `Identity`, by way of the core's [`TokenCache`]; [`Revocations`] may know better, and the
+//! [`Registry`] finds the open sockets of a session that ends.
+
+mod bearer;
+mod cache;
+mod json;
+mod jwks;
+mod registry;
+mod revocation;
+mod token;
+mod verifier;
+
+#[cfg(test)]
+mod minting;
+
+pub use bearer::{SUBPROTOCOL_PREFIX, Token, bearer};
+pub use cache::TokenCache;
+pub use jwks::{JwksError, KeyFetcher};
+pub use registry::{Registration, Registry, RegistryFull};
+pub use revocation::{Revocation, Revocations, RevocationsFull, Target};
+pub use verifier::{KeySourceError, TokenFailure, Verifier};
