@@ -570,7 +570,8 @@ where
 
     fn end(&mut self) -> Option<TunnelEnd> {
         let ending = self.ending.as_mut()?;
-        if !ending.cut && !(self.client.is_done() && self.upstream.is_done()) {
+        let is_over = ending.cut || (self.client.is_done() && self.upstream.is_done());
+        if !is_over {
             return None;
         }
         Some(TunnelEnd {
@@ -686,20 +687,16 @@ impl Desk {
 
     /// Tells the client that a message was dropped; `false` if it leaves too much unread for that: `waiting` bytes.
     fn answer(&mut self, denial: &Denial, waiting: usize) -> bool {
-        let mut answer = serde_json::json!({
-            "type": "error",
-            "reason": denial.reason(),
-            "detail": denial.detail(),
-        });
+        let mut answer = serde_json::Map::from_iter([
+            ("type".to_owned(), "error".into()),
+            ("reason".to_owned(), denial.reason().into()),
+            ("detail".to_owned(), denial.detail().into()),
+        ]);
         if let Some(seconds) = denial.retry_after() {
-            answer["retry_after"] = seconds.into();
+            answer.insert("retry_after".to_owned(), seconds.into());
         }
-        frame::write_frame(
-            &mut self.answers,
-            Opcode::Text,
-            None,
-            answer.to_string().as_bytes(),
-        );
+        let answer = serde_json::Value::Object(answer).to_string();
+        frame::write_frame(&mut self.answers, Opcode::Text, None, answer.as_bytes());
         self.answers.len().saturating_add(waiting) <= self.permit.limits().buffer as usize
     }
 }
