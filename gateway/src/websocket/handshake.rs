@@ -429,7 +429,9 @@ mod tests {
     }
 
     fn add(name: HeaderName, value: &'static str) -> impl FnOnce(&mut HeaderMap) {
-        move |headers| drop(headers.append(name, HeaderValue::from_static(value)))
+        move |headers| {
+            headers.append(name, HeaderValue::from_static(value));
+        }
     }
 
     fn take(name: HeaderName) -> impl FnOnce(&mut HeaderMap) {

@@ -570,7 +570,8 @@ where
 
     fn end(&mut self) -> Option<TunnelEnd> {
         let ending = self.ending.as_mut()?;
-        if !ending.cut && !(self.client.is_done() && self.upstream.is_done()) {
+        let is_over = ending.cut || (self.client.is_done() && self.upstream.is_done());
+        if !is_over {
             return None;
         }
         Some(TunnelEnd {
@@ -611,7 +612,8 @@ impl Desk {
         if let Some(denial) = permit.shadowed() {
             self.metrics.shadowed.count(denial);
         }
-        if permit.activity() {
+        // What the backend says is not the user's activity (row S-1), whatever a type of both directions declares.
+        if permit.activity() && message.direction == Direction::ToUpstream {
             self.active = now;
         }
         Ok(Accepted(()))
@@ -683,23 +685,19 @@ impl Desk {
         );
     }
 
-    /// Tells the client that a message was dropped; `false` if it has too many answers waiting already.
-    fn answer(&mut self, denial: &Denial) -> bool {
-        let mut answer = serde_json::json!({
-            "type": "error",
-            "reason": denial.reason(),
-            "detail": denial.detail(),
-        });
+    /// Tells the client that a message was dropped; `false` if it leaves too much unread for that: `waiting` bytes.
+    fn answer(&mut self, denial: &Denial, waiting: usize) -> bool {
+        let mut answer = serde_json::Map::from_iter([
+            ("type".to_owned(), "error".into()),
+            ("reason".to_owned(), denial.reason().into()),
+            ("detail".to_owned(), denial.detail().into()),
+        ]);
         if let Some(seconds) = denial.retry_after() {
-            answer["retry_after"] = seconds.into();
+            answer.insert("retry_after".to_owned(), seconds.into());
         }
-        frame::write_frame(
-            &mut self.answers,
-            Opcode::Text,
-            None,
-            answer.to_string().as_bytes(),
-        );
-        self.answers.len() <= self.permit.limits().buffer as usize
+        let answer = serde_json::Value::Object(answer).to_string();
+        frame::write_frame(&mut self.answers, Opcode::Text, None, answer.as_bytes());
+        self.answers.len().saturating_add(waiting) <= self.permit.limits().buffer as usize
     }
 }
 
@@ -838,7 +836,11 @@ where
                     }
                     Err(Refusal { denial, action }) => {
                         to.queue(run.pass_over(len));
-                        if action == OnRefusal::Close || !desk.answer(&denial) {
+                        let waiting = match direction {
+                            Direction::ToUpstream => from.waiting(),
+                            Direction::ToClient => to.waiting(),
+                        };
+                        if action == OnRefusal::Close || !desk.answer(&denial, waiting) {
                             outcome = Some(Outcome::Refused(denial));
                             break;
                         }

@@ -86,6 +86,11 @@ impl<S> Side<S> {
         }
     }
 
+    /// Bytes that it has not taken.
+    pub(super) fn waiting(&self) -> usize {
+        self.out.len().saturating_sub(self.written)
+    }
+
     /// Adds a frame of our own.
     pub(super) fn queue_control(&mut self, opcode: Opcode, payload: &[u8]) {
         if self.broken || self.close_sent {
@@ -117,7 +122,7 @@ impl<S> Side<S> {
     /// Answers a ping. One that finds the buffer full goes unanswered: a later pong answers it too
     /// (RFC 6455 §5.5.3).
     pub(super) fn pong(&mut self, payload: &[u8], limits: &TunnelLimits) {
-        if self.out.len() + MAX_HEADER + payload.len() <= limits.buffer as usize {
+        if self.waiting() + MAX_HEADER + payload.len() <= limits.buffer as usize {
             self.queue_control(Opcode::Pong, payload);
         }
     }
@@ -351,9 +356,7 @@ fn fresh_mask(peer: Sender) -> Result<Option<[u8; 4]>, NoRandomness> {
         Sender::Client => Ok(None),
         Sender::Server => {
             let mut key = [0; 4];
-            SystemRandom::new()
-                .fill(&mut key)
-                .map_err(|_| NoRandomness)?;
+            SystemRandom::new().fill(&mut key).map_err(|_| NoRandomness)?;
             Ok(Some(key))
         }
     }
