@@ -107,7 +107,7 @@ impl RateStore {
     fn place(&self, key: u64) -> (usize, usize, usize) {
         // Disjoint parts of the hash: bits 63..58, 31..0 and 57..26 (of which the upper ones decide).
         let shard = (key >> 58) as usize % SHARDS;
-        let group = |part: u64| ((part & 0xffff_ffff) * self.groups_per_shard as u64 >> 32) as usize * WAYS;
+        let group = |part: u64| (((part & 0xffff_ffff) * self.groups_per_shard as u64) >> 32) as usize * WAYS;
         (shard, group(key), group(key >> 26))
     }
 }
