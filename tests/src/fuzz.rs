@@ -88,6 +88,8 @@ fn read_frames(sender: Sender, judged: bool, wire: &[u8], cut: usize, now: Insta
     let mut reading = Reading::default();
     let mut assembler = Assembler::new(sender);
     let mut scratch = Vec::new();
+    // Payload so far of a message that goes on frame by frame.
+    let mut passing = 0;
     let mut start = 0;
     let mut end = 0;
     loop {
@@ -109,8 +111,11 @@ fn read_frames(sender: Sender, judged: bool, wire: &[u8], cut: usize, now: Insta
                 len
             }
             Step::Held { len } => len,
-            Step::Frame { len, message } => {
-                assert!(message.is_none_or(|size| size <= LIMITS.max_message as usize));
+            Step::Frame {
+                len, first, payload, ..
+            } => {
+                passing = payload.len() + if first { 0 } else { passing };
+                assert!(passing <= LIMITS.max_message as usize && payload.len() <= LIMITS.max_frame as usize);
                 reading.forwarded += len;
                 len
             }

@@ -20,7 +20,7 @@ query = {}
 [[route]]
 name = "mine"
 path = "/mine"
-methods = ["GET", "POST"]
+methods = ["GET"]
 upstream = "backend"
 auth = "required"
 query = {}
@@ -34,9 +34,16 @@ auth = "required"
 roles = ["administrator"]
 
 [[route]]
-name = "item"
+name = "read-item"
 path = "/items/{id}"
-methods = ["GET", "PUT"]
+methods = ["GET"]
+upstream = "backend"
+auth = "none"
+
+[[route]]
+name = "write-item"
+path = "/items/{id}"
+methods = ["PUT"]
 upstream = "backend"
 auth = "none"
 body = { max_bytes = "1KiB" }
