@@ -44,10 +44,10 @@ pub struct RateStore {
 }
 
 impl RateStore {
-    /// A store for about `capacity` keys over all rates, at 22 bytes each, with one epoch for its whole life.
+    /// A store for about `capacity` keys over all rates, at 24 bytes each, with one epoch for its whole life.
     pub fn new(capacity: usize) -> Arc<Self> {
-        // A third more cells than keys: with two groups to choose from, hardly any key overflows at that filling.
-        let cells = capacity.saturating_add(capacity / 3).max(1);
+        // Half as many cells again as keys: with two groups to choose from, hardly any key overflows at that filling.
+        let cells = capacity.saturating_add(capacity / 2).max(1);
         let groups_per_shard = cells.div_ceil(SHARDS * WAYS);
         let shard = || Mutex::new(vec![[0u64; 2]; groups_per_shard.saturating_mul(WAYS)]);
         Arc::new(RateStore {
@@ -107,7 +107,8 @@ impl RateStore {
     fn place(&self, key: u64) -> (usize, usize, usize) {
         // Disjoint parts of the hash: bits 63..58, 31..0 and 57..26 (of which the upper ones decide).
         let shard = (key >> 58) as usize % SHARDS;
-        let group = |part: u64| ((part & 0xffff_ffff) * self.groups_per_shard as u64 >> 32) as usize * WAYS;
+        let groups = self.groups_per_shard as u64;
+        let group = |part: u64| (((part & 0xffff_ffff) * groups) >> 32) as usize * WAYS;
         (shard, group(key), group(key >> 26))
     }
 }

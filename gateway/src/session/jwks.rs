@@ -202,7 +202,7 @@ fn rsa(n: Option<Vec<u8>>, e: Option<Vec<u8>>) -> Option<DecodingKey> {
     let exponent = e
         .iter()
         .take(9)
-        .fold(0u64, |value, byte| value << 8 | u64::from(*byte));
+        .fold(0u64, |value, byte| (value << 8) | u64::from(*byte));
     let fits = (2048..=8192).contains(&bits) && e.len() <= 8 && exponent >= 65537 && exponent % 2 == 1;
     fits.then(|| DecodingKey::from_rsa_raw_components(&n, &e))
 }

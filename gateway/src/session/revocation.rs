@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{PoisonError, RwLock};
 
@@ -98,8 +98,10 @@ pub struct Revocations {
     hashers: [RandomState; 2],
     entries: AtomicUsize,
     version: AtomicU64,
-    shards: [RwLock<HashMap<u128, Entry>>; SHARDS],
+    shards: [RwLock<Shard>; SHARDS],
 }
+
+type Shard = HashMap<u128, Entry, BuildHasherDefault<Low>>;
 
 #[derive(Clone, Copy)]
 struct Entry {
@@ -192,12 +194,31 @@ impl Revocations {
             target.hash_name(&mut state);
             u128::from(state.finish())
         };
-        half(high) << 64 | half(low)
+        (half(high) << 64) | half(low)
     }
 
-    fn shard(&self, key: u128) -> &RwLock<HashMap<u128, Entry>> {
+    fn shard(&self, key: u128) -> &RwLock<Shard> {
         let [first, ..] = &self.shards;
         self.shards.get((key >> 124) as usize).unwrap_or(first)
+    }
+}
+
+/// The lower half of a key that is a keyed hash already; hashing it again would cost more than the look-up.
+#[derive(Default)]
+struct Low(u64);
+
+impl Hasher for Low {
+    fn write(&mut self, bytes: &[u8]) {
+        // Keys come by `write_u128`. Anything else would still be hashed, if badly.
+        self.0 = bytes.iter().fold(self.0, |sum, byte| sum.rotate_left(8) ^ u64::from(*byte));
+    }
+
+    fn write_u128(&mut self, key: u128) {
+        self.0 = key as u64;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
     }
 }
 
