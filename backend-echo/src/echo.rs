@@ -12,7 +12,7 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use crate::problem::Problem;
 use crate::routes::body;
 use crate::server::{Backend, Open};
-use crate::websocket::{self, Socket};
+use crate::websocket::{self, Accepted, Socket};
 
 /// Longest body echoed, and highest `?bytes=`: 1 MiB.
 const MAX_BODY: usize = 1024 * 1024;
@@ -52,10 +52,7 @@ fn get(query: Option<&str>) -> Result<Response<Full<Bytes>>, Problem> {
         Some(Ok(bytes)) if bytes <= MAX_BODY => bytes,
         Some(_) => return Err(Problem::malformed("bytes is a number up to 1,048,576")),
     };
-    Ok(whole(
-        FILLER.slice(..bytes),
-        HeaderValue::from_static("application/octet-stream"),
-    ))
+    Ok(whole(FILLER.slice(..bytes), HeaderValue::from_static("application/octet-stream")))
 }
 
 fn whole(body: Bytes, kind: HeaderValue) -> Response<Full<Bytes>> {
@@ -69,11 +66,13 @@ fn upgrade(
     open: Open,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Problem> {
-    let (response, socket) = websocket::accept(request, &["echo.v1"])?;
+    let Accepted { response, upgrade } = websocket::accept(request, &["echo.v1"])?;
     let backend = backend.clone();
     tokio::spawn(async move {
         let _open = open;
-        let Ok(mut socket) = socket.await else { return };
+        let Ok(mut socket) = upgrade.socket().await else {
+            return;
+        };
         let ended = tokio::select! {
             ended = echo(&mut socket) => ended,
             () = backend.stopping() => return websocket::close(socket, 1001, "going-away").await,

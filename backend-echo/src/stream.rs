@@ -13,7 +13,7 @@ use tokio_tungstenite::tungstenite::Message;
 use crate::messages;
 use crate::problem::Problem;
 use crate::server::{Backend, Open, unix_seconds};
-use crate::websocket::{self, Socket};
+use crate::websocket::{self, Accepted, Socket};
 use crate::wire::{DeviceAddress, FromDevice, SUBPROTOCOL, ToDevice};
 
 /// Messages read from the store at once.
@@ -36,19 +36,14 @@ pub(crate) async fn upgrade(
     if websocket::subprotocol(request.headers(), &[SUBPROTOCOL]).is_none() {
         return Err(Problem::malformed(format!("offer the subprotocol {SUBPROTOCOL}")));
     }
-    let (response, socket) = websocket::accept(request, &[SUBPROTOCOL])?;
+    let Accepted { response, upgrade } = websocket::accept(request, &[SUBPROTOCOL])?;
     let backend = backend.clone();
     tokio::spawn(async move {
         let _open = open;
-        let Ok(mut socket) = socket.await else { return };
-        let end = Stream {
-            backend: &backend,
-            device,
-            sent: 0,
-            acknowledged: 0,
-        }
-        .run(&mut socket)
-        .await;
+        let Ok(mut socket) = upgrade.socket().await else {
+            return;
+        };
+        let end = Stream { backend: &backend, device, sent: 0, acknowledged: 0 }.run(&mut socket).await;
         if let Some((code, reason)) = end {
             websocket::close(socket, code, reason).await;
         }
@@ -96,27 +91,9 @@ impl Stream<'_> {
     }
 
     async fn greet(&mut self, socket: &mut Socket) -> Result<(), End> {
-        let queued = self
-            .backend
-            .store
-            .queued(&self.device)
-            .await
-            .map_err(|error| failed(&error))?;
-        let keys = self
-            .backend
-            .store
-            .key_count(&self.device)
-            .await
-            .map_err(|error| failed(&error))?;
-        feed(
-            socket,
-            &ToDevice::Ready {
-                device: self.device.device.clone(),
-                queued,
-                keys,
-            },
-        )
-        .await?;
+        let queued = self.backend.store.queued(&self.device).await.map_err(|error| failed(&error))?;
+        let keys = self.backend.store.key_count(&self.device).await.map_err(|error| failed(&error))?;
+        feed(socket, &ToDevice::Ready { device: self.device.device.clone(), queued, keys }).await?;
         flush(socket).await
     }
 
@@ -174,11 +151,7 @@ impl Stream<'_> {
         if seq > self.sent {
             return Err(Some((1008, "ack-ahead")));
         }
-        self.backend
-            .store
-            .acknowledge(&self.device, seq)
-            .await
-            .map_err(|error| failed(&error))?;
+        self.backend.store.acknowledge(&self.device, seq).await.map_err(|error| failed(&error))?;
         self.acknowledged = self.acknowledged.max(seq);
         Ok(())
     }

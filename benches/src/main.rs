@@ -302,7 +302,7 @@ async fn one_round(
 }
 
 async fn one_visit(options: &Options, work: Work, stage: &Stage, proxy: &mut Proxy) -> Result<Sample> {
-    let target = stage.target(proxy).await?;
+    let target = stage.target(proxy)?;
     let visited = load::visit(&target, work, &options.plan(), &proxy.processes()?).await;
     // A proxy that has ended explains more than the connections that it cut.
     proxy.processes()?;
@@ -313,7 +313,7 @@ async fn one_visit(options: &Options, work: Work, stage: &Stage, proxy: &mut Pro
 async fn idle_memory(options: &Options, stage: &Stage, kind: Kind) -> Result<Sample> {
     const PATH: &str = "/v1/echo";
     let mut proxy = stage.start(kind).await?;
-    let target = stage.target(&proxy).await?;
+    let target = stage.target(&proxy)?;
     drop(Idle::open(&target, PATH, IDLE_WARM_UP).await?);
     let processes = proxy.processes()?;
     let before = settled(&processes, async |time| {

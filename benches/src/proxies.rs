@@ -6,7 +6,7 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -105,6 +105,8 @@ pub(crate) struct Stage {
     /// What a proxy may have open: connections on either side.
     open_files: u64,
     authority: CertificateDer<'static>,
+    /// What clients show, in turn; good for longer than any run.
+    tokens: Vec<String>,
     backend: Running,
     socket: PathBuf,
     folder: TempDir,
@@ -119,20 +121,32 @@ impl Stage {
         let socket = folder.path().join("backend.sock");
         let mut command = Command::new(&binaries.backend);
         command.arg("--listen").arg(format!("unix:{}", socket.display()));
-        command
-            .arg("--state")
-            .arg(folder.path().join("backend"))
-            .arg("--development");
+        command.arg("--state").arg(folder.path().join("backend"));
+        command.args(["--development", "--token-lifetime", "86400"]);
         let mut backend = Running::start(command, cpus.client, &folder.path().join("backend.log"))?;
         backend
             .until(async || UnixStream::connect(&socket).await.is_ok())
             .await
             .context("backend-echo")?;
+        let keys = ask(
+            &socket,
+            "GET /.well-known/jwks.json HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        )
+        .await;
+        fs::write(
+            folder.path().join("jwks.json"),
+            keys.context("keys from the backend")?,
+        )?;
+        let mut tokens = Vec::new();
+        for number in 0..TOKENS {
+            tokens.push(log_in(&socket, number).await.context("token from the backend")?);
+        }
         Ok(Self {
             cpus,
             binaries,
             open_files,
             authority,
+            tokens,
             backend,
             socket,
             folder,
@@ -143,11 +157,12 @@ impl Stage {
     pub(crate) async fn start(&self, kind: Kind) -> Result<Proxy> {
         let port = free_port()?;
         let folder = self.folder.path().join(format!("{kind}-{port}"));
-        fs::create_dir(&folder)?;
+        // sealgate keeps state there, and refuses a folder that others may enter.
+        fs::DirBuilder::new().mode(0o700).create(&folder)?;
         let command = match kind {
             Kind::Nginx => self.nginx(&folder, port)?,
             Kind::Haproxy => self.haproxy(&folder, port)?,
-            Kind::Sealgate => self.sealgate(&folder, port).await?,
+            Kind::Sealgate => self.sealgate(&folder, port)?,
         };
         let mut running = Running::start(command, self.cpus.proxy, &folder.join("log"))?;
         let address = SocketAddr::from(([127, 0, 0, 1], port));
@@ -162,35 +177,13 @@ impl Stage {
         })
     }
 
-    /// A client of `proxy` with fresh tokens (they live for minutes, a whole run may last longer).
-    pub(crate) async fn target(&self, proxy: &Proxy) -> Result<Rc<Target>> {
-        let mut tokens = Vec::with_capacity(TOKENS);
-        for _ in 0..TOKENS {
-            tokens.push(self.token().await.context("token from the backend")?);
-        }
+    /// A client of `proxy`.
+    pub(crate) fn target(&self, proxy: &Proxy) -> Result<Rc<Target>> {
         Ok(Rc::new(Target::new(
             proxy.address,
             self.authority.clone(),
-            tokens,
+            self.tokens.clone(),
         )?))
-    }
-
-    async fn token(&self) -> Result<String> {
-        const BODY: &str = r#"{"user":"alice"}"#;
-        let request = format!(
-            "POST /v1/dev/login HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
-             Content-Length: {}\r\n\r\n{BODY}",
-            BODY.len()
-        );
-        let answer: serde_json::Value = serde_json::from_slice(&self.ask_backend(&request).await?)?;
-        let token = answer.get("access_token").and_then(serde_json::Value::as_str);
-        Ok(token
-            .with_context(|| format!("no access_token in {answer}"))?
-            .to_owned())
-    }
-
-    async fn ask_backend(&self, request: &str) -> Result<Bytes> {
-        fetch(UnixStream::connect(&self.socket).await?, request).await
     }
 
     /// Fails if the backend has ended.
@@ -298,12 +291,8 @@ backend backend
         Ok(command)
     }
 
-    async fn sealgate(&self, folder: &Path, port: u16) -> Result<Command> {
+    fn sealgate(&self, folder: &Path, port: u16) -> Result<Command> {
         let stage = self.folder.path();
-        let keys = self
-            .ask_backend("GET /.well-known/jwks.json HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            .await;
-        fs::write(folder.join("jwks.json"), keys.context("keys from the backend")?)?;
         let policy = Path::new(env!("CARGO_MANIFEST_DIR")).join("policy");
         let mut command = Command::new(&self.binaries.sealgate);
         command
@@ -321,6 +310,7 @@ backend backend
             ("backend", format!("unix:{}", self.socket.display())),
             ("chain", format!("file:{}/server.pem", stage.display())),
             ("key", format!("file:{}/server.key", stage.display())),
+            ("jwks", format!("file:{}/jwks.json", stage.display())),
         ] {
             command.arg("--define").arg(format!("{name}={value}"));
         }
@@ -443,6 +433,25 @@ impl Drop for Running {
         let _ = killpg(self.group, Signal::SIGKILL);
         let _ = self.child.wait();
     }
+}
+
+/// A token for a session of its own.
+async fn log_in(socket: &Path, number: usize) -> Result<String> {
+    let body = format!(r#"{{"user":"alice","device":"bench-{number}"}}"#);
+    let request = format!(
+        "POST /v1/dev/login HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let answer: serde_json::Value = serde_json::from_slice(&ask(socket, &request).await?)?;
+    let token = answer.get("access_token").and_then(serde_json::Value::as_str);
+    Ok(token
+        .with_context(|| format!("no access_token in {answer}"))?
+        .to_owned())
+}
+
+async fn ask(socket: &Path, request: &str) -> Result<Bytes> {
+    fetch(UnixStream::connect(socket).await?, request).await
 }
 
 /// An authority and an ECDSA P-256 certificate for `localhost`, in the forms that the proxies want:

@@ -1,7 +1,7 @@
 //! A certificate authority for development and tests, which lives in the state folder and nowhere else.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -332,8 +332,8 @@ fn paths(dir: &Path, name: &str) -> IssuedFiles {
 }
 
 fn permitted(names: &[&str]) -> Result<Vec<GeneralSubtree>, DevError> {
-    let loopback4 = CidrSubnet::from_addr_prefix(IpAddr::V4(Ipv4Addr::LOCALHOST), 8);
-    let loopback6 = CidrSubnet::from_addr_prefix(IpAddr::V6(Ipv6Addr::LOCALHOST), 128);
+    let loopback4 = CidrSubnet::from_v4_prefix([127, 0, 0, 0], 8);
+    let loopback6 = CidrSubnet::from_v6_prefix(Ipv6Addr::LOCALHOST.octets(), 128);
     let mut subtrees = vec![
         GeneralSubtree::IpAddress(loopback4),
         GeneralSubtree::IpAddress(loopback6),

@@ -13,6 +13,30 @@
 //! | files that nobody else may read | [`private_dir`], [`write_private`], [`read_private`] |
 //!
 //! Secrets are erased when they are dropped, and print as `Name(..)`.
+//!
+//! ```
+//! use std::{fs, sync::Arc, time::SystemTime};
+//! use sealgate_keys::{CertificateEntry, CertificateStore, ProviderChoice, TicketKeys};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let state = tempfile::tempdir()?;
+//! let files = sealgate_keys::dev::DevAuthority::open_or_create(&state.path().join("certs"), &["chat.test"])?;
+//! let entry = CertificateEntry {
+//!     names: vec!["localhost".into(), "chat.test".into()],
+//!     chain_pem: fs::read(files.chain)?,
+//!     key_pem: sealgate_keys::read_private(&files.key)?,
+//! };
+//! let provider = sealgate_keys::provider(&ProviderChoice::default());
+//! let store = CertificateStore::build(vec![entry], &provider, SystemTime::now())
+//!     .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))?;
+//! let versions = [&rustls::version::TLS13, &rustls::version::TLS12];
+//! let tickets = Some(TicketKeys::new()?);
+//! let config =
+//!     sealgate_keys::server_config(Arc::new(store), provider, &versions, tickets, &[b"h2", b"http/1.1"])?;
+//! assert_eq!(config.max_early_data_size, 0);
+//! # Ok(())
+//! # }
+//! ```
 
 mod aead;
 mod data;

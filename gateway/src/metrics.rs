@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use http::StatusCode;
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
 use sealgate_policy::{Denial, Policy, Rule};
@@ -43,7 +43,8 @@ pub struct Metrics {
     generation: IntGauge,
     policy_info: IntGaugeVec,
     certificate_expiry: IntGaugeVec,
-    jwks_age: IntGaugeVec,
+    jwks_age: GaugeVec,
+    jwks_failures: IntGaugeVec,
 }
 
 /// The children of one rule, looked up when its snapshot was built.
@@ -180,7 +181,17 @@ impl Metrics {
                 r,
                 gauges("sealgate_certificate_expiry_timestamp_seconds", "When a certificate ends.", &["name"])
             ),
-            jwks_age: metric!(r, gauges("sealgate_jwks_age_seconds", "Age of an issuer's keys.", &["issuer"])),
+            jwks_age: metric!(
+                r,
+                GaugeVec::new(
+                    Opts::new("sealgate_jwks_age_seconds", "Since an issuer's keys were last read."),
+                    &["issuer"]
+                )
+            ),
+            jwks_failures: metric!(
+                r,
+                gauges("sealgate_jwks_failures", "Times that an issuer's keys could not be read.", &["issuer"])
+            ),
             registry: registry.clone(),
         };
         for reason in Denial::ALL_REASONS {
@@ -298,15 +309,19 @@ impl Metrics {
     /// # Errors
     ///
     /// A metric that cannot be written: a fault of this file.
-    pub fn render(
+    pub fn render<'a>(
         &self,
         connections_open: u32,
-        jwks_ages: impl Iterator<Item = (String, u64)>,
+        keys: impl Iterator<Item = (&'a Arc<str>, Option<Duration>, u64)>,
     ) -> prometheus::Result<String> {
         self.connections_open.set(i64::from(connections_open));
         self.jwks_age.reset();
-        for (issuer, seconds) in jwks_ages {
-            self.jwks_age.with_label_values(&[issuer.as_str()]).set(i64::try_from(seconds).unwrap_or(i64::MAX));
+        self.jwks_failures.reset();
+        for (issuer, age, failures) in keys {
+            if let Some(age) = age {
+                self.jwks_age.with_label_values(&[&**issuer]).set(age.as_secs_f64());
+            }
+            self.jwks_failures.with_label_values(&[&**issuer]).set(i64::try_from(failures).unwrap_or(i64::MAX));
         }
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }

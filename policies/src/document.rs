@@ -1,3 +1,666 @@
-pub fn json_schema() -> serde_json::Value {
-    serde_json::Value::Null
+//! `policy.toml` as it is typed: the raw form, used by `compile` and by nobody else.
+//!
+//! The doc comments here become the JSON Schema that editors show and that finds all structural errors. Whatever
+//! the schema accepts, serde accepts: integers carry their range, durations and sizes their pattern.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use schemars::generate::SchemaSettings;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::units::{DurationText, SizeText};
+
+/// JSON Schema (draft 2020-12) of `policy.toml`, for editors and for [`Policy::compile`](crate::Policy::compile).
+pub fn json_schema() -> Value {
+    let generator = SchemaSettings::draft2020_12().into_generator();
+    let mut schema = generator.into_root_schema_for::<Document>().to_value();
+    without_null(&mut schema);
+    schema
+}
+
+/// TOML has no null: an optional key is left out. Without this every error under an optional key would be reported
+/// as "neither this nor null".
+fn without_null(schema: &mut Value) {
+    match schema {
+        Value::Object(map) => {
+            if let Some(Value::Array(types)) = map.get_mut("type") {
+                types.retain(|kind| kind != "null");
+                if let [only] = types.as_slice() {
+                    let only = only.clone();
+                    map.insert("type".into(), only);
+                }
+            }
+            if map.get("default") == Some(&Value::Null) {
+                map.remove("default");
+            }
+            if let Some(Value::Array(options)) = map.get_mut("anyOf") {
+                options.retain(|option| option != &json!({ "type": "null" }));
+                if let [Value::Object(only)] = options.as_slice() {
+                    let only = only.clone();
+                    map.remove("anyOf");
+                    for (key, value) in only {
+                        map.entry(key).or_insert(value);
+                    }
+                }
+            }
+            map.values_mut().for_each(without_null);
+        }
+        Value::Array(items) => items.iter_mut().for_each(without_null),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+/// Policy of a sealgate gateway.
+///
+/// Any string may hold `${name}` for a variable; `$${` stands for a literal `${`.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "sealgate policy")]
+pub(crate) struct Document {
+    /// Version of this vocabulary: 1.
+    #[serde(rename = "version")]
+    #[schemars(range(min = 1, max = 1))]
+    pub(crate) _version: u32,
+    /// Defaults of variables; `--define name=value` overrides them, `state` is always given.
+    #[serde(default, rename = "variables")]
+    pub(crate) _variables: BTreeMap<String, String>,
+    #[serde(default)]
+    pub(crate) tls: TlsDocument,
+    #[serde(default)]
+    pub(crate) connections: ConnectionsDocument,
+    #[serde(default)]
+    pub(crate) certificate: Vec<CertificateDocument>,
+    #[serde(default)]
+    pub(crate) issuer: Vec<IssuerDocument>,
+    #[serde(default)]
+    pub(crate) session: SessionDocument,
+    #[serde(default)]
+    pub(crate) upstream: Vec<UpstreamDocument>,
+    #[serde(default)]
+    pub(crate) rate: Vec<RateDocument>,
+    #[serde(default)]
+    pub(crate) route: Vec<RouteDocument>,
+    #[serde(default)]
+    pub(crate) websocket: Vec<WebsocketDocument>,
+    #[serde(default)]
+    pub(crate) audit: AuditDocument,
+}
+
+/// TLS towards clients. Suites are no choice: ECDHE with AEAD only.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "tls")]
+pub(crate) struct TlsDocument {
+    /// Default both.
+    #[schemars(length(min = 1))]
+    pub(crate) versions: Option<Vec<TlsVersionDocument>>,
+    /// Key exchange groups, most wanted first; default X25519MLKEM768, X25519, P-256, P-384.
+    #[schemars(length(min = 1))]
+    pub(crate) groups: Option<Vec<GroupDocument>>,
+    /// Strict-Transport-Security; default none.
+    pub(crate) hsts: Option<HstsDocument>,
+    /// TLS 1.3 session tickets; default true.
+    pub(crate) tickets: Option<bool>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[schemars(rename = "tls-version")]
+pub(crate) enum TlsVersionDocument {
+    #[serde(rename = "1.2")]
+    Tls12,
+    #[serde(rename = "1.3")]
+    Tls13,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[schemars(rename = "group")]
+pub(crate) enum GroupDocument {
+    #[serde(rename = "X25519MLKEM768")]
+    X25519MlKem768,
+    X25519,
+    #[serde(rename = "P-256")]
+    Secp256r1,
+    #[serde(rename = "P-384")]
+    Secp384r1,
+}
+
+/// Strict-Transport-Security (RFC 6797).
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "hsts")]
+pub(crate) struct HstsDocument {
+    /// How long browsers remember, such as "730d".
+    pub(crate) max_age: DurationText,
+    /// Default false.
+    #[serde(default)]
+    pub(crate) include_subdomains: bool,
+    /// Default false. Wants include_subdomains and at least "365d".
+    #[serde(default)]
+    pub(crate) preload: bool,
+}
+
+/// Caps and deadlines of connections.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "connections")]
+pub(crate) struct ConnectionsDocument {
+    /// Open connections in all; default 20000.
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub(crate) max_total: Option<u32>,
+    /// Open connections of one address; default 200.
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub(crate) max_per_address: Option<u32>,
+    /// From accept to the end of the TLS handshake, "100ms" to "5m"; default "5s".
+    pub(crate) handshake_timeout: Option<DurationText>,
+    /// For the head of a request, "100ms" to "5m"; default "10s".
+    pub(crate) header_timeout: Option<DurationText>,
+    /// For a connection without a request, "1s" to "1h"; default "75s".
+    pub(crate) idle_timeout: Option<DurationText>,
+    /// Longest pause within a body, "100ms" to "1h"; default "30s".
+    pub(crate) body_timeout: Option<DurationText>,
+    /// From SIGTERM to the end, "0s" to "1h"; default "30s".
+    pub(crate) drain_timeout: Option<DurationText>,
+    /// Header section, "1KiB" to "1MiB"; default "16KiB".
+    pub(crate) max_header_bytes: Option<SizeText>,
+    /// Header fields; default 100.
+    #[schemars(range(min = 1, max = 1000))]
+    pub(crate) max_headers: Option<u32>,
+    /// Concurrent HTTP/2 streams per connection; default 100.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub(crate) h2_max_streams: Option<u32>,
+    /// Whether HTTP/2 is offered; default true.
+    pub(crate) http2: Option<bool>,
+}
+
+/// A certificate chain and its key.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "certificate")]
+pub(crate) struct CertificateDocument {
+    /// Names it answers for, exact or "*.example.com"; none: the default certificate.
+    #[serde(default)]
+    pub(crate) names: Vec<String>,
+    /// PEM chain, leaf first: "file:PATH" or "env:NAME".
+    pub(crate) chain: String,
+    /// PEM private key: "file:PATH" or "env:NAME".
+    pub(crate) key: String,
+}
+
+/// Whose tokens count.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "issuer")]
+pub(crate) struct IssuerDocument {
+    /// Unique name: lower-case letters, digits, "-".
+    pub(crate) name: NameText,
+    /// Exact `iss` claim.
+    #[schemars(length(min = 1))]
+    pub(crate) issuer: String,
+    /// Accepted `aud` claims, any of them.
+    #[schemars(length(min = 1))]
+    pub(crate) audience: Vec<String>,
+    /// Pinned signature algorithms.
+    #[schemars(length(min = 1))]
+    pub(crate) algorithms: Vec<AlgorithmDocument>,
+    /// Accepted `typ` headers; default ["at+jwt"].
+    #[schemars(length(min = 1))]
+    pub(crate) types: Option<Vec<String>>,
+    /// "file:PATH" or an "https:" URL.
+    pub(crate) jwks: String,
+    /// How often the keys are read anew, "10s" to "1d"; default "5m".
+    pub(crate) refresh: Option<DurationText>,
+    /// Tolerated difference of clocks, "0s" to "5m"; default session.skew.
+    pub(crate) skew: Option<DurationText>,
+    /// Longest token, "256B" to "64KiB"; default "8KiB".
+    pub(crate) max_token_bytes: Option<SizeText>,
+    #[serde(default)]
+    pub(crate) claims: ClaimsDocument,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[schemars(rename = "algorithm")]
+pub(crate) enum AlgorithmDocument {
+    ES256,
+    ES384,
+    EdDSA,
+    RS256,
+    PS256,
+}
+
+/// Which top-level claim means what.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "claims")]
+pub(crate) struct ClaimsDocument {
+    /// Default "sub".
+    #[schemars(length(min = 1))]
+    pub(crate) subject: Option<String>,
+    /// Default "sid".
+    #[schemars(length(min = 1))]
+    pub(crate) session: Option<String>,
+    /// Default "roles".
+    #[schemars(length(min = 1))]
+    pub(crate) roles: Option<String>,
+    /// Default "dept".
+    #[schemars(length(min = 1))]
+    pub(crate) department: Option<String>,
+}
+
+/// Session clock.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "session")]
+pub(crate) struct SessionDocument {
+    /// A session ends without activity for so long, "1m" to "30d"; default "15m".
+    pub(crate) idle: Option<DurationText>,
+    /// A session ends so long after login, "1m" to "400d"; default "12h".
+    pub(crate) lifetime: Option<DurationText>,
+    /// Tolerated difference of clocks, "0s" to "5m"; default "30s".
+    pub(crate) skew: Option<DurationText>,
+}
+
+/// A service behind the gateway.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "upstream")]
+pub(crate) struct UpstreamDocument {
+    /// Unique name: lower-case letters, digits, "-".
+    pub(crate) name: NameText,
+    /// "unix:/PATH", "tcp:HOST:PORT" or "tls:HOST:PORT".
+    #[schemars(length(min = 1))]
+    pub(crate) endpoints: Vec<String>,
+    /// Default "round-robin".
+    pub(crate) balance: Option<BalanceDocument>,
+    /// For "tls:" endpoints.
+    pub(crate) tls: Option<UpstreamTlsDocument>,
+    /// To connect, TLS included, "10ms" to "5m"; default "2s".
+    pub(crate) connect_timeout: Option<DurationText>,
+    /// From the end of a request to the head of its response, "10ms" to "1h"; default "30s".
+    pub(crate) response_timeout: Option<DurationText>,
+    /// For a pooled connection without a request, "1s" to "1h"; default "60s".
+    pub(crate) idle_timeout: Option<DurationText>,
+    /// Pooled idle connections per endpoint and core; default 256.
+    #[schemars(range(min = 0, max = 100_000))]
+    pub(crate) max_idle: Option<u32>,
+    /// Active health checks; default none.
+    pub(crate) health: Option<HealthDocument>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(rename = "balance")]
+pub(crate) enum BalanceDocument {
+    RoundRobin,
+    ConsistentHash,
+}
+
+/// TLS towards an upstream. Verification cannot be switched off.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "upstream-tls")]
+pub(crate) struct UpstreamTlsDocument {
+    /// Authority to trust, "file:PATH" or "env:NAME"; default the system's.
+    pub(crate) ca: Option<String>,
+    /// Name its certificate must hold; default the endpoint's host.
+    #[schemars(length(min = 1))]
+    pub(crate) server_name: Option<String>,
+    /// Our certificate for mutual TLS, "file:PATH" or "env:NAME".
+    pub(crate) client_certificate: Option<String>,
+    /// Key of client_certificate, "file:PATH" or "env:NAME".
+    pub(crate) client_key: Option<String>,
+}
+
+/// Active health checks.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "health")]
+pub(crate) struct HealthDocument {
+    /// Path that answers 2xx when healthy.
+    pub(crate) path: String,
+    /// Between two checks, "100ms" to "1h"; default "5s".
+    pub(crate) interval: Option<DurationText>,
+    /// For one check, "10ms" to "1m"; default "1s".
+    pub(crate) timeout: Option<DurationText>,
+    /// Successes in a row that make it healthy; default 1.
+    #[schemars(range(min = 1, max = 100))]
+    pub(crate) healthy: Option<u32>,
+    /// Failures in a row that make it unhealthy; default 3.
+    #[schemars(range(min = 1, max = 100))]
+    pub(crate) unhealthy: Option<u32>,
+}
+
+/// How often, per what.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "rate")]
+pub(crate) struct RateDocument {
+    /// Unique name: lower-case letters, digits, "-".
+    pub(crate) name: NameText,
+    /// What is counted apart; several together make one key.
+    #[schemars(length(min = 1))]
+    pub(crate) per: Vec<RateKeyDocument>,
+    /// How many in a period.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub(crate) quota: u32,
+    /// "1ms" to "366d".
+    pub(crate) period: DurationText,
+    /// How many at once; default the quota.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub(crate) burst: Option<u32>,
+    #[serde(default)]
+    pub(crate) mode: ModeDocument,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(rename = "rate-key")]
+pub(crate) enum RateKeyDocument {
+    Address,
+    Subject,
+    Session,
+    Route,
+    MessageType,
+}
+
+#[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(rename = "mode")]
+pub(crate) enum ModeDocument {
+    #[default]
+    Enforce,
+    Shadow,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(rename = "auth")]
+pub(crate) enum AuthDocument {
+    None,
+    #[default]
+    Required,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+#[schemars(rename = "method")]
+pub(crate) enum MethodDocument {
+    Get,
+    Head,
+    Post,
+    Put,
+    Patch,
+    Delete,
+    Options,
+}
+
+/// A resource that may be asked for.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "route")]
+pub(crate) struct RouteDocument {
+    /// Unique name over routes and websockets: lower-case letters, digits, "-".
+    pub(crate) name: NameText,
+    /// Host or list of hosts, exact, "*.example.com" or "*"; default "*".
+    #[serde(default)]
+    pub(crate) host: Hosts,
+    /// "/v1/users/{user}" (one segment), "/v1/files/**" (all below).
+    pub(crate) path: String,
+    /// GET brings HEAD along.
+    #[schemars(length(min = 1))]
+    pub(crate) methods: Vec<MethodDocument>,
+    /// Name of an upstream.
+    pub(crate) upstream: String,
+    /// Default "required".
+    #[serde(default)]
+    pub(crate) auth: AuthDocument,
+    /// Roles of which one is needed; default none.
+    #[serde(default)]
+    pub(crate) roles: Vec<String>,
+    /// What a request does, in a word for authorization and audit.
+    pub(crate) action: Option<String>,
+    /// Names of rates that a request takes.
+    #[serde(default)]
+    pub(crate) rates: Vec<String>,
+    /// What a body may be; default: no body is taken.
+    pub(crate) body: Option<BodyDocument>,
+    /// What a query may be; default: no query is taken.
+    pub(crate) query: Option<QueryDocument>,
+    /// Whether a request is the user's activity; default true.
+    pub(crate) activity: Option<bool>,
+    #[serde(default)]
+    pub(crate) mode: ModeDocument,
+}
+
+/// What a body may be.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "body")]
+pub(crate) struct BodyDocument {
+    /// Longest body, "1B" to "16MiB" with a schema, to "64GiB" without.
+    pub(crate) max_bytes: SizeText,
+    /// Media types; default ["application/json"] with a schema, any without.
+    #[schemars(length(min = 1))]
+    pub(crate) content_types: Option<Vec<String>>,
+    /// JSON Schema in the bundle, such as "schemas/message.json". The body is held until it is judged.
+    pub(crate) schema: Option<String>,
+}
+
+/// What a query may be.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "query")]
+pub(crate) struct QueryDocument {
+    /// Longest query, "1B" to "8KiB"; default "2KiB".
+    pub(crate) max_bytes: Option<SizeText>,
+    /// JSON Schema in the bundle for an object of strings (arrays of strings where a name stands twice).
+    pub(crate) schema: Option<String>,
+}
+
+/// A WebSocket that may be opened, and the messages that may pass in it.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "websocket")]
+pub(crate) struct WebsocketDocument {
+    /// Unique name over routes and websockets: lower-case letters, digits, "-".
+    pub(crate) name: NameText,
+    /// Host or list of hosts, exact, "*.example.com" or "*"; default "*".
+    #[serde(default)]
+    pub(crate) host: Hosts,
+    /// "/v1/stream", "/v1/rooms/{room}" (one segment), "/v1/rooms/**" (all below).
+    pub(crate) path: String,
+    /// Name of an upstream.
+    pub(crate) upstream: String,
+    /// Default "required".
+    #[serde(default)]
+    pub(crate) auth: AuthDocument,
+    /// Roles of which one is needed; default none.
+    #[serde(default)]
+    pub(crate) roles: Vec<String>,
+    /// What opening it does, in a word for authorization and audit.
+    pub(crate) action: Option<String>,
+    /// Names of rates that opening it takes.
+    #[serde(default)]
+    pub(crate) rates: Vec<String>,
+    /// What a query may be; default: no query is taken.
+    pub(crate) query: Option<QueryDocument>,
+    #[serde(default)]
+    pub(crate) mode: ModeDocument,
+    /// Pages that may connect: "https://chat.example", "https://*.chat.example", "self" (the request's own host),
+    /// "null", "*" (any); default none.
+    #[serde(default)]
+    pub(crate) origins: Vec<String>,
+    /// Whether clients that send no Origin (no browsers) are refused; default false.
+    #[serde(default)]
+    pub(crate) require_origin: bool,
+    /// Subprotocols that may be agreed on; default none.
+    #[serde(default)]
+    pub(crate) subprotocols: Vec<String>,
+    /// Whether one of them must be offered; default true if any is listed.
+    pub(crate) require_subprotocol: Option<bool>,
+    /// Payload of a frame, "125B" to "16MiB"; default "64KiB".
+    pub(crate) max_frame: Option<SizeText>,
+    /// Payload of a message over all its fragments, "1B" to "16MiB"; default "64KiB".
+    pub(crate) max_message: Option<SizeText>,
+    /// Fragments of a message; default 64.
+    #[schemars(range(min = 1, max = 100_000))]
+    pub(crate) max_fragments: Option<u32>,
+    /// Control frames per second; default 10.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub(crate) control_per_second: Option<u32>,
+    /// Without activity for so long the socket closes, "1s" to "30d"; default never.
+    pub(crate) idle: Option<DurationText>,
+    /// Between two pings to a silent client, "1s" to "1h"; default "30s".
+    pub(crate) ping_interval: Option<DurationText>,
+    /// For the pong, "1s" to "1h"; default "20s".
+    pub(crate) pong_timeout: Option<DurationText>,
+    /// For a peer that does not read, "100ms" to "1h"; default "20s".
+    pub(crate) write_timeout: Option<DurationText>,
+    /// Held for a slow peer per direction, "1KiB" to "64MiB"; default "256KiB".
+    pub(crate) buffer: Option<SizeText>,
+    /// "json" looks into messages of each direction for which one is listed, "none" into none; default "json" if
+    /// any message is listed.
+    pub(crate) inspect: Option<InspectDocument>,
+    /// Kinds of messages taken; default ["text"] with inspect "json", both without.
+    #[schemars(length(min = 1))]
+    pub(crate) kinds: Option<Vec<KindDocument>>,
+    /// JSON pointer to a message's type; default "/type".
+    pub(crate) type_pointer: Option<String>,
+    /// What becomes of a message that is not JSON or of no listed type: "close" or "answer"; default "close".
+    #[serde(default)]
+    pub(crate) unknown: OnRefusalDocument,
+    /// Whether a client message that is not looked into is the user's activity; default true.
+    pub(crate) activity: Option<bool>,
+    /// Names of rates that each client message takes.
+    #[serde(default)]
+    pub(crate) message_rates: Vec<String>,
+    #[serde(default)]
+    pub(crate) message: Vec<MessageDocument>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(rename = "inspect")]
+pub(crate) enum InspectDocument {
+    Json,
+    None,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(rename = "kind")]
+pub(crate) enum KindDocument {
+    Text,
+    Binary,
+}
+
+/// A type of message.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "message")]
+pub(crate) struct MessageDocument {
+    /// Value at type_pointer.
+    #[serde(rename = "type")]
+    #[schemars(length(min = 1))]
+    pub(crate) name: String,
+    pub(crate) direction: DirectionDocument,
+    /// JSON Schema in the bundle, such as "schemas/ack.json"; default any JSON.
+    pub(crate) schema: Option<String>,
+    /// What the message does, in a word for authorization and audit.
+    pub(crate) action: Option<String>,
+    /// Names of rates that it takes, beside message_rates.
+    #[serde(default)]
+    pub(crate) rates: Vec<String>,
+    /// Whether it is the user's activity; default false. Only for messages to the upstream.
+    #[serde(default)]
+    pub(crate) activity: bool,
+    /// Default "close".
+    #[serde(default)]
+    pub(crate) on_refusal: OnRefusalDocument,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(rename = "direction")]
+pub(crate) enum DirectionDocument {
+    ToUpstream,
+    ToClient,
+    Both,
+}
+
+#[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(rename = "on-refusal")]
+pub(crate) enum OnRefusalDocument {
+    #[default]
+    Close,
+    Answer,
+}
+
+/// What gets an audit record.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "audit")]
+pub(crate) struct AuditDocument {
+    /// Default "refused".
+    pub(crate) requests: Option<AuditRequestsDocument>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(rename = "audit-requests")]
+pub(crate) enum AuditRequestsDocument {
+    All,
+    Refused,
+    None,
+}
+
+/// A name that is a metric label too.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(crate) struct NameText(pub(crate) String);
+
+impl JsonSchema for NameText {
+    fn schema_name() -> Cow<'static, str> {
+        "name".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        schemars::json_schema!({
+            "type": "string",
+            "pattern": "^[a-z][a-z0-9-]{0,63}$",
+            "description": "a name of at most 64 lower-case letters, digits and \"-\", a letter first"
+        })
+    }
+}
+
+/// One host or several.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Hosts {
+    One(String),
+    Several(Vec<String>),
+}
+
+impl Default for Hosts {
+    fn default() -> Self {
+        Self::One("*".into())
+    }
+}
+
+impl JsonSchema for Hosts {
+    fn schema_name() -> Cow<'static, str> {
+        "hosts".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        schemars::json_schema!({
+            "anyOf": [
+                { "type": "string" },
+                { "type": "array", "items": { "type": "string" }, "minItems": 1 }
+            ],
+            "description": "a host or a list of hosts"
+        })
+    }
 }

@@ -95,37 +95,6 @@ impl Routes {
         }
         Err(no_rule(slots(), method, websocket))
     }
-
-    /// Adds a rule under each of its hosts.
-    ///
-    /// # Errors
-    /// The rule that already stands there.
-    pub(crate) fn insert(
-        building: &mut RoutesBuilder,
-        host: &Host,
-        path: &PathPattern,
-        methods: Option<&[Method]>,
-        rule: &Arc<Rule>,
-    ) -> Result<(), Arc<Rule>> {
-        let slots = building.tables.entry(host.clone()).or_default();
-        let slot = slots.entry(path.router_form.clone()).or_default();
-        slot.literal.clone_from(&path.literal);
-        match methods {
-            None => match slot.websocket.replace(Arc::clone(rule)) {
-                Some(other) => Err(other),
-                None => Ok(()),
-            },
-            Some(methods) => {
-                for method in methods {
-                    if let Some((_, other)) = slot.methods.iter().find(|(known, _)| known == method) {
-                        return Err(Arc::clone(other));
-                    }
-                    slot.methods.push((method.clone(), Arc::clone(rule)));
-                }
-                Ok(())
-            }
-        }
-    }
 }
 
 /// Why no rule was found, given the slots whose path matched.
@@ -181,6 +150,32 @@ pub(crate) struct RoutesBuilder {
 }
 
 impl RoutesBuilder {
+    /// Adds a rule under one of its hosts; `None` for methods makes it the path's WebSocket.
+    ///
+    /// # Errors
+    /// The rule that already stands there.
+    pub(crate) fn insert(
+        &mut self,
+        host: &Host,
+        path: &PathPattern,
+        methods: Option<&[Method]>,
+        rule: &Arc<Rule>,
+    ) -> Result<(), Arc<Rule>> {
+        let slots = self.tables.entry(host.clone()).or_default();
+        let slot = slots.entry(path.router_form.clone()).or_default();
+        slot.literal.clone_from(&path.literal);
+        let Some(methods) = methods else {
+            return slot.websocket.replace(Arc::clone(rule)).map_or(Ok(()), Err);
+        };
+        for method in methods {
+            if let Some((_, other)) = slot.methods.iter().find(|(known, _)| known == method) {
+                return Err(Arc::clone(other));
+            }
+            slot.methods.push((method.clone(), Arc::clone(rule)));
+        }
+        Ok(())
+    }
+
     /// # Errors
     /// Text of a conflict between patterns; the checks before leave none.
     pub(crate) fn build(self) -> Result<Routes, String> {
@@ -562,7 +557,7 @@ fn is_same_host(origin: &str, host: &str) -> bool {
 pub(crate) enum ContentTypes {
     Any,
     /// Essences in lower case. Never empty.
-    Listed(Box<[String]>),
+    Listed(Vec<String>),
 }
 
 impl ContentTypes {
@@ -843,7 +838,7 @@ mod tests {
 
     #[test]
     fn content_types() {
-        let json = ContentTypes::Listed(["application/json".to_owned()].into());
+        let json = ContentTypes::Listed(vec!["application/json".to_owned()]);
         let headers = |pairs: &[(&'static str, &'static str)]| {
             pairs.iter().fold(HeaderMap::new(), |mut map, (name, value)| {
                 map.append(*name, http::HeaderValue::from_static(value));

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, Method};
+use http::{HeaderMap, Method, header};
 use serde_json::{Map, Value};
 
 use crate::denial::Denial;
@@ -229,6 +229,9 @@ fn judge_head(rule: &Rule, facts: &RequestFacts<'_>, identity: Option<&Identity>
     }
     if let Some(tunnel) = &rule.tunnel {
         tunnel.origins.check(facts.headers, facts.host)?;
+        if tunnel.subprotocol_required && !offers_one_of(&tunnel.subprotocols, facts.headers) {
+            return Err(Denial::SubprotocolNotAllowed);
+        }
     }
     if facts.has_body {
         rule.content_types.check(facts.headers, rule.body.buffered)?;
@@ -244,6 +247,18 @@ fn judge_head(rule: &Rule, facts: &RequestFacts<'_>, identity: Option<&Identity>
         },
         (None, _) => Ok(()),
     }
+}
+
+/// Whether the client offers a subprotocol that the rule allows (RFC 6455 §4.1: names are compared exactly).
+fn offers_one_of(allowed: &[String], headers: &HeaderMap) -> bool {
+    let lists = headers
+        .get_all(header::SEC_WEBSOCKET_PROTOCOL)
+        .iter()
+        .filter_map(|list| list.to_str().ok());
+    let mut offered = lists
+        .flat_map(|list| list.split(','))
+        .map(|name| name.trim_matches([' ', '\t']));
+    offered.any(|name| allowed.iter().any(|known| known == name))
 }
 
 /// Holds a query against its schema: an object of strings, or of arrays of strings where a name stands twice.

@@ -26,7 +26,7 @@ pub struct Rule {
     pub action: Option<Arc<str>>,
     /// Whether a request counts as the user's activity (row S-1). A socket's opening always does.
     pub activity: bool,
-    pub(crate) roles: Box<[String]>,
+    pub(crate) roles: Vec<String>,
     pub(crate) rates: RateList,
     pub(crate) query: Option<QueryRule>,
     pub(crate) body: BodyRule,
@@ -114,7 +114,7 @@ impl RateList {
 pub(crate) struct TunnelRule {
     pub(crate) limits: TunnelLimits,
     pub(crate) origins: Origins,
-    pub(crate) subprotocols: Box<[String]>,
+    pub(crate) subprotocols: Vec<String>,
     pub(crate) subprotocol_required: bool,
     pub(crate) kinds: Kinds,
     /// Judges what the client sends.
@@ -185,7 +185,7 @@ pub(crate) struct Kinds {
 #[derive(Debug)]
 pub(crate) struct MessageTable {
     /// Tokens of the JSON pointer to the type, unescaped.
-    pub(crate) pointer: Box<[String]>,
+    pub(crate) pointer: Vec<String>,
     pub(crate) types: HashMap<Box<str>, MessageRule>,
     /// What becomes of an unknown type, and of what is not JSON.
     pub(crate) on_unknown: OnRefusal,

@@ -7,6 +7,7 @@
 mod bundle;
 mod curl;
 mod driver;
+pub mod fuzz;
 mod gateway;
 mod metrics;
 mod pki;

@@ -68,10 +68,15 @@ impl TokenIssuer {
 
     /// Signs whatever it is given, whatever `alg` it claims.
     pub fn sign(&self, header: &Value, claims: &Value) -> String {
+        self.sign_bytes(header.to_string().as_bytes(), claims.to_string().as_bytes())
+    }
+
+    /// As [`TokenIssuer::sign`], for what is perhaps no JSON.
+    pub(crate) fn sign_bytes(&self, header: &[u8], claims: &[u8]) -> String {
         let signed = format!(
             "{}.{}",
-            URL_SAFE_NO_PAD.encode(header.to_string()),
-            URL_SAFE_NO_PAD.encode(claims.to_string())
+            URL_SAFE_NO_PAD.encode(header),
+            URL_SAFE_NO_PAD.encode(claims)
         );
         let signature = self
             .key

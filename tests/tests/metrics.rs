@@ -13,6 +13,7 @@ path = "/mine/**"
 methods = ["GET"]
 upstream = "backend"
 auth = "required"
+query = {}
 
 [[route]]
 name = "misbehaving"

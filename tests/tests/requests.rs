@@ -6,19 +6,24 @@ use sealgate_tests::{Bundle, DEADLINE, Gateway, TokenIssuer, Wire, until};
 use serde_json::json;
 
 const RULES: &str = r#"
+[tls]
+hsts = { max_age = "730d", include_subdomains = true, preload = true }
+
 [[route]]
 name = "open"
 path = "/open/**"
-methods = ["GET", "HEAD"]
+methods = ["GET"]
 upstream = "backend"
 auth = "none"
+query = {}
 
 [[route]]
 name = "mine"
 path = "/mine"
-methods = ["GET", "POST"]
+methods = ["GET"]
 upstream = "backend"
 auth = "required"
+query = {}
 
 [[route]]
 name = "administrators"
@@ -29,9 +34,16 @@ auth = "required"
 roles = ["administrator"]
 
 [[route]]
-name = "item"
+name = "read-item"
 path = "/items/{id}"
-methods = ["GET", "PUT"]
+methods = ["GET"]
+upstream = "backend"
+auth = "none"
+
+[[route]]
+name = "write-item"
+path = "/items/{id}"
+methods = ["PUT"]
 upstream = "backend"
 auth = "none"
 body = { max_bytes = "1KiB" }

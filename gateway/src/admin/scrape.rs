@@ -1,6 +1,10 @@
 //! `/metrics`, `/healthz` and `/readyz`, read-only.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -9,7 +13,7 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpListener, sync::Semaphore};
 
-use crate::{clock, edge::Gateway};
+use crate::edge::Gateway;
 
 /// Scrapers at a time; a scrape is short.
 const MAX_CONNECTIONS: usize = 64;
@@ -64,7 +68,7 @@ fn answer(gateway: &Gateway, request: &Request<Incoming>) -> Response<Full<Bytes
 
 fn metrics(gateway: &Gateway) -> Response<Full<Bytes>> {
     let snapshot = gateway.current.load();
-    let ages = snapshot.verifier.key_ages(clock::unix_now());
+    let ages = snapshot.verifier.key_ages(Instant::now());
     match gateway.metrics().render(gateway.connections.total(), ages) {
         Ok(metrics) => {
             let mut response = text(StatusCode::OK, metrics);

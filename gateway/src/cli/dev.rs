@@ -14,6 +14,10 @@ use clap::Args;
 use include_dir::{Dir, include_dir};
 use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
 use sealgate_keys::{dev::DevAuthority, private_dir, write_private};
+use tokio::{
+    runtime::Runtime,
+    signal::unix::{SignalKind, signal},
+};
 
 use super::{FINE, PolicyArgs, RunArgs, logs, run};
 
@@ -96,7 +100,7 @@ pub fn dev(args: &DevArgs) -> anyhow::Result<u8> {
         control: Some(state.control.clone()),
         cores: args.cores,
     };
-    let token = backend_echo::demo_token(&state.backend_socket(), "alice")?;
+    let token = runtime()?.block_on(backend_echo::demo_token(&state.backend_socket(), "alice", "browser"))?;
     let mut published = Ok(());
     let outcome = run::run(&run_args, |running| published = publish(&state, &files.ca, &token, running));
     drop(backend);
@@ -207,8 +211,18 @@ pub fn backend(options: backend_echo::Options) -> anyhow::Result<u8> {
     logs::to_stderr();
     // However the gateway ends, its backend does not stay behind.
     set_parent_process_death_signal(Some(Signal::TERM))?;
-    backend_echo::run(options)?;
+    runtime()?.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        backend_echo::serve(options, async move {
+            terminate.recv().await;
+        })
+        .await
+    })?;
     Ok(FINE)
+}
+
+fn runtime() -> std::io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()
 }
 
 /// Says what to try next: to a person on stdout, to scripts in `dev.json`.

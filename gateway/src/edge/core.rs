@@ -9,6 +9,7 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, Cache};
+use ring::error::Unspecified;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Notify,
@@ -52,7 +53,7 @@ pub struct Core {
 }
 
 impl Core {
-    fn new(gateway: Arc<Gateway>) -> Result<Self, CryptoError> {
+    fn new(gateway: Arc<Gateway>) -> Result<Self, Unspecified> {
         let snapshot = RefCell::new(Cache::new(gateway.current.clone()));
         Ok(Self {
             gateway,
@@ -114,12 +115,13 @@ impl Drop for OpenGuard {
 /// The runtime or a listener could not be set up.
 pub fn run(gateway: Arc<Gateway>, listeners: Vec<StdListener>) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let core = Core::new(gateway).map_err(|_| std::io::Error::other("the system gives no random bytes"))?;
     let local = LocalSet::new();
     let listeners = {
         let _entered = runtime.enter();
         listeners.into_iter().map(TcpListener::from_std).collect::<Result<Vec<_>, _>>()?
     };
-    local.block_on(&runtime, drive(Rc::new(Core::new(gateway)), listeners));
+    local.block_on(&runtime, drive(Rc::new(core), listeners));
     Ok(())
 }
 

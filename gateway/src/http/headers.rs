@@ -8,8 +8,10 @@ use sealgate_policy::Identity;
 use super::{exchange::RequestId, target::Target};
 
 /// Fields of one hop only (RFC 9110 §7.6.1, RFC 9112 §9).
-const HOP_BY_HOP: [HeaderName; 9] = [
+const HOP_BY_HOP: [HeaderName; 10] = [
     header::CONNECTION,
+    // Answered by us: 100 when the body is wanted.
+    header::EXPECT,
     header::PROXY_AUTHENTICATE,
     header::PROXY_AUTHORIZATION,
     header::TE,

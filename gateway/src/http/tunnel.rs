@@ -122,7 +122,7 @@ async fn connect(
     let identity = permit.identity().map(Arc::as_ref);
     let subject = identity.map_or("", |identity| identity.subject.as_str());
     let endpoint = upstream.select(subject.as_bytes()).ok_or(Denial::UpstreamUnavailable)?;
-    let subprotocols = offer.subprotocols(permit.subprotocols())?;
+    let subprotocols = offer.subprotocols(permit.subprotocols(), permit.subprotocol_required())?;
 
     headers::strip_request(&mut parts.headers, identity.is_some());
     parts.headers.remove(header::HOST);
@@ -236,7 +236,7 @@ fn by(end: &TunnelEnd) -> &'static str {
     }
 }
 
-/// The rates that were in force when the socket opened. Their cells are the process's.
+/// The rates of one snapshot. Their cells are the process's.
 struct SnapshotRates(Arc<Rates>);
 
 impl RateTaker for SnapshotRates {
@@ -286,11 +286,12 @@ impl Opening {
 /// Judges all open sockets of a core by the policy in force now, in slices, so that no message waits.
 pub async fn rejudge(core: &Core) {
     let snapshot = core.snapshot();
+    let rates: Rc<dyn RateTaker> = Rc::new(SnapshotRates(snapshot.rates.clone()));
     let mut next = Some(0);
     while let Some(from) = next {
         next = core.sockets.slice(from, REJUDGE_SLICE, |socket, identity| {
             socket.orders.give(match socket.opening.judge(&snapshot, identity.cloned()) {
-                Ok(permit) => Order::Policy(Box::new(permit)),
+                Ok(permit) => Order::Policy { permit: Box::new(permit), rates: rates.clone() },
                 Err(denial) => {
                     tracing::debug!(reason = denial.reason(), "an open socket is no longer allowed");
                     Order::Close(Denial::PolicyChanged)

@@ -72,12 +72,7 @@ impl RateStore {
         let now = self.since_epoch(now);
         self.shards
             .iter()
-            .map(|shard| {
-                lock(shard)
-                    .iter()
-                    .filter(|[key, tat]| *key != 0 && *tat > now)
-                    .count()
-            })
+            .map(|shard| lock(shard).iter().filter(|[key, tat]| *key != 0 && *tat > now).count())
             .sum()
     }
 
@@ -97,9 +92,7 @@ impl RateStore {
         let mut overflow = lock(&self.overflow);
         overflow
             .retain(|_, cells| Arc::strong_count(cells) > 1 || cells.iter().any(|cell| *lock(cell) > now));
-        let cells = overflow
-            .entry(rate)
-            .or_insert_with(|| Arc::new(std::array::from_fn(|_| Mutex::new(0))));
+        let cells = overflow.entry(rate).or_insert_with(|| Arc::new(std::array::from_fn(|_| Mutex::new(0))));
         Arc::clone(cells)
     }
 

@@ -117,7 +117,8 @@ fn check(health: &Health, tls: bool) -> Box<dyn HealthCheck + Send + Sync> {
     let mut check = HttpHealthCheck::<()>::new("localhost", false);
     check.consecutive_success = health.healthy as usize;
     check.consecutive_failure = health.unhealthy as usize;
-    check.reuse_connection = true;
+    // A kept connection would prove only that it is kept.
+    check.reuse_connection = false;
     if let Ok(uri) = health.path.parse() {
         check.req.set_uri(uri);
     }

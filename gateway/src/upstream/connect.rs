@@ -19,7 +19,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::{Address, Endpoint, EndpointTls, Upstream};
+use super::{Address, Endpoint, EndpointTls, ReadSource, Upstream};
 
 /// A connection to a backend.
 pub enum UpstreamStream {
@@ -77,7 +77,7 @@ impl Endpoint {
 /// The client configuration of an upstream, and a fingerprint of what went into it.
 pub(super) fn client_tls(
     tls: &policy::UpstreamTls,
-    read: &dyn Fn(&policy::Source) -> Result<Vec<u8>, String>,
+    read: &ReadSource<'_>,
 ) -> Result<(EndpointTls, String), String> {
     let mut material = digest::Context::new(&digest::SHA256);
     material.update(tls.server_name.as_bytes());

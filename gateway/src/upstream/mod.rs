@@ -64,6 +64,9 @@ enum Address {
     Tcp(SocketAddr),
 }
 
+/// Reads the bytes behind a source that the policy names.
+pub type ReadSource<'a> = dyn Fn(&policy::Source) -> Result<Vec<u8>, String> + Sync + 'a;
+
 /// What makes two endpoints the same one for a connection pool: address and TLS material.
 ///
 /// Dense, so that a pool is a vector.
@@ -106,7 +109,7 @@ impl Upstreams {
     pub async fn build(
         upstreams: &[policy::Upstream],
         ids: &EndpointIds,
-        read: &dyn Fn(&policy::Source) -> Result<Vec<u8>, String>,
+        read: &ReadSource<'_>,
     ) -> Result<Self, Vec<UpstreamError>> {
         let mut built = Vec::with_capacity(upstreams.len());
         let mut errors = Vec::new();
@@ -135,7 +138,7 @@ impl Upstream {
     async fn build(
         upstream: &policy::Upstream,
         ids: &EndpointIds,
-        read: &dyn Fn(&policy::Source) -> Result<Vec<u8>, String>,
+        read: &ReadSource<'_>,
     ) -> Result<Self, UpstreamError> {
         let tls = match &upstream.tls {
             Some(tls) => Some(connect::client_tls(tls, read).map_err(|reason| UpstreamError::Tls {

@@ -29,12 +29,19 @@ pub enum Step<'a> {
         /// Bytes on the wire.
         len: usize,
     },
-    /// A frame of a message that nobody judges: it keeps frame and message rules, and may go on.
+    /// A frame of a message that nobody looks into: it keeps frame and message rules, and may go on as soon as
+    /// the message is judged by its kind.
     Frame {
         /// Bytes on the wire.
         len: usize,
-        /// When the frame ends its message: payload bytes of all of it.
-        message: Option<usize>,
+        /// Text (checked to be UTF-8 so far) or binary.
+        kind: MessageKind,
+        /// Whether it begins the message.
+        first: bool,
+        /// Whether it ends it.
+        last: bool,
+        /// Its payload as it is on the wire, masked or not.
+        payload: &'a [u8],
     },
     /// A whole message to be judged.
     Message {
@@ -92,8 +99,12 @@ impl From<WireFault> for Denial {
         match fault {
             WireFault::Frame(error) => error.into(),
             WireFault::Close(error) => error.into(),
-            WireFault::NothingToContinue => Denial::Protocol { detail: "continuation without a message" },
-            WireFault::NotContinued => Denial::Protocol { detail: "message begun inside another" },
+            WireFault::NothingToContinue => Denial::Protocol {
+                detail: "continuation without a message",
+            },
+            WireFault::NotContinued => Denial::Protocol {
+                detail: "message begun inside another",
+            },
             WireFault::TooManyFragments { limit } => Denial::TooManyFragments { limit },
             WireFault::TooLarge { limit } => Denial::MessageTooBig { limit },
             WireFault::NotUtf8 => Denial::NotUtf8,
@@ -161,9 +172,15 @@ impl Assembler {
         let len = header.wire_len();
         let whole = wire.get(..len);
         if header.opcode.is_control() {
-            let Some(whole) = whole else { return Ok(Step::Partial) };
+            let Some(whole) = whole else {
+                return Ok(Step::Partial);
+            };
             self.control.count(limits.control_per_second, now)?;
-            return Ok(Step::Control { len, opcode: header.opcode, payload: unmasked(header, whole, scratch) });
+            return Ok(Step::Control {
+                len,
+                opcode: header.opcode,
+                payload: unmasked(header, whole, scratch),
+            });
         }
 
         let mut open = match (self.open, header.opcode) {
@@ -184,15 +201,20 @@ impl Assembler {
         // A message in one frame: the usual case, judged where it lies.
         if header.fin && open.frames == 1 {
             if open.kind == MessageKind::Binary && !open.held {
-                return Ok(Step::Frame { len, message: Some(open.size) });
+                return Ok(open.frame(header, whole));
             }
             let payload = unmasked(header, whole, scratch);
             if open.kind == MessageKind::Text {
                 self.check_text(payload, true)?;
             }
             return Ok(match open.held {
-                false => Step::Frame { len, message: Some(open.size) },
-                true => Step::Message { len, kind: open.kind, payload, fragmented: false },
+                false => open.frame(header, whole),
+                true => Step::Message {
+                    len,
+                    kind: open.kind,
+                    payload,
+                    fragmented: false,
+                },
             });
         }
 
@@ -201,7 +223,7 @@ impl Assembler {
         }
         self.open = (!header.fin).then_some(open);
         if !open.held {
-            return Ok(Step::Frame { len, message: header.fin.then_some(open.size) });
+            return Ok(open.frame(header, whole));
         }
         self.held.extend_from_slice(whole);
         if !header.fin {
@@ -210,11 +232,18 @@ impl Assembler {
         scratch.clear();
         let mut rest = self.held.as_slice();
         while let Some(header) = frame::read_header(self.sender, limits.max_frame, rest)? {
-            let Some((whole, behind)) = rest.split_at_checked(header.wire_len()) else { break };
+            let Some((whole, behind)) = rest.split_at_checked(header.wire_len()) else {
+                break;
+            };
             append_payload(header, whole, 0, scratch);
             rest = behind;
         }
-        Ok(Step::Message { len, kind: open.kind, payload: scratch, fragmented: true })
+        Ok(Step::Message {
+            len,
+            kind: open.kind,
+            payload: scratch,
+            fragmented: true,
+        })
     }
 
     /// Wire bytes of the fragmented message that [`Assembler::next`] just gave: to be forwarded or dropped.
@@ -222,13 +251,18 @@ impl Assembler {
         std::mem::take(&mut self.held)
     }
 
-    /// Whether a message has begun and not ended.
-    pub fn is_between_messages(&self) -> bool {
-        self.open.is_none()
+    /// Whether a message is on its way frame by frame, so that no other may begin on the receiver's side.
+    pub fn is_amid_message(&self) -> bool {
+        self.open.is_some_and(|open| !open.held)
     }
 
     /// Checks what has come of an incomplete frame, so that wrong text ends the tunnel at its first wrong byte.
-    fn read_text_ahead(&mut self, header: Header, wire: &[u8], scratch: &mut Vec<u8>) -> Result<(), WireFault> {
+    fn read_text_ahead(
+        &mut self,
+        header: Header,
+        wire: &[u8],
+        scratch: &mut Vec<u8>,
+    ) -> Result<(), WireFault> {
         scratch.clear();
         append_payload(header, wire, self.text_seen, scratch);
         self.text_seen = self.text_seen.saturating_add(scratch.len());
@@ -239,7 +273,9 @@ impl Assembler {
     fn check_text(&mut self, payload: &[u8], last: bool) -> Result<(), WireFault> {
         let seen = std::mem::take(&mut self.text_seen);
         if seen == 0 && last && self.text.is_complete() {
-            return simdutf8::basic::from_utf8(payload).map(drop).map_err(|_| WireFault::NotUtf8);
+            return simdutf8::basic::from_utf8(payload)
+                .map(drop)
+                .map_err(|_| WireFault::NotUtf8);
         }
         self.text.feed(payload.get(seen..).unwrap_or_default())?;
         if last && !self.text.is_complete() {
@@ -251,17 +287,36 @@ impl Assembler {
 
 impl Open {
     fn new(kind: MessageKind, held: bool) -> Open {
-        Open { kind, held, frames: 0, size: 0 }
+        Open {
+            kind,
+            held,
+            frames: 0,
+            size: 0,
+        }
+    }
+
+    fn frame(self, header: Header, whole: &[u8]) -> Step<'_> {
+        Step::Frame {
+            len: whole.len(),
+            kind: self.kind,
+            first: self.frames == 1,
+            last: header.fin,
+            payload: whole.get(header.header_len..).unwrap_or_default(),
+        }
     }
 
     fn add(&mut self, payload_len: usize, limits: &TunnelLimits) -> Result<(), WireFault> {
         self.frames = self.frames.saturating_add(1);
         self.size = self.size.saturating_add(payload_len);
         if self.frames > limits.max_fragments.max(1) {
-            return Err(WireFault::TooManyFragments { limit: limits.max_fragments });
+            return Err(WireFault::TooManyFragments {
+                limit: limits.max_fragments,
+            });
         }
         if self.size > limits.max_message as usize {
-            return Err(WireFault::TooLarge { limit: limits.max_message });
+            return Err(WireFault::TooLarge {
+                limit: limits.max_message,
+            });
         }
         Ok(())
     }
@@ -281,7 +336,9 @@ fn unmasked<'a>(header: Header, whole: &'a [u8], scratch: &'a mut Vec<u8>) -> &'
 
 /// Appends what `wire` has of a frame's payload, from byte `from` of it on, unmasked.
 fn append_payload(header: Header, wire: &[u8], from: usize, out: &mut Vec<u8>) {
-    let payload = wire.get(header.header_len.saturating_add(from)..).unwrap_or_default();
+    let payload = wire
+        .get(header.header_len.saturating_add(from)..)
+        .unwrap_or_default();
     match header.mask {
         None => out.extend_from_slice(payload),
         Some(key) => frame::append_unmasked(out, payload, key, from),
@@ -302,7 +359,9 @@ impl Utf8 {
 
     fn feed(&mut self, mut text: &[u8]) -> Result<(), WireFault> {
         while !self.is_complete() {
-            let Some((&byte, rest)) = text.split_first() else { return Ok(()) };
+            let Some((&byte, rest)) = text.split_first() else {
+                return Ok(());
+            };
             text = rest;
             if let Some(place) = self.tail.get_mut(usize::from(self.len)) {
                 *place = byte;
@@ -315,7 +374,9 @@ impl Utf8 {
                 Err(_) => return Err(WireFault::NotUtf8),
             }
         }
-        let Err(error) = simdutf8::compat::from_utf8(text) else { return Ok(()) };
+        let Err(error) = simdutf8::compat::from_utf8(text) else {
+            return Ok(());
+        };
         if error.error_len().is_some() {
             return Err(WireFault::NotUtf8);
         }
@@ -340,11 +401,367 @@ impl Window {
     fn count(&mut self, limit: u32, now: Instant) -> Result<(), WireFault> {
         match self.since {
             Some(since) if now.saturating_duration_since(since) < Duration::from_secs(1) => self.count += 1,
-            _ => *self = Window { since: Some(now), count: 1 },
+            _ => {
+                *self = Window {
+                    since: Some(now),
+                    count: 1,
+                }
+            }
         }
         match self.count > limit {
             true => Err(WireFault::ControlFlood { limit }),
             false => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LIMITS: TunnelLimits = TunnelLimits {
+        max_frame: 1000,
+        max_message: 2000,
+        max_fragments: 4,
+        control_per_second: 3,
+        idle: None,
+        ping_interval: Duration::from_secs(30),
+        pong_timeout: Duration::from_secs(20),
+        write_timeout: Duration::from_secs(20),
+        buffer: 4096,
+    };
+
+    const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
+
+    /// One frame, FIN as given.
+    fn frame(sender: Sender, fin: bool, opcode: Opcode, payload: &[u8]) -> Vec<u8> {
+        let mut wire = Vec::new();
+        let mask = (sender == Sender::Client).then_some(MASK);
+        frame::write_frame(&mut wire, opcode, mask, payload);
+        if !fin {
+            wire[0] &= 0x7F;
+        }
+        wire
+    }
+
+    /// What a reader made of some bytes, in a form that does not depend on how they were cut.
+    #[derive(Debug, PartialEq, Eq)]
+    enum Event {
+        Control(Opcode, Vec<u8>),
+        Message(MessageKind, Vec<u8>),
+        Frame { first: bool, last: bool, len: usize },
+        Fault(WireFault),
+    }
+
+    /// Feeds `wire` in pieces as the relay does, and checks that held messages keep their wire bytes.
+    fn read(sender: Sender, judged: bool, pieces: &[&[u8]]) -> Vec<Event> {
+        let mut assembler = Assembler::new(sender);
+        let (mut unread, mut events, mut scratch) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut expected_held, now) = (Vec::new(), Instant::now());
+        for piece in pieces {
+            unread.extend_from_slice(piece);
+            loop {
+                let taken = match assembler.next(&unread, judged, &LIMITS, now, &mut scratch) {
+                    Ok(Step::Partial) => break,
+                    Ok(Step::Control { len, opcode, payload }) => {
+                        events.push(Event::Control(opcode, payload.to_vec()));
+                        len
+                    }
+                    Ok(Step::Held { len }) => {
+                        expected_held.extend_from_slice(&unread[..len]);
+                        len
+                    }
+                    Ok(Step::Frame {
+                        len,
+                        first,
+                        last,
+                        payload,
+                        ..
+                    }) => {
+                        assert!(!judged);
+                        events.push(Event::Frame {
+                            first,
+                            last,
+                            len: payload.len(),
+                        });
+                        len
+                    }
+                    Ok(Step::Message {
+                        len,
+                        kind,
+                        payload,
+                        fragmented,
+                    }) => {
+                        assert!(judged);
+                        events.push(Event::Message(kind, payload.to_vec()));
+                        if fragmented {
+                            expected_held.extend_from_slice(&unread[..len]);
+                        }
+                        assert_eq!(assembler.take_held(), std::mem::take(&mut expected_held));
+                        len
+                    }
+                    Err(fault) => {
+                        events.push(Event::Fault(fault));
+                        return events;
+                    }
+                };
+                unread.drain(..taken);
+            }
+        }
+        events
+    }
+
+    fn fault(sender: Sender, frames: &[Vec<u8>]) -> WireFault {
+        let wire = frames.concat();
+        let faults = [true, false].map(|judged| match read(sender, judged, &[&wire]).pop() {
+            Some(Event::Fault(fault)) => fault,
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(faults[0], faults[1]);
+        faults[0]
+    }
+
+    #[test]
+    fn a_fragmented_message_with_a_ping_inside() {
+        for sender in [Sender::Client, Sender::Server] {
+            let wire = [
+                frame(sender, false, Opcode::Text, b"Hel"),
+                frame(sender, true, Opcode::Ping, b"?"),
+                frame(sender, false, Opcode::Continuation, b""),
+                frame(sender, true, Opcode::Continuation, b"lo"),
+                frame(sender, true, Opcode::Binary, b"next"),
+            ]
+            .concat();
+            let ping = || Event::Control(Opcode::Ping, b"?".to_vec());
+            assert_eq!(
+                read(sender, true, &[&wire]),
+                [
+                    ping(),
+                    Event::Message(MessageKind::Text, b"Hello".to_vec()),
+                    Event::Message(MessageKind::Binary, b"next".to_vec()),
+                ]
+            );
+            assert_eq!(
+                read(sender, false, &[&wire]),
+                [
+                    Event::Frame {
+                        first: true,
+                        last: false,
+                        len: 3
+                    },
+                    ping(),
+                    Event::Frame {
+                        first: false,
+                        last: false,
+                        len: 0
+                    },
+                    Event::Frame {
+                        first: false,
+                        last: true,
+                        len: 2
+                    },
+                    Event::Frame {
+                        first: true,
+                        last: true,
+                        len: 4
+                    },
+                ]
+            );
+        }
+    }
+
+    #[test]
+    fn the_order_of_frames_is_kept() {
+        for sender in [Sender::Client, Sender::Server] {
+            let text = frame(sender, false, Opcode::Text, b"a");
+            assert_eq!(
+                fault(sender, &[frame(sender, true, Opcode::Continuation, b"")]),
+                WireFault::NothingToContinue
+            );
+            assert_eq!(
+                fault(sender, &[text.clone(), text.clone()]),
+                WireFault::NotContinued
+            );
+            assert_eq!(
+                fault(sender, &[text, frame(sender, true, Opcode::Binary, b"")]),
+                WireFault::NotContinued
+            );
+        }
+    }
+
+    #[test]
+    fn limits_hold_before_the_payload_comes() {
+        let sender = Sender::Server;
+        let first = frame(sender, false, Opcode::Binary, &[0; 1000]);
+        let more = frame(sender, false, Opcode::Continuation, &[0; 1000]);
+        let header_of_one_byte = vec![0x80, 1];
+        assert_eq!(
+            fault(sender, &[first.clone(), more, header_of_one_byte]),
+            WireFault::TooLarge { limit: 2000 }
+        );
+        let empty = frame(sender, false, Opcode::Continuation, b"");
+        let header = vec![0x80, 5];
+        assert_eq!(
+            fault(sender, &[first, empty.clone(), empty.clone(), empty, header]),
+            WireFault::TooManyFragments { limit: 4 }
+        );
+        assert_eq!(
+            fault(sender, &[vec![0x82, 126, 0x03, 0xE9]]),
+            WireFault::Frame(FrameError::TooLarge {
+                size: 1001,
+                limit: 1000
+            })
+        );
+    }
+
+    #[test]
+    fn control_frames_have_a_rate() {
+        let mut window = Window::default();
+        let start = Instant::now();
+        for _ in 0..3 {
+            window.count(3, start).unwrap();
+        }
+        assert_eq!(
+            window.count(3, start + Duration::from_millis(999)),
+            Err(WireFault::ControlFlood { limit: 3 })
+        );
+        assert_eq!(window.count(3, start + Duration::from_secs(1)), Ok(()));
+
+        let ping = frame(Sender::Client, true, Opcode::Ping, b"");
+        assert_eq!(
+            fault(Sender::Client, &vec![ping; 4]),
+            WireFault::ControlFlood { limit: 3 }
+        );
+    }
+
+    #[test]
+    fn text_is_utf8_over_fragments_and_fails_at_the_first_wrong_byte() {
+        let sender = Sender::Client;
+        let [a, b, c] = "€".as_bytes() else { panic!() };
+        let split = [
+            frame(sender, false, Opcode::Text, &[*a]),
+            frame(sender, false, Opcode::Continuation, &[*b]),
+            frame(sender, true, Opcode::Continuation, &[*c]),
+        ]
+        .concat();
+        assert_eq!(
+            read(sender, true, &[&split]),
+            [Event::Message(MessageKind::Text, "€".as_bytes().to_vec())]
+        );
+        assert_eq!(
+            fault(sender, &[frame(sender, true, Opcode::Text, &[*a, *b])]),
+            WireFault::NotUtf8
+        );
+        assert_eq!(
+            fault(
+                sender,
+                &[
+                    frame(sender, false, Opcode::Text, &[*a]),
+                    frame(sender, true, Opcode::Continuation, b"a")
+                ]
+            ),
+            WireFault::NotUtf8
+        );
+        // Surrogates, overlong forms, beyond U+10FFFF.
+        for wrong in [
+            &[0xED, 0xA0, 0x80][..],
+            &[0xC0, 0x80],
+            &[0xE0, 0x80, 0x80],
+            &[0xF4, 0x90, 0x80, 0x80],
+        ] {
+            assert_eq!(
+                fault(sender, &[frame(sender, true, Opcode::Text, wrong)]),
+                WireFault::NotUtf8
+            );
+        }
+        // The second byte already is wrong, and the frame is not whole.
+        let whole = frame(sender, true, Opcode::Text, &[0xF4, 0x90, 0x80, 0x80]);
+        let header = whole.len() - 4;
+        assert_eq!(read(sender, true, &[&whole[..header + 1]]), []);
+        assert_eq!(
+            read(sender, true, &[&whole[..header + 2]]),
+            [Event::Fault(WireFault::NotUtf8)]
+        );
+        // Binary is not text.
+        let binary = frame(sender, true, Opcode::Binary, &[0xFF]);
+        assert_eq!(
+            read(sender, true, &[&binary]),
+            [Event::Message(MessageKind::Binary, vec![0xFF])]
+        );
+    }
+
+    #[test]
+    fn every_fault_has_its_close_code() {
+        let code = |fault: WireFault| Denial::from(fault).close_code();
+        assert_eq!(code(FrameError::Unmasked.into()), 1002);
+        assert_eq!(code(CloseError::Truncated.into()), 1002);
+        assert_eq!(code(CloseError::NotUtf8.into()), 1007);
+        assert_eq!(code(WireFault::NothingToContinue), 1002);
+        assert_eq!(code(WireFault::NotUtf8), 1007);
+        assert_eq!(code(WireFault::TooLarge { limit: 1 }), 1009);
+        assert_eq!(code(FrameError::TooLarge { size: 2, limit: 1 }.into()), 1009);
+        assert_eq!(code(WireFault::TooManyFragments { limit: 1 }), 1009);
+        assert_eq!(code(WireFault::ControlFlood { limit: 1 }), 4429);
+    }
+
+    /// Random frames, mostly right.
+    fn frames() -> impl Strategy<Value = Vec<(bool, u8, Vec<u8>)>> {
+        let opcode = prop_oneof![
+            8 => Just(0u8),
+            4 => Just(1u8),
+            2 => Just(2u8),
+            1 => Just(9u8),
+            1 => Just(8u8),
+        ];
+        let text = proptest::collection::vec(prop_oneof!["[a-zäß€😀]{0,40}".prop_map(String::into_bytes)], 1)
+            .prop_map(|mut texts| texts.pop().unwrap());
+        let payload = prop_oneof![4 => text, 1 => proptest::collection::vec(any::<u8>(), 0..40)];
+        proptest::collection::vec((any::<bool>(), opcode, payload), 1..12)
+    }
+
+    proptest! {
+        /// However the bytes are cut: the same messages, the same fault, also by the plainest way to say it.
+        #[test]
+        fn cutting_changes_nothing(
+            frames in frames(), cuts in proptest::collection::vec(1usize..30, 1..60), client: bool, judged: bool,
+        ) {
+            let sender = if client { Sender::Client } else { Sender::Server };
+            let wire: Vec<u8> = frames
+                .iter()
+                .flat_map(|(fin, opcode, payload)| {
+                    let opcode = [Opcode::Continuation, Opcode::Text, Opcode::Binary][..]
+                        .get(usize::from(*opcode))
+                        .copied()
+                        .unwrap_or(if *opcode == 8 { Opcode::Close } else { Opcode::Ping });
+                    frame(sender, *fin || opcode.is_control(), opcode, payload)
+                })
+                .collect();
+            let whole = read(sender, judged, &[&wire]);
+            let single: Vec<&[u8]> = wire.chunks(1).collect();
+            prop_assert_eq!(&whole, &read(sender, judged, &single));
+            let (mut pieces, mut rest) = (Vec::new(), &wire[..]);
+            for cut in cuts {
+                let (piece, behind) = rest.split_at(cut.min(rest.len()));
+                pieces.push(piece);
+                rest = behind;
+            }
+            pieces.push(rest);
+            prop_assert_eq!(&whole, &read(sender, judged, &pieces));
+
+            for event in &whole {
+                if let Event::Message(MessageKind::Text, payload) = event {
+                    prop_assert!(std::str::from_utf8(payload).is_ok());
+                }
+            }
+        }
+
+        #[test]
+        fn utf8_in_pieces_is_utf8(bytes in proptest::collection::vec(any::<u8>(), 0..40), cut in 1usize..8) {
+            let mut text = Utf8::default();
+            let streamed = bytes.chunks(cut).try_for_each(|piece| text.feed(piece)).is_ok() && text.is_complete();
+            prop_assert_eq!(streamed, std::str::from_utf8(&bytes).is_ok());
         }
     }
 }

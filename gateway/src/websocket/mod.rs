@@ -4,3 +4,5 @@ pub mod close;
 pub mod frame;
 pub mod handshake;
 pub mod message;
+pub mod relay;
+mod side;

@@ -11,21 +11,23 @@
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use prometheus::IntCounter;
 use sealgate_policy::{
-    Denial, Direction, Evidence, Message, MessageKind, MessagePermit, OnRefusal, RateExceeded, RateFacts,
-    RateIndex, Refusal, TokenFault, TunnelLimits, TunnelPermit, settle_message,
+    Denial, Direction, Evidence, Message, MessagePermit, OnRefusal, RateExceeded, RateFacts, RateIndex,
+    Refusal, TokenFault, TunnelPermit, settle_message,
 };
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep};
 
 use super::close::{self, ABNORMAL, GOING_AWAY};
-use super::frame::{self, MAX_HEADER, Opcode, Sender};
-use super::message::{Assembler, Step, WireFault};
+use super::frame::{self, Opcode, Sender};
+use super::message::{Step, WireFault};
+use super::side::{Intake, Side};
 
 /// Most bytes taken from a peer before what they say is judged and passed on.
 const READ: usize = 64 * 1024;
@@ -71,7 +73,7 @@ pub struct Tunnel<D, U> {
     /// Where messages take from their rates.
     pub rates: Rc<dyn RateTaker>,
     /// Counters of this tunnel's rule.
-    pub metrics: Rc<TunnelMetrics>,
+    pub metrics: Arc<TunnelMetrics>,
     /// Where the rest of the gateway reaches this tunnel.
     pub orders: Rc<Orders>,
     /// Wall clock at the start: places the token's expiry on the clock of the timers.
@@ -111,7 +113,12 @@ pub struct ReasonCounters(Box<[(&'static str, IntCounter)]>);
 impl ReasonCounters {
     /// Takes the metric's child for each reason.
     pub fn prepare(child: impl Fn(&'static str) -> IntCounter) -> ReasonCounters {
-        ReasonCounters(Denial::ALL_REASONS.iter().map(|&reason| (reason, child(reason))).collect())
+        ReasonCounters(
+            Denial::ALL_REASONS
+                .iter()
+                .map(|&reason| (reason, child(reason)))
+                .collect(),
+        )
     }
 
     /// Counts one.
@@ -124,12 +131,16 @@ impl ReasonCounters {
 }
 
 /// What the rest of the gateway wants of an open tunnel.
-#[derive(Debug)]
 pub enum Order {
     /// Close with this denial's code: revoked, replaced, restarting, policy changed…
     Close(Denial),
     /// Judge by this from the next message on: the policy changed, or the client renewed its token.
-    Policy(Box<TunnelPermit>),
+    Policy {
+        /// What the new policy says of this tunnel.
+        permit: Box<TunnelPermit>,
+        /// The new policy's rates: a [`RateIndex`] of its permits points into no other.
+        rates: Rc<dyn RateTaker>,
+    },
 }
 
 /// Inbox of one tunnel, on the tunnel's own core. It holds one order: a later one takes its place, but
@@ -151,7 +162,7 @@ impl Orders {
     pub fn give(&self, order: Order) {
         let order = match self.waiting.take() {
             Some(close @ Order::Close(_)) => close,
-            Some(Order::Policy(_)) | None => order,
+            Some(Order::Policy { .. }) | None => order,
         };
         self.waiting.set(Some(order));
         if let Some(waker) = self.waker.take() {
@@ -178,7 +189,7 @@ pub struct TunnelEnd {
     pub to_upstream: Traffic,
     /// What the upstream sent and was let through.
     pub to_client: Traffic,
-    /// Messages refused, both ways.
+    /// Messages and frames refused, both ways.
     pub refused: u64,
 }
 
@@ -212,7 +223,7 @@ where
         let now = Instant::now();
         let clock = (now, self.now);
         let expires = expiry(&self.permit, clock);
-        let timer = Box::pin(tokio::time::sleep_until(now));
+        let armed = now + self.permit.limits().ping_interval;
         Relay {
             client: Side::new(self.downstream, Sender::Client, &self.downstream_early, now),
             upstream: Side::new(self.upstream, Sender::Server, &self.upstream_early, now),
@@ -229,8 +240,8 @@ where
             orders: self.orders,
             clock,
             expires,
-            armed: now,
-            timer,
+            armed,
+            timer: Box::pin(tokio::time::sleep_until(armed)),
             ending: None,
         }
     }
@@ -313,9 +324,10 @@ where
     fn obey(&mut self, now: Instant) {
         match self.orders.waiting.take() {
             Some(Order::Close(denial)) => self.close_both(denial, now),
-            Some(Order::Policy(permit)) => {
+            Some(Order::Policy { permit, rates }) => {
                 self.expires = expiry(&permit, self.clock);
                 self.desk.permit = *permit;
+                self.desk.rates = rates;
             }
             None => {}
         }
@@ -328,7 +340,12 @@ where
         if self.client.is_stuck(limits, now) {
             self.client.lose();
             self.upstream.close(GOING_AWAY, "too-slow");
-            self.begin_end(Denial::TooSlow.close_code(), EndedBy::Gateway, Some(Denial::TooSlow), now);
+            self.begin_end(
+                Denial::TooSlow.close_code(),
+                EndedBy::Gateway,
+                Some(Denial::TooSlow),
+                now,
+            );
         }
         if self.upstream.is_stuck(self.desk.permit.limits(), now) {
             self.upstream.lose();
@@ -378,13 +395,21 @@ where
                 let idle = limits.idle.map(|idle| self.desk.active + idle);
                 let (client, upstream) = match self.is_stalled() {
                     true => (None, None),
-                    false => (Some(self.client.watch_at(limits)), Some(self.upstream.watch_at(limits))),
+                    false => (
+                        Some(self.client.watch_at(limits)),
+                        Some(self.upstream.watch_at(limits)),
+                    ),
                 };
                 [self.expires, idle, client, upstream]
             }
         };
         // Nothing due means that somebody is stalled, or that the tunnel ends.
-        stuck.into_iter().chain(due).flatten().min().unwrap_or(self.armed + CLOSE_TIMEOUT)
+        stuck
+            .into_iter()
+            .chain(due)
+            .flatten()
+            .min()
+            .unwrap_or(self.armed + CLOSE_TIMEOUT)
     }
 
     /// A peer that does not read keeps us from reading the other: then silence proves nothing about either.
@@ -405,10 +430,7 @@ where
                 break;
             }
         }
-        if self.upstream.incoming.takes_turns() {
-            let answers = std::mem::take(&mut self.desk.answers);
-            self.client.queue(&answers);
-        }
+        self.give_answers();
         self.client.poll_out(cx, now);
         self.upstream.poll_out(cx, now);
         // What can no longer be written to is not worth reading, beyond what came by now.
@@ -435,7 +457,12 @@ where
     }
 
     fn relay_to_upstream(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch, now: Instant) -> bool {
-        let Relay { client, upstream, desk, .. } = self;
+        let Relay {
+            client,
+            upstream,
+            desk,
+            ..
+        } = self;
         match client.intake {
             Intake::Frames => {
                 let carried = carry(Direction::ToUpstream, client, upstream, desk, scratch, cx, now);
@@ -456,7 +483,12 @@ where
     }
 
     fn relay_to_client(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch, now: Instant) -> bool {
-        let Relay { client, upstream, desk, .. } = self;
+        let Relay {
+            client,
+            upstream,
+            desk,
+            ..
+        } = self;
         match upstream.intake {
             Intake::Frames => {
                 let carried = carry(Direction::ToClient, upstream, client, desk, scratch, cx, now);
@@ -496,33 +528,50 @@ where
         }
     }
 
+    /// What was refused before the end is still told.
+    fn give_answers(&mut self) {
+        if !self.desk.answers.is_empty() && !self.upstream.incoming.is_amid_message() {
+            let answers = std::mem::take(&mut self.desk.answers);
+            self.client.queue(&answers);
+        }
+    }
+
     fn close_both(&mut self, denial: Denial, now: Instant) {
         self.upstream.close(denial.close_code(), denial.reason());
         self.refuse_client(denial, EndedBy::Gateway, now);
     }
 
     fn refuse_client(&mut self, denial: Denial, by: EndedBy, now: Instant) {
+        self.give_answers();
         self.client.close_with(&denial);
         self.begin_end(denial.close_code(), by, Some(denial), now);
     }
 
-    /// The first end counts. Whoever has been told to close is only read for its answer.
+    /// The first end counts. Messages that can go nowhere any more are only read past.
     fn begin_end(&mut self, code: u16, by: EndedBy, denial: Option<Denial>, now: Instant) {
-        if self.client.close_sent {
+        if self.upstream.close_sent {
             self.client.stop_reading_messages();
         }
-        if self.upstream.close_sent {
+        if self.client.close_sent {
             self.upstream.stop_reading_messages();
         }
         self.ending.get_or_insert_with(|| {
             let deadline = now + CLOSE_TIMEOUT;
-            Box::new(Ending { code, by, denial, deadline, lingering: false, cut: false })
+            Box::new(Ending {
+                code,
+                by,
+                denial,
+                deadline,
+                lingering: false,
+                cut: false,
+            })
         });
     }
 
     fn end(&mut self) -> Option<TunnelEnd> {
         let ending = self.ending.as_mut()?;
-        if !ending.cut && !(self.client.is_done() && self.upstream.is_done()) {
+        let is_over = ending.cut || (self.client.is_done() && self.upstream.is_done());
+        if !is_over {
             return None;
         }
         Some(TunnelEnd {
@@ -540,7 +589,7 @@ where
 struct Desk {
     permit: TunnelPermit,
     rates: Rc<dyn RateTaker>,
-    metrics: Rc<TunnelMetrics>,
+    metrics: Arc<TunnelMetrics>,
     /// Last declared activity.
     active: Instant,
     to_upstream: Traffic,
@@ -551,70 +600,59 @@ struct Desk {
     answers: Vec<u8>,
 }
 
-/// Proof that a frame may go on. Only [`Desk`] makes one.
+/// Proof that a frame may go on: its message was judged by the [`Desk`], or it is a close frame.
 struct Accepted(());
 
 impl Desk {
-    fn judge(
-        &mut self,
-        direction: Direction,
-        kind: MessageKind,
-        payload: &[u8],
-        now: Instant,
-    ) -> Result<Accepted, Refusal> {
-        let message = Message { direction, kind, payload };
-        match self.permit_message(&message) {
-            Ok((permit, activity)) => {
-                if let Some(denial) = permit.shadowed() {
-                    self.metrics.shadowed.count(denial);
-                }
-                self.count(direction, payload.len());
-                if activity {
-                    self.active = now;
-                }
-                Ok(Accepted(()))
-            }
-            Err(refusal) => {
-                self.refuse(&refusal.denial);
-                Err(refusal)
-            }
+    /// Judges a message: a whole one, or, where the policy does not look into it, its first frame.
+    fn judge(&mut self, message: &Message<'_>, now: Instant) -> Result<Accepted, Refusal> {
+        let permit = self
+            .permit_message(message)
+            .inspect_err(|refusal| self.refuse(&refusal.denial))?;
+        if let Some(denial) = permit.shadowed() {
+            self.metrics.shadowed.count(denial);
         }
+        // What the backend says is not the user's activity (row S-1), whatever a type of both directions declares.
+        if permit.activity() && message.direction == Direction::ToUpstream {
+            self.active = now;
+        }
+        Ok(Accepted(()))
     }
 
-    fn permit_message(&self, message: &Message<'_>) -> Result<(MessagePermit, bool), Refusal> {
+    fn permit_message(&self, message: &Message<'_>) -> Result<MessagePermit, Refusal> {
         let demands = self.permit.judge_message(message)?;
-        let activity = demands.activity();
         let rates = match demands.rates() {
             [] => Ok(()),
             wanted => self.rates.take(wanted, &demands.rate_facts()),
         };
         // A revocation reaches an open tunnel as an order.
-        Ok((settle_message(demands, Evidence { rates, revoked: false })?, activity))
+        settle_message(
+            demands,
+            Evidence {
+                rates,
+                revoked: false,
+            },
+        )
     }
 
-    /// A frame of a message that the policy does not judge; `message` is its size where it ends.
-    fn wave_through(&mut self, direction: Direction, message: Option<usize>, now: Instant) -> Accepted {
-        if let Some(size) = message {
-            self.count(direction, size);
-            if direction == Direction::ToUpstream {
-                self.active = now;
-            }
-        }
-        Accepted(())
-    }
-
-    fn count(&mut self, direction: Direction, size: usize) {
+    fn count(&mut self, direction: Direction, messages: bool, bytes: usize) {
         let traffic = match direction {
             Direction::ToUpstream => &mut self.to_upstream,
             Direction::ToClient => &mut self.to_client,
         };
-        traffic.messages += 1;
-        traffic.bytes += size as u64;
+        traffic.messages += u64::from(messages);
+        traffic.bytes += bytes as u64;
     }
 
     fn refuse(&mut self, denial: &Denial) {
         self.refused += 1;
         self.metrics.refused.count(denial);
+    }
+
+    fn refuse_wire(&mut self, fault: WireFault) -> Denial {
+        let denial = Denial::from(fault);
+        self.refuse(&denial);
+        denial
     }
 
     /// Once per wake-up rather than once per message: the counters are shared by all cores.
@@ -625,24 +663,41 @@ impl Desk {
             }
         };
         let (to_upstream, to_client) = before;
-        add(&self.metrics.messages_to_upstream, to_upstream.messages, self.to_upstream.messages);
-        add(&self.metrics.bytes_to_upstream, to_upstream.bytes, self.to_upstream.bytes);
-        add(&self.metrics.messages_to_client, to_client.messages, self.to_client.messages);
-        add(&self.metrics.bytes_to_client, to_client.bytes, self.to_client.bytes);
+        add(
+            &self.metrics.messages_to_upstream,
+            to_upstream.messages,
+            self.to_upstream.messages,
+        );
+        add(
+            &self.metrics.bytes_to_upstream,
+            to_upstream.bytes,
+            self.to_upstream.bytes,
+        );
+        add(
+            &self.metrics.messages_to_client,
+            to_client.messages,
+            self.to_client.messages,
+        );
+        add(
+            &self.metrics.bytes_to_client,
+            to_client.bytes,
+            self.to_client.bytes,
+        );
     }
 
-    /// Tells the client that a message was dropped; `false` if it has too many answers waiting already.
-    fn answer(&mut self, denial: &Denial) -> bool {
-        let mut answer = serde_json::json!({
-            "type": "error",
-            "reason": denial.reason(),
-            "detail": denial.detail(),
-        });
+    /// Tells the client that a message was dropped; `false` if it leaves too much unread for that: `waiting` bytes.
+    fn answer(&mut self, denial: &Denial, waiting: usize) -> bool {
+        let mut answer = serde_json::Map::from_iter([
+            ("type".to_owned(), "error".into()),
+            ("reason".to_owned(), denial.reason().into()),
+            ("detail".to_owned(), denial.detail().into()),
+        ]);
         if let Some(seconds) = denial.retry_after() {
-            answer["retry_after"] = seconds.into();
+            answer.insert("retry_after".to_owned(), seconds.into());
         }
-        frame::write_frame(&mut self.answers, Opcode::Text, None, answer.to_string().as_bytes());
-        self.answers.len() <= self.permit.limits().buffer as usize
+        let answer = serde_json::Value::Object(answer).to_string();
+        frame::write_frame(&mut self.answers, Opcode::Text, None, answer.as_bytes());
+        self.answers.len().saturating_add(waiting) <= self.permit.limits().buffer as usize
     }
 }
 
@@ -678,7 +733,10 @@ where
 {
     // Back pressure: nothing more from one side while the other has not taken what came before.
     if !to.poll_out(cx, now) || to.broken {
-        return Carried { more: false, outcome: None };
+        return Carried {
+            more: false,
+            outcome: None,
+        };
     }
     let Scratch { read, plain } = scratch;
     let (came, more, ended) = from.poll_in(cx, read, desk.permit.limits().buffer as usize);
@@ -698,31 +756,91 @@ where
         }
     };
     let judged = desk.permit.inspects(direction);
-    let mut run = Run { bytes, start: 0, at: 0 };
+    let mut run = Run {
+        bytes,
+        start: 0,
+        at: 0,
+    };
     loop {
         let limits = desk.permit.limits();
-        let step = match from.incoming.next(run.rest(), judged, limits, now.into_std(), plain) {
+        let step = match from
+            .incoming
+            .next(run.rest(), judged, limits, now.into_std(), plain)
+        {
             Ok(step) => step,
             Err(fault) => {
-                outcome = Some(Outcome::Refused(from.faulted(desk, fault)));
+                from.intake = Intake::Discard;
+                outcome = Some(Outcome::Refused(desk.refuse_wire(fault)));
                 break;
             }
         };
         match step {
             Step::Partial => break,
-            Step::Frame { len, message } => run.accept(len, desk.wave_through(direction, message, now)),
-            Step::Message { len, kind, payload, fragmented } => {
-                let verdict = desk.judge(direction, kind, payload, now);
+            Step::Frame {
+                len,
+                kind,
+                first,
+                last,
+                payload,
+            } => {
+                let verdict = match first {
+                    true => desk.judge(
+                        &Message {
+                            direction,
+                            kind,
+                            payload,
+                        },
+                        now,
+                    ),
+                    // Its message was judged with its first frame.
+                    false => Ok(Accepted(())),
+                };
+                match verdict {
+                    Ok(accepted) => {
+                        desk.count(direction, last, payload.len());
+                        run.accept(len, accepted);
+                    }
+                    // Without a type to say otherwise, a refusal closes; its other frames could not be told apart.
+                    Err(Refusal { denial, .. }) => {
+                        to.queue(run.pass_over(len));
+                        outcome = Some(Outcome::Refused(denial));
+                        break;
+                    }
+                }
+            }
+            Step::Message {
+                len,
+                kind,
+                payload,
+                fragmented,
+            } => {
+                let verdict = desk.judge(
+                    &Message {
+                        direction,
+                        kind,
+                        payload,
+                    },
+                    now,
+                );
                 let held = from.incoming.take_held();
                 match verdict {
-                    Ok(accepted) if !fragmented => run.accept(len, accepted),
-                    Ok(Accepted(())) => {
-                        to.queue(run.pass_over(len));
-                        to.queue(&held);
+                    Ok(accepted) => {
+                        desk.count(direction, true, payload.len());
+                        match fragmented {
+                            false => run.accept(len, accepted),
+                            true => {
+                                to.queue(run.pass_over(len));
+                                to.queue(&held);
+                            }
+                        }
                     }
                     Err(Refusal { denial, action }) => {
                         to.queue(run.pass_over(len));
-                        if action == OnRefusal::Close || !desk.answer(&denial) {
+                        let waiting = match direction {
+                            Direction::ToUpstream => from.waiting(),
+                            Direction::ToClient => to.waiting(),
+                        };
+                        if action == OnRefusal::Close || !desk.answer(&denial, waiting) {
                             outcome = Some(Outcome::Refused(denial));
                             break;
                         }
@@ -730,7 +848,11 @@ where
                 }
             }
             Step::Held { len } => to.queue(run.pass_over(len)),
-            Step::Control { len, opcode: Opcode::Close, payload } => {
+            Step::Control {
+                len,
+                opcode: Opcode::Close,
+                payload,
+            } => {
                 match close::read(payload) {
                     Ok(code) => {
                         if !to.close_sent {
@@ -741,7 +863,8 @@ where
                         outcome = Some(Outcome::Closed(code));
                     }
                     Err(error) => {
-                        outcome = Some(Outcome::Refused(from.faulted(desk, WireFault::Close(error))));
+                        from.intake = Intake::Discard;
+                        outcome = Some(Outcome::Refused(desk.refuse_wire(error.into())));
                     }
                 }
                 break;
@@ -804,346 +927,5 @@ impl<'a> Run<'a> {
     }
 }
 
-/// How a peer is being read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Intake {
-    /// For its messages.
-    Frames,
-    /// For its close frame only.
-    Drain,
-    /// For the end of its stream only.
-    Discard,
-    /// No more.
-    Ended,
-}
-
-/// One peer: its stream, and what had to be kept of it and for it.
-struct Side<S> {
-    stream: S,
-    incoming: Assembler,
-    /// Read, but not a whole frame.
-    unread: Vec<u8>,
-    /// Payload still to be skipped while draining.
-    skip: usize,
-    /// To be written. It ends at a frame boundary, always.
-    out: Vec<u8>,
-    written: usize,
-    /// Since when it takes nothing.
-    stalled: Option<Instant>,
-    /// When it last sent anything.
-    heard: Instant,
-    /// When it was pinged since.
-    pinged: Option<Instant>,
-    peer: Sender,
-    intake: Intake,
-    /// `unread` came with the handshake, and may hold whole frames.
-    unexamined: bool,
-    unflushed: bool,
-    /// Nothing can be written any more.
-    broken: bool,
-    /// Our writing end is shut, in order.
-    shut: bool,
-    close_sent: bool,
-    close_received: bool,
-}
-
-impl<S> Side<S> {
-    fn new(stream: S, peer: Sender, early: &[u8], now: Instant) -> Side<S> {
-        Side {
-            stream,
-            incoming: Assembler::new(peer),
-            unread: early.to_vec(),
-            skip: 0,
-            out: Vec::new(),
-            written: 0,
-            stalled: None,
-            heard: now,
-            pinged: None,
-            peer,
-            intake: Intake::Frames,
-            unexamined: !early.is_empty(),
-            unflushed: false,
-            broken: false,
-            shut: false,
-            close_sent: false,
-            close_received: false,
-        }
-    }
-
-    /// Adds whole frames to what is to be written.
-    fn queue(&mut self, frames: &[u8]) {
-        if !self.broken && !self.close_sent {
-            self.out.extend_from_slice(frames);
-        }
-    }
-
-    /// Adds a frame of our own.
-    fn queue_control(&mut self, opcode: Opcode, payload: &[u8]) {
-        if self.broken || self.close_sent {
-            return;
-        }
-        match fresh_mask(self.peer) {
-            Ok(mask) => frame::write_frame(&mut self.out, opcode, mask, payload),
-            Err(NoRandomness) => self.break_off(),
-        }
-    }
-
-    fn close(&mut self, code: u16, reason: &str) {
-        if !self.broken && !self.close_sent {
-            match fresh_mask(self.peer) {
-                Ok(mask) => close::write(&mut self.out, mask, code, reason),
-                Err(NoRandomness) => self.break_off(),
-            }
-        }
-        self.close_sent = true;
-    }
-
-    fn close_with(&mut self, denial: &Denial) {
-        self.close(denial.close_code(), &format!("{}: {}", denial.reason(), denial.detail()));
-    }
-
-    /// Answers a ping. One that finds the buffer full goes unanswered: a later pong answers it too
-    /// (RFC 6455 §5.5.3).
-    fn pong(&mut self, payload: &[u8], limits: &TunnelLimits) {
-        if self.out.len() + MAX_HEADER + payload.len() <= limits.buffer as usize {
-            self.queue_control(Opcode::Pong, payload);
-        }
-    }
-
-    fn ping_if_silent(&mut self, interval: Duration, now: Instant) {
-        if self.pinged.is_none() && now >= self.heard + interval {
-            self.pinged = Some(now);
-            self.queue_control(Opcode::Ping, b"");
-        }
-    }
-
-    fn hear(&mut self, now: Instant) {
-        self.heard = now;
-        self.pinged = None;
-    }
-
-    /// When it has to be pinged, or to have answered.
-    fn watch_at(&self, limits: &TunnelLimits) -> Instant {
-        match self.pinged {
-            Some(pinged) => pinged + limits.pong_timeout,
-            None => self.heard + limits.ping_interval,
-        }
-    }
-
-    fn is_unresponsive(&self, limits: &TunnelLimits, now: Instant) -> bool {
-        self.pinged.is_some_and(|pinged| now >= pinged + limits.pong_timeout)
-    }
-
-    /// When it has to have taken something of what is to be written.
-    fn stuck_at(&self, limits: &TunnelLimits) -> Option<Instant> {
-        self.stalled.map(|since| since + limits.write_timeout)
-    }
-
-    fn is_stuck(&self, limits: &TunnelLimits, now: Instant) -> bool {
-        self.stuck_at(limits).is_some_and(|stuck| now >= stuck)
-    }
-
-    /// Refuses bytes that cannot be read any further.
-    fn faulted(&mut self, desk: &mut Desk, fault: WireFault) -> Denial {
-        let denial = Denial::from(fault);
-        desk.refuse(&denial);
-        self.intake = Intake::Discard;
-        denial
-    }
-
-    fn stop_reading_messages(&mut self) {
-        if self.intake == Intake::Frames {
-            self.intake = Intake::Drain;
-        }
-    }
-
-    /// The closing handshake takes too long: says the last word, expects none.
-    fn stop_waiting(&mut self, code: u16) {
-        self.close(code, "");
-        if self.intake != Intake::Ended {
-            self.intake = Intake::Discard;
-        }
-    }
-
-    /// The peer's own end is closed or worthless.
-    fn lose_input(&mut self) {
-        self.intake = Intake::Ended;
-        self.unread = Vec::new();
-    }
-
-    fn lose(&mut self) {
-        self.break_off();
-        self.lose_input();
-        self.close_sent = true;
-    }
-
-    fn break_off(&mut self) {
-        self.broken = true;
-        self.out = Vec::new();
-        self.written = 0;
-        self.unflushed = false;
-        self.stalled = None;
-    }
-
-    fn is_done(&self) -> bool {
-        (self.broken || self.shut) && (self.close_received || self.intake == Intake::Ended)
-    }
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> Side<S> {
-    /// Reads until the peer has no more or `most` bytes are there: what came, whether there may be more, and
-    /// whether the stream ended. A TLS stream gives one record at a time, however many there are.
-    fn poll_in<'b>(&mut self, cx: &mut Context<'_>, into: &'b mut [u8], most: usize) -> (&'b [u8], bool, bool) {
-        let most = most.clamp(1, into.len());
-        let mut buffer = ReadBuf::new(into.get_mut(..most).unwrap_or_default());
-        let (mut more, mut ended) = (false, false);
-        loop {
-            let before = buffer.filled().len();
-            match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
-                Poll::Pending => break,
-                Poll::Ready(Err(_)) => {
-                    ended = true;
-                    self.break_off();
-                    break;
-                }
-                Poll::Ready(Ok(())) if buffer.filled().len() == before => {
-                    ended = true;
-                    break;
-                }
-                Poll::Ready(Ok(())) if buffer.remaining() == 0 => {
-                    more = true;
-                    break;
-                }
-                Poll::Ready(Ok(())) => {}
-            }
-        }
-        let filled = buffer.filled().len();
-        (into.get(..filled).unwrap_or_default(), more, ended)
-    }
-
-    /// Writes `frames` behind what waits: from where they lie, as far as the stream takes them.
-    fn write(&mut self, frames: &[u8], cx: &mut Context<'_>, now: Instant) {
-        if frames.is_empty() {
-            return;
-        }
-        let mut rest = frames;
-        if self.out.is_empty() && !self.broken && !self.close_sent {
-            while !rest.is_empty() {
-                match Pin::new(&mut self.stream).poll_write(cx, rest) {
-                    Poll::Ready(Ok(taken)) if taken > 0 => {
-                        self.unflushed = true;
-                        rest = rest.get(taken..).unwrap_or_default();
-                    }
-                    Poll::Ready(_) => return self.break_off(),
-                    Poll::Pending => {
-                        self.stalled = Some(now);
-                        break;
-                    }
-                }
-            }
-        }
-        self.queue(rest);
-    }
-
-    /// Writes what waits; `true` if nothing waits any more.
-    fn poll_out(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
-        while let Some(rest) = self.out.get(self.written..).filter(|rest| !rest.is_empty()) {
-            match Pin::new(&mut self.stream).poll_write(cx, rest) {
-                Poll::Ready(Ok(taken)) if taken > 0 => {
-                    self.unflushed = true;
-                    self.written += taken;
-                    self.stalled = None;
-                }
-                Poll::Ready(_) => {
-                    self.break_off();
-                    return true;
-                }
-                Poll::Pending => {
-                    self.stalled.get_or_insert(now);
-                    return false;
-                }
-            }
-        }
-        if self.written > 0 {
-            self.out = Vec::new();
-            self.written = 0;
-        }
-        // A TLS stream takes more than its socket does: what it holds for a slow reader counts as waiting.
-        if self.unflushed {
-            match Pin::new(&mut self.stream).poll_flush(cx) {
-                Poll::Ready(Ok(())) => self.unflushed = false,
-                Poll::Ready(Err(_)) => self.break_off(),
-                Poll::Pending => {
-                    self.stalled.get_or_insert(now);
-                    return false;
-                }
-            }
-        }
-        self.stalled = None;
-        true
-    }
-
-    /// Shuts our end once the last word is out and none is expected.
-    fn poll_shutdown(&mut self, cx: &mut Context<'_>) {
-        let is_over = matches!(self.intake, Intake::Discard | Intake::Ended) && self.close_sent;
-        if !is_over || self.shut || self.broken || !self.out.is_empty() || self.unflushed {
-            return;
-        }
-        match Pin::new(&mut self.stream).poll_shutdown(cx) {
-            Poll::Ready(Ok(())) => self.shut = true,
-            Poll::Ready(Err(_)) => self.break_off(),
-            Poll::Pending => {}
-        }
-    }
-
-    /// Reads on without keeping anything, for the peer's close frame or the end of its stream.
-    fn drain(&mut self, read: &mut [u8], cx: &mut Context<'_>) -> bool {
-        let (came, more, ended) = self.poll_in(cx, read, READ);
-        if self.intake == Intake::Drain {
-            let mut kept = std::mem::take(&mut self.unread);
-            kept.extend_from_slice(came);
-            let mut rest = kept.as_slice();
-            loop {
-                let skipped = self.skip.min(rest.len());
-                self.skip -= skipped;
-                rest = rest.get(skipped..).unwrap_or_default();
-                let Ok(header) = frame::read_header(self.peer, u32::MAX, rest) else {
-                    self.intake = Intake::Discard;
-                    break;
-                };
-                match header {
-                    Some(header) if header.opcode != Opcode::Close => self.skip = header.wire_len(),
-                    Some(header) if header.wire_len() <= rest.len() => {
-                        self.close_received = true;
-                        self.intake = Intake::Discard;
-                        break;
-                    }
-                    Some(_) | None => {
-                        self.unread = rest.to_vec();
-                        break;
-                    }
-                }
-            }
-        }
-        if ended {
-            self.lose_input();
-        }
-        more
-    }
-}
-
-struct NoRandomness;
-
-/// The key for a frame of our own: towards a server we are the client, and every frame has a new one
-/// (RFC 6455 §5.3).
-fn fresh_mask(peer: Sender) -> Result<Option<[u8; 4]>, NoRandomness> {
-    use ring::rand::SecureRandom as _;
-    match peer {
-        Sender::Client => Ok(None),
-        Sender::Server => {
-            let mut key = [0; 4];
-            ring::rand::SystemRandom::new().fill(&mut key).map_err(|_| NoRandomness)?;
-            Ok(Some(key))
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,371 @@
+//! What must hold for any bytes that a peer, an upstream or an operator may send.
+//!
+//! Each function here is a fuzz target (tests/fuzz/) and is run over the committed corpus by an ordinary test
+//! (tests/corpus.rs). It panics when something does not hold.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::{HeaderMap, HeaderValue, Method};
+use sealgate::session::{KeyFetcher, TokenCache, Verifier, bearer};
+use sealgate::websocket::frame::Sender;
+use sealgate::websocket::handshake::{Expected, accept_for, read_response};
+use sealgate::websocket::message::{Assembler, Step, WireFault};
+use sealgate_policy::{
+    Bundle, Evidence, MessageKind, Policy, RequestFacts, RequestPermit, TunnelLimits, settle,
+};
+use serde_json::Value;
+
+use crate::TokenIssuer;
+use crate::tokens::now;
+
+/// A fuzz target: its name, which is that of its corpus folder, and what must hold.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// Every target.
+pub const TARGETS: [Target; 5] = [
+    ("websocket_frames", websocket_frames),
+    ("upstream_response", upstream_response),
+    ("token", token),
+    ("request_target", request_target),
+    ("policy_document", policy_document),
+];
+
+const LIMITS: TunnelLimits = TunnelLimits {
+    max_frame: 300,
+    max_message: 700,
+    max_fragments: 4,
+    control_per_second: 10,
+    idle: None,
+    ping_interval: Duration::from_secs(30),
+    pong_timeout: Duration::from_secs(20),
+    write_timeout: Duration::from_secs(20),
+    buffer: 1024,
+};
+
+/// What an assembler made of a stream of bytes.
+#[derive(Debug, PartialEq, Eq, Default)]
+struct Reading {
+    messages: Vec<(MessageKind, Vec<u8>)>,
+    controls: Vec<Vec<u8>>,
+    forwarded: usize,
+    fault: Option<WireFault>,
+}
+
+/// The first byte says who sends and whether messages are judged; the rest is the wire.
+///
+/// A stream means the same however it is cut; messages keep their limits and text is UTF-8; what goes on is no more
+/// than what came.
+pub fn websocket_frames(data: &[u8]) {
+    let Some((options, wire)) = data.split_first() else {
+        return;
+    };
+    let sender = if options & 1 == 0 {
+        Sender::Client
+    } else {
+        Sender::Server
+    };
+    let judged = options & 2 == 0;
+    let now = Instant::now();
+    let whole = read_frames(sender, judged, wire, wire.len().max(1), now);
+    let bytewise = read_frames(sender, judged, wire, 1, now);
+    // A fault may show before its frame is complete, never a message that the other reading does not have.
+    assert_eq!(whole, bytewise, "the stream was cut differently");
+    for (kind, payload) in &whole.messages {
+        assert!(payload.len() <= LIMITS.max_message as usize);
+        assert!(*kind == MessageKind::Binary || std::str::from_utf8(payload).is_ok());
+    }
+    assert!(whole.controls.iter().all(|payload| payload.len() <= 125));
+    assert!(whole.forwarded <= wire.len());
+}
+
+fn read_frames(sender: Sender, judged: bool, wire: &[u8], cut: usize, now: Instant) -> Reading {
+    let mut reading = Reading::default();
+    let mut assembler = Assembler::new(sender);
+    let mut scratch = Vec::new();
+    // Payload so far of a message that goes on frame by frame.
+    let mut passing = 0;
+    let mut start = 0;
+    let mut end = 0;
+    loop {
+        let step = match assembler.next(&wire[start..end], judged, &LIMITS, now, &mut scratch) {
+            Ok(step) => step,
+            Err(fault) => {
+                reading.fault = Some(fault);
+                return reading;
+            }
+        };
+        let len = match step {
+            Step::Partial if end == wire.len() => return reading,
+            Step::Partial => {
+                end = (end + cut).min(wire.len());
+                continue;
+            }
+            Step::Control { len, payload, .. } => {
+                reading.controls.push(payload.to_vec());
+                len
+            }
+            Step::Held { len } => len,
+            Step::Frame {
+                len, first, payload, ..
+            } => {
+                passing = payload.len() + if first { 0 } else { passing };
+                assert!(passing <= LIMITS.max_message as usize && payload.len() <= LIMITS.max_frame as usize);
+                reading.forwarded += len;
+                len
+            }
+            Step::Message {
+                len,
+                kind,
+                payload,
+                fragmented,
+            } => {
+                reading.messages.push((kind, payload.to_vec()));
+                reading.forwarded += if fragmented {
+                    assembler.take_held().len()
+                } else {
+                    len
+                };
+                len
+            }
+        };
+        assert!(len > 0 && start + len <= end, "more taken than there was");
+        start += len;
+    }
+}
+
+/// An upstream's answer to our upgrade.
+///
+/// What is taken for agreement says 101 and has the accept key; the head's length lies within the bytes; a longer
+/// reading of the same bytes does not change what was decided.
+pub fn upstream_response(data: &[u8]) {
+    let expect = Expected {
+        accept: accept_for(b"dGhlIHNhbXBsZSBub25jZQ=="),
+        subprotocols: vec!["im.v1.json".to_owned()],
+    };
+    let Ok(Some((len, subprotocol))) = read_response(data, &expect) else {
+        return;
+    };
+    let head = data.get(..len).expect("the head lies within the bytes");
+    assert!(head.ends_with(b"\r\n\r\n") && head.starts_with(b"HTTP/1.1 101"));
+    let text = String::from_utf8_lossy(head).into_owned();
+    assert!(text.contains(&expect.accept), "agreed without the accept key");
+    assert!(
+        !text.to_ascii_lowercase().contains("sec-websocket-extensions"),
+        "agreed on an extension"
+    );
+    assert!(subprotocol.is_none_or(|name| name == "im.v1.json"));
+    // The bytes behind the head are frames, not more head.
+    assert!(matches!(read_response(head, &expect), Ok(Some((again, _))) if again == len));
+    for cut in 0..len {
+        assert!(
+            !matches!(read_response(&data[..cut], &expect), Ok(Some(_))),
+            "agreed after {cut} of {len} bytes"
+        );
+    }
+}
+
+struct Judge {
+    verifier: Verifier,
+    issuer: TokenIssuer,
+}
+
+static JUDGE: LazyLock<Judge> = LazyLock::new(|| {
+    let issuer = TokenIssuer::new("key-1");
+    let folder = tempfile::tempdir().expect("a folder");
+    let keys = folder.path().join("jwks.json");
+    std::fs::write(&keys, issuer.jwks().to_string()).expect("a key set");
+    let text = format!(
+        "version = 1\n[[issuer]]\nname = \"tests\"\nissuer = \"https://issuer.test\"\naudience = [\"sealgate\"]\n\
+         algorithms = [\"ES256\"]\nskew = \"0s\"\njwks = \"file:{}\"\n",
+        keys.display()
+    );
+    let policy = compile(text.as_bytes()).expect("a policy");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let fetcher = KeyFetcher::system();
+    let verifier = runtime
+        .block_on(Verifier::build(policy.issuers(), None, &fetcher))
+        .expect("a verifier");
+    // Keys are refreshed on the runtime: it outlives the verifier.
+    std::mem::forget(runtime);
+    Judge { verifier, issuer }
+});
+
+/// A token, as it comes (first byte 0), or as header and claims parted by a NUL, which are signed by the right key.
+///
+/// What is accepted has the pinned algorithm, issuer and audience, and is in its time.
+pub fn token(data: &[u8]) {
+    let Some((kind, rest)) = data.split_first() else {
+        return;
+    };
+    let judge = &*JUDGE;
+    let token = if *kind == 0 {
+        String::from_utf8_lossy(rest).into_owned()
+    } else {
+        let (header, claims) = rest.split_at(rest.iter().position(|byte| *byte == 0).unwrap_or(rest.len()));
+        judge
+            .issuer
+            .sign_bytes(header, claims.get(1..).unwrap_or_default())
+    };
+    let mut headers = HeaderMap::new();
+    if let Ok(value) = HeaderValue::from_bytes(format!("Bearer {token}").as_bytes()) {
+        headers.insert(http::header::AUTHORIZATION, value);
+    }
+    let Ok(Some(found)) = bearer(&headers, false) else {
+        return;
+    };
+    let cache = TokenCache::new(8).expect("random numbers");
+    let now = now();
+    let Ok(identity) = judge.verifier.verify(found.as_str(), now, &cache) else {
+        return;
+    };
+
+    let mut parts = found.as_str().split('.');
+    let mut part = || -> Value {
+        let bytes = URL_SAFE_NO_PAD
+            .decode(parts.next().expect("three parts"))
+            .expect("base64url");
+        serde_json::from_slice(&bytes).expect("JSON")
+    };
+    let (header, claims) = (part(), part());
+    assert_eq!(header["alg"], "ES256");
+    assert!(
+        header["typ"]
+            .as_str()
+            .is_some_and(|kind| kind.to_ascii_lowercase().ends_with("at+jwt"))
+    );
+    assert_eq!(claims["iss"], "https://issuer.test");
+    assert!(
+        claims["aud"] == "sealgate"
+            || claims["aud"]
+                .as_array()
+                .is_some_and(|list| list.contains(&"sealgate".into()))
+    );
+    assert!(claims["exp"].as_f64().is_some_and(|exp| exp > now as f64 - 1.0));
+    assert!(claims["nbf"].is_null() || claims["nbf"].as_f64().is_some_and(|nbf| nbf < now as f64 + 1.0));
+    assert_eq!(claims["sub"], identity.subject.as_str());
+    assert!(identity.expires_at > now);
+    // Whatever it held, it became headers that can be sent.
+    assert!(
+        identity
+            .upstream_headers
+            .iter()
+            .all(|(name, _)| name.as_str().starts_with("x-sealgate-"))
+    );
+    let again = judge
+        .verifier
+        .verify(found.as_str(), now, &cache)
+        .expect("the cache agrees");
+    assert_eq!(again.subject, identity.subject);
+}
+
+static ANYWHERE: LazyLock<Policy> = LazyLock::new(|| {
+    let text = "version = 1\n[[upstream]]\nname = \"backend\"\nendpoints = [\"unix:/backend.sock\"]\n\
+                [[route]]\nname = \"all\"\npath = \"/**\"\nmethods = [\"GET\"]\nupstream = \"backend\"\nauth = \"none\"\n\
+                query = {}\n";
+    compile(text.as_bytes()).expect("a policy")
+});
+
+/// A path, and behind the first `?` a query.
+///
+/// A path that is let pass has one reading: no dots to resolve, nothing left to decode that matters, and judging it
+/// once more changes nothing.
+pub fn request_target(data: &[u8]) {
+    let Ok(target) = std::str::from_utf8(data) else {
+        return;
+    };
+    let (path, query) = match target.split_once('?') {
+        Some((path, query)) => (path, Some(query)),
+        None => (target, None),
+    };
+    let Some(permit) = permit(path, query) else { return };
+    let path = permit.path();
+    assert!(path.starts_with('/') && !path.contains("//"), "{path}");
+    assert!(
+        path.bytes()
+            .all(|byte| byte.is_ascii_graphic() && !b"\\\"<>^`{|}#?".contains(&byte)),
+        "{path}"
+    );
+    assert!(
+        path.split('/')
+            .all(|segment| !matches!(segment.split(';').next(), Some("." | ".."))),
+        "{path}"
+    );
+    for (at, _) in path.match_indices('%') {
+        let code = path
+            .get(at + 1..at + 3)
+            .and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        let code = code.unwrap_or_else(|| panic!("half an encoding: {path}"));
+        let matters =
+            code < 0x20 || code == 0x7f || b"/\\%.~-_".contains(&code) || code.is_ascii_alphanumeric();
+        assert!(!matters, "{path}");
+    }
+    let again = self::permit(path, query).expect("what was let pass is let pass again");
+    assert_eq!(again.path(), path);
+}
+
+fn permit(path: &str, query: Option<&str>) -> Option<RequestPermit> {
+    let facts = RequestFacts {
+        peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        host: "localhost",
+        method: &Method::GET,
+        path,
+        query,
+        headers: &HeaderMap::new(),
+        websocket: false,
+        content_length: None,
+        has_body: false,
+    };
+    let demands = ANYWHERE.match_request(&facts).ok()?.judge(&facts, None).ok()?;
+    settle(
+        demands,
+        Evidence {
+            rates: Ok(()),
+            revoked: false,
+        },
+    )
+    .ok()
+}
+
+/// A `policy.toml`.
+///
+/// It loads, or every error names a place that is in the file.
+pub fn policy_document(data: &[u8]) {
+    let Err(errors) = compile(data) else { return };
+    assert!(!errors.0.is_empty(), "refused without a reason");
+    let lines = data.split(|byte| *byte == b'\n').count() as u32;
+    for error in &errors.0 {
+        assert!(
+            (1..=lines).contains(&error.line),
+            "line {} of {lines}: {error}",
+            error.line
+        );
+        assert!(
+            error.column >= 1 && error.column as usize <= data.len() + 1,
+            "column {}: {error}",
+            error.column
+        );
+        assert!(!error.message.is_empty());
+    }
+    let _ = errors.to_string();
+}
+
+fn compile(text: &[u8]) -> Result<Policy, sealgate_policy::PolicyErrors> {
+    let files = BTreeMap::from([("policy.toml".to_owned(), text.to_vec())]);
+    let variables = BTreeMap::from([("state".to_owned(), "/state".to_owned())]);
+    Policy::compile(
+        &Bundle {
+            root: PathBuf::from("/"),
+            files,
+        },
+        &variables,
+    )
+}
