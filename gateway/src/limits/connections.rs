@@ -36,12 +36,7 @@ impl ConnectionLimits {
         let others_from_address = *count;
         *count = count.saturating_add(1);
         drop(shard);
-        ConnectionGuard {
-            limits: Arc::clone(self),
-            address,
-            others_in_total,
-            others_from_address,
-        }
+        ConnectionGuard { limits: Arc::clone(self), address, others_in_total, others_from_address }
     }
 
     /// Connections that are open now.
@@ -128,16 +123,8 @@ mod tests {
     fn one_ipv6_subscriber_is_one_address() {
         let limits = ConnectionLimits::new();
         let _first = limits.open("2001:db8::1".parse().unwrap());
-        assert_eq!(
-            limits.open("2001:db8::2".parse().unwrap()).others_from_address(),
-            1
-        );
-        assert_eq!(
-            limits
-                .open("2001:db8:0:1::1".parse().unwrap())
-                .others_from_address(),
-            0
-        );
+        assert_eq!(limits.open("2001:db8::2".parse().unwrap()).others_from_address(), 1);
+        assert_eq!(limits.open("2001:db8:0:1::1".parse().unwrap()).others_from_address(), 0);
     }
 
     #[test]
@@ -148,10 +135,7 @@ mod tests {
             let threads: Vec<_> = (0..8)
                 .map(|_| scope.spawn(|| (0..100).map(|_| limits.open(peer)).collect::<Vec<_>>()))
                 .collect();
-            let guards: Vec<_> = threads
-                .into_iter()
-                .flat_map(|thread| thread.join().unwrap())
-                .collect();
+            let guards: Vec<_> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
             guards.iter().map(ConnectionGuard::others_from_address).collect()
         });
         seen.sort_unstable();

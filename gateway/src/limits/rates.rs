@@ -38,10 +38,7 @@ struct Moved {
 impl RateClock {
     /// A clock that stands at `start` until it is moved.
     pub fn standing(start: Instant) -> Self {
-        RateClock(Some(Arc::new(Moved {
-            start,
-            nanos: AtomicU64::new(0),
-        })))
+        RateClock(Some(Arc::new(Moved { start, nanos: AtomicU64::new(0) })))
     }
 
     /// Moves a standing clock, and all its clones, forward. The system's clock takes no notice.
@@ -95,11 +92,7 @@ impl Rates {
     pub fn build(rates: &[Rate], store: &Arc<RateStore>, clock: RateClock) -> Self {
         let now = clock.now();
         let limits = rates.iter().map(|rate| Limit::new(rate, store, now)).collect();
-        Rates {
-            store: Arc::clone(store),
-            clock,
-            limits,
-        }
+        Rates { store: Arc::clone(store), clock, limits }
     }
 
     /// Takes one from each of the rates, at the clock's time; see [`take_at`](Self::take_at).
@@ -164,10 +157,7 @@ impl Rates {
     /// Writes `RateLimit`, `RateLimit-Policy` and `Retry-After` for a request that was refused.
     pub fn write_refusal(&self, exceeded: &RateExceeded, headers: &mut HeaderMap) {
         self.write(exceeded.rate, 0, exceeded.retry_after, headers);
-        headers.insert(
-            RETRY_AFTER,
-            HeaderValue::from(retry_after_seconds(exceeded.retry_after)),
-        );
+        headers.insert(RETRY_AFTER, HeaderValue::from(retry_after_seconds(exceeded.retry_after)));
     }
 
     fn write(&self, RateIndex(index): RateIndex, remaining: u32, reset: Duration, headers: &mut HeaderMap) {
@@ -187,9 +177,7 @@ impl Rates {
     fn peek(&self, wanted: &[RateIndex], facts: &RateFacts<'_>, now: u64) -> Result<(), RateExceeded> {
         let enforced = wanted.iter().filter(|&&rate| self.enforced(rate));
         let refusals = enforced.filter_map(|&rate| self.check(rate, facts, now, true).err());
-        refusals
-            .max_by_key(|exceeded| exceeded.retry_after)
-            .map_or(Ok(()), Err)
+        refusals.max_by_key(|exceeded| exceeded.retry_after).map_or(Ok(()), Err)
     }
 
     fn enforced(&self, RateIndex(index): RateIndex) -> bool {
@@ -204,18 +192,9 @@ impl Rates {
         peek: bool,
     ) -> Result<(&Limit, StateSnapshot), RateExceeded> {
         // INVARIANT: the policy that made the index made these limits. Fail closed all the same.
-        let limit = self.limits.get(rate.0).ok_or(RateExceeded {
-            rate,
-            retry_after: LONGEST,
-        })?;
+        let limit = self.limits.get(rate.0).ok_or(RateExceeded { rate, retry_after: LONGEST })?;
         let key = self.store.hash(Key { limit, facts });
-        let cells = Cells {
-            store: &self.store,
-            overflow: &limit.overflow,
-            now,
-            reach: limit.reach,
-            peek,
-        };
+        let cells = Cells { store: &self.store, overflow: &limit.overflow, now, reach: limit.reach, peek };
         // governor takes the time at which a limiter is made for the zero of its cells. Ours have one zero for all
         // snapshots, so the limiter is made at that zero, and only then the time set. It is three words on the stack.
         let limiter =
@@ -223,10 +202,9 @@ impl Rates {
         limiter.clock().0.set(now);
         match limiter.check_key(&key) {
             Ok(snapshot) => Ok((limit, snapshot)),
-            Err(not_until) => Err(RateExceeded {
-                rate,
-                retry_after: not_until.wait_time_from(Nanos::new(now)),
-            }),
+            Err(not_until) => {
+                Err(RateExceeded { rate, retry_after: not_until.wait_time_from(Nanos::new(now)) })
+            }
         }
     }
 }
@@ -273,12 +251,7 @@ impl RateStanding {
         let remaining = snapshot.remaining_burst_capacity();
         let used = limit.quota.burst_size().get().saturating_sub(remaining);
         let reset = limit.quota.replenish_interval().saturating_mul(used);
-        RateStanding {
-            rate,
-            limit: limit.allowed,
-            remaining,
-            reset,
-        }
+        RateStanding { rate, limit: limit.allowed, remaining, reset }
     }
 
     /// The one that leaves less; of two that leave the same, the one that takes longer to recover.
@@ -353,9 +326,7 @@ fn quoted(name: &str) -> Box<str> {
 }
 
 fn whole_seconds(duration: Duration) -> u64 {
-    duration
-        .as_secs()
-        .saturating_add(u64::from(duration.subsec_nanos() > 0))
+    duration.as_secs().saturating_add(u64::from(duration.subsec_nanos() > 0))
 }
 
 fn nanos(duration: Duration) -> u64 {
@@ -381,13 +352,7 @@ mod tests {
     }
 
     fn per_address(quota: u32, seconds: u64, burst: u32) -> Rate {
-        rate(
-            "api",
-            &[RateKey::Address],
-            quota,
-            Duration::from_secs(seconds),
-            burst,
-        )
+        rate("api", &[RateKey::Address], quota, Duration::from_secs(seconds), burst)
     }
 
     fn facts<'a>() -> RateFacts<'a> {
@@ -402,18 +367,11 @@ mod tests {
     }
 
     fn from(address: &str) -> RateFacts<'static> {
-        RateFacts {
-            address: address.parse().unwrap(),
-            ..facts()
-        }
+        RateFacts { address: address.parse().unwrap(), ..facts() }
     }
 
     fn subject<'a>(issuer: &'a str, subject: &'a str) -> RateFacts<'a> {
-        RateFacts {
-            issuer: Some(issuer),
-            subject: Some(subject),
-            ..facts()
-        }
+        RateFacts { issuer: Some(issuer), subject: Some(subject), ..facts() }
     }
 
     struct Setting {
@@ -437,9 +395,7 @@ mod tests {
     const BOTH: &[RateIndex] = &[RateIndex(0), RateIndex(1)];
 
     fn taken(rates: &Rates, wanted: &[RateIndex], facts: &RateFacts<'_>) -> usize {
-        (0..10_000)
-            .take_while(|_| rates.take(wanted, facts).is_ok())
-            .count()
+        (0..10_000).take_while(|_| rates.take(wanted, facts).is_ok()).count()
     }
 
     #[test]
@@ -448,18 +404,9 @@ mod tests {
         let rates = setting.build(&[per_address(60, 60, 3)]);
         assert_eq!(taken(&rates, FIRST, &facts()), 3);
         let refused = rates.take(FIRST, &facts()).unwrap_err();
-        assert_eq!(
-            refused,
-            RateExceeded {
-                rate: RateIndex(0),
-                retry_after: Duration::from_secs(1)
-            }
-        );
+        assert_eq!(refused, RateExceeded { rate: RateIndex(0), retry_after: Duration::from_secs(1) });
         setting.clock.advance(Duration::from_millis(999));
-        assert_eq!(
-            rates.take(FIRST, &facts()).unwrap_err().retry_after,
-            Duration::from_millis(1)
-        );
+        assert_eq!(rates.take(FIRST, &facts()).unwrap_err().retry_after, Duration::from_millis(1));
         setting.clock.advance(Duration::from_millis(1));
         assert_eq!(taken(&rates, FIRST, &facts()), 1);
         setting.clock.advance(Duration::from_secs(3600));
@@ -486,38 +433,19 @@ mod tests {
         assert_eq!(taken(&rates, &address, &from("2001:db8:0:1::1")), 2);
 
         assert_eq!(taken(&rates, &of_subject, &subject("i", "alice")), 2);
-        let elsewhere = RateFacts {
-            address: "192.0.2.9".parse().unwrap(),
-            ..subject("i", "alice")
-        };
+        let elsewhere = RateFacts { address: "192.0.2.9".parse().unwrap(), ..subject("i", "alice") };
         assert_eq!(taken(&rates, &of_subject, &elsewhere), 0);
         assert_eq!(taken(&rates, &of_subject, &subject("i", "bob")), 2);
         assert_eq!(taken(&rates, &of_subject, &subject("j", "alice")), 2);
 
-        let session_of = |session| RateFacts {
-            session: Some(session),
-            ..subject("i", "alice")
-        };
+        let session_of = |session| RateFacts { session: Some(session), ..subject("i", "alice") };
         assert_eq!(taken(&rates, &session, &session_of("s1")), 2);
         assert_eq!(taken(&rates, &session, &session_of("s2")), 2);
 
         assert_eq!(taken(&rates, &route, &facts()), 2);
-        assert_eq!(
-            taken(
-                &rates,
-                &route,
-                &RateFacts {
-                    route: "other",
-                    ..facts()
-                }
-            ),
-            2
-        );
+        assert_eq!(taken(&rates, &route, &RateFacts { route: "other", ..facts() }), 2);
 
-        let typed = |kind| RateFacts {
-            message_type: Some(kind),
-            ..subject("i", "alice")
-        };
+        let typed = |kind| RateFacts { message_type: Some(kind), ..subject("i", "alice") };
         assert_eq!(taken(&rates, &kind, &typed("text")), 2);
         assert_eq!(taken(&rates, &kind, &typed("typing")), 2);
         assert_eq!(taken(&rates, &kind, &subject("i", "alice")), 2);
@@ -546,10 +474,8 @@ mod tests {
         setting.clock.advance(Duration::from_secs(1));
         assert_eq!(taken(&setting.build(&policy), FIRST, &facts()), 1);
         // Nor does another place in the file.
-        let moved = setting.build(&[
-            rate("new", &[RateKey::Address], 1, Duration::from_secs(1), 1),
-            policy[0].clone(),
-        ]);
+        let moved = setting
+            .build(&[rate("new", &[RateKey::Address], 1, Duration::from_secs(1), 1), policy[0].clone()]);
         assert_eq!(taken(&moved, &[RateIndex(1)], &facts()), 0);
     }
 
@@ -559,10 +485,7 @@ mod tests {
         let strict = setting.build(&[per_address(1, 86_400, 100)]);
         assert_eq!(taken(&strict, FIRST, &facts()), 100);
         let lax = setting.build(&[per_address(10, 1, 10)]);
-        assert_eq!(
-            lax.take(FIRST, &facts()).unwrap_err().retry_after,
-            Duration::from_millis(100)
-        );
+        assert_eq!(lax.take(FIRST, &facts()).unwrap_err().retry_after, Duration::from_millis(100));
         setting.clock.advance(Duration::from_secs(1));
         assert_eq!(taken(&lax, FIRST, &facts()), 10);
     }
@@ -580,25 +503,17 @@ mod tests {
         }
         assert_eq!(taken(&rates, FIRST, &facts()), 8);
         // Both are used up now: the longer wait is the one that helps.
-        assert_eq!(
-            rates.take(BOTH, &facts()).unwrap_err().retry_after,
-            Duration::from_secs(60)
-        );
+        assert_eq!(rates.take(BOTH, &facts()).unwrap_err().retry_after, Duration::from_secs(60));
     }
 
     #[test]
     fn a_rate_in_shadow_refuses_only_where_nothing_else_does() {
         let setting = Setting::new(100);
-        let shadow = Rate {
-            mode: Mode::Shadow,
-            ..rate("shadow", &[RateKey::Address], 1, Duration::from_secs(60), 1)
-        };
+        let shadow =
+            Rate { mode: Mode::Shadow, ..rate("shadow", &[RateKey::Address], 1, Duration::from_secs(60), 1) };
         let enforced = rate("enforced", &[RateKey::Address], 1, Duration::from_secs(1), 3);
         for policy in [[shadow.clone(), enforced.clone()], [enforced, shadow]] {
-            let setting = Setting {
-                clock: setting.clock.clone(),
-                store: RateStore::new(100),
-            };
+            let setting = Setting { clock: setting.clock.clone(), store: RateStore::new(100) };
             let rates = setting.build(&policy);
             let refused = |rates: &Rates| rates.take(BOTH, &facts()).unwrap_err().rate.0;
             let shadow = policy.iter().position(|rate| rate.mode == Mode::Shadow).unwrap();
@@ -613,14 +528,9 @@ mod tests {
     fn a_full_table_gives_nobody_a_fresh_limit() {
         let setting = Setting::new(64);
         let rates = setting.build(&[per_address(1, 3600, 2)]);
-        let address = |number: u32| RateFacts {
-            address: IpAddr::from(number.to_be_bytes()),
-            ..facts()
-        };
+        let address = |number: u32| RateFacts { address: IpAddr::from(number.to_be_bytes()), ..facts() };
         assert_eq!(taken(&rates, FIRST, &address(0)), 2);
-        let let_through: usize = (1..20_000)
-            .map(|number| taken(&rates, FIRST, &address(number)))
-            .sum();
+        let let_through: usize = (1..20_000).map(|number| taken(&rates, FIRST, &address(number))).sum();
         // Two for each cell and for each of the overflow cells, however many addresses come.
         let cells = 64 * 8;
         assert!(let_through <= (cells + 64) * 2, "{let_through}");
@@ -642,13 +552,7 @@ mod tests {
         for number in 0..capacity as u32 {
             assert!(
                 rates
-                    .take(
-                        FIRST,
-                        &RateFacts {
-                            address: IpAddr::from(number.to_be_bytes()),
-                            ..facts()
-                        }
-                    )
+                    .take(FIRST, &RateFacts { address: IpAddr::from(number.to_be_bytes()), ..facts() })
                     .is_ok()
             );
         }
@@ -674,13 +578,7 @@ mod tests {
         });
         // A race can cost a caller one that it should have had, but never gives one away.
         assert!((650..=700).contains(&passed), "{passed}");
-        let one = setting.build(&[rate(
-            "one",
-            &[RateKey::Address],
-            1,
-            Duration::from_secs(3600),
-            500,
-        )]);
+        let one = setting.build(&[rate("one", &[RateKey::Address], 1, Duration::from_secs(3600), 500)]);
         let passed: usize = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..8)
                 .map(|_| scope.spawn(|| (0..400).filter(|_| one.take(FIRST, &facts()).is_ok()).count()))
@@ -694,20 +592,8 @@ mod tests {
     fn headers_say_how_it_stands() {
         let setting = Setting::new(100);
         let rates = setting.build(&[
-            rate(
-                "api-per-address",
-                &[RateKey::Address],
-                600,
-                Duration::from_secs(60),
-                60,
-            ),
-            rate(
-                "odd \"name\"",
-                &[RateKey::Address],
-                3,
-                Duration::from_millis(1500),
-                1,
-            ),
+            rate("api-per-address", &[RateKey::Address], 600, Duration::from_secs(60), 60),
+            rate("odd \"name\"", &[RateKey::Address], 3, Duration::from_millis(1500), 1),
         ]);
         let mut headers = HeaderMap::new();
         let standing = rates.take(FIRST, &facts()).unwrap().unwrap();
@@ -748,13 +634,7 @@ mod tests {
         let year = Duration::from_secs(366 * 86_400);
         let rates = setting.build(&[
             rate("slow", &[RateKey::Address], 1, year, u32::MAX),
-            rate(
-                "fast",
-                &[RateKey::Address],
-                u32::MAX,
-                Duration::from_millis(1),
-                u32::MAX,
-            ),
+            rate("fast", &[RateKey::Address], u32::MAX, Duration::from_millis(1), u32::MAX),
             rate("endless", &[RateKey::Address], 1, Duration::MAX, u32::MAX),
         ]);
         for index in 0..3 {

@@ -44,10 +44,10 @@ pub struct RateStore {
 }
 
 impl RateStore {
-    /// A store for about `capacity` keys over all rates, at 22 bytes each, with one epoch for its whole life.
+    /// A store for about `capacity` keys over all rates, at 24 bytes each, with one epoch for its whole life.
     pub fn new(capacity: usize) -> Arc<Self> {
-        // A third more cells than keys: with two groups to choose from, hardly any key overflows at that filling.
-        let cells = capacity.saturating_add(capacity / 3).max(1);
+        // Half as many cells again as keys: with two groups to choose from, hardly any key overflows at that filling.
+        let cells = capacity.saturating_add(capacity / 2).max(1);
         let groups_per_shard = cells.div_ceil(SHARDS * WAYS);
         let shard = || Mutex::new(vec![[0u64; 2]; groups_per_shard.saturating_mul(WAYS)]);
         Arc::new(RateStore {
@@ -72,12 +72,7 @@ impl RateStore {
         let now = self.since_epoch(now);
         self.shards
             .iter()
-            .map(|shard| {
-                lock(shard)
-                    .iter()
-                    .filter(|[key, tat]| *key != 0 && *tat > now)
-                    .count()
-            })
+            .map(|shard| lock(shard).iter().filter(|[key, tat]| *key != 0 && *tat > now).count())
             .sum()
     }
 
@@ -97,9 +92,7 @@ impl RateStore {
         let mut overflow = lock(&self.overflow);
         overflow
             .retain(|_, cells| Arc::strong_count(cells) > 1 || cells.iter().any(|cell| *lock(cell) > now));
-        let cells = overflow
-            .entry(rate)
-            .or_insert_with(|| Arc::new(std::array::from_fn(|_| Mutex::new(0))));
+        let cells = overflow.entry(rate).or_insert_with(|| Arc::new(std::array::from_fn(|_| Mutex::new(0))));
         Arc::clone(cells)
     }
 
@@ -107,7 +100,8 @@ impl RateStore {
     fn place(&self, key: u64) -> (usize, usize, usize) {
         // Disjoint parts of the hash: bits 63..58, 31..0 and 57..26 (of which the upper ones decide).
         let shard = (key >> 58) as usize % SHARDS;
-        let group = |part: u64| (((part & 0xffff_ffff) * self.groups_per_shard as u64) >> 32) as usize * WAYS;
+        let groups = self.groups_per_shard as u64;
+        let group = |part: u64| (((part & 0xffff_ffff) * groups) >> 32) as usize * WAYS;
         (shard, group(key), group(key >> 26))
     }
 }

@@ -93,10 +93,7 @@ mod tests {
 
     fn found(fields: &[(&str, &str)], websocket: bool) -> Result<Option<String>, TokenFault> {
         let fields = fields.iter().map(|(name, value)| {
-            (
-                name.parse::<HeaderName>().unwrap(),
-                http::HeaderValue::from_bytes(value.as_bytes()).unwrap(),
-            )
+            (name.parse::<HeaderName>().unwrap(), http::HeaderValue::from_bytes(value.as_bytes()).unwrap())
         });
         let mut headers = HeaderMap::new();
         for (name, value) in fields {
@@ -110,17 +107,9 @@ mod tests {
         let token = || Ok(Some("a.b.c".to_owned()));
         assert_eq!(found(&[("authorization", "Bearer a.b.c")], false), token());
         assert_eq!(found(&[("authorization", "bEARER   a.b.c")], true), token());
-        assert_eq!(
-            found(
-                &[("sec-websocket-protocol", "im.v1.json, sealgate.bearer.a.b.c")],
-                true
-            ),
-            token()
-        );
-        let split = [
-            ("sec-websocket-protocol", "im.v1.json"),
-            ("sec-websocket-protocol", "sealgate.bearer.a.b.c"),
-        ];
+        assert_eq!(found(&[("sec-websocket-protocol", "im.v1.json, sealgate.bearer.a.b.c")], true), token());
+        let split =
+            [("sec-websocket-protocol", "im.v1.json"), ("sec-websocket-protocol", "sealgate.bearer.a.b.c")];
         assert_eq!(found(&split, true), token());
     }
 
@@ -128,37 +117,21 @@ mod tests {
     fn finds_none_where_none_may_stand() {
         assert_eq!(found(&[], true), Ok(None));
         assert_eq!(found(&[("authorization", "Basic a.b.c")], false), Ok(None));
-        assert_eq!(
-            found(&[("cookie", "token=a.b.c"), ("x-access-token", "a.b.c")], false),
-            Ok(None)
-        );
-        assert_eq!(
-            found(&[("sec-websocket-protocol", "sealgate.bearer.a.b.c")], false),
-            Ok(None)
-        );
-        assert_eq!(
-            found(&[("sec-websocket-protocol", "Sealgate.Bearer.a.b.c")], true),
-            Ok(None)
-        );
+        assert_eq!(found(&[("cookie", "token=a.b.c"), ("x-access-token", "a.b.c")], false), Ok(None));
+        assert_eq!(found(&[("sec-websocket-protocol", "sealgate.bearer.a.b.c")], false), Ok(None));
+        assert_eq!(found(&[("sec-websocket-protocol", "Sealgate.Bearer.a.b.c")], true), Ok(None));
     }
 
     #[test]
     fn two_tokens_are_refused_even_when_equal() {
         let one = ("authorization", "Bearer a.b.c");
         let other = ("sec-websocket-protocol", "sealgate.bearer.a.b.c");
-        for fields in [
-            &[one, one][..],
-            &[one, other],
-            &[other, other],
-            &[one, ("authorization", "Basic eA")],
-        ] {
+        for fields in [&[one, one][..], &[one, other], &[other, other], &[one, ("authorization", "Basic eA")]]
+        {
             assert_eq!(found(fields, true), Err(TokenFault::Twice), "{fields:?}");
         }
         let list = "sealgate.bearer.a.b.c,sealgate.bearer.a.b.c";
-        assert_eq!(
-            found(&[("sec-websocket-protocol", list)], true),
-            Err(TokenFault::Twice)
-        );
+        assert_eq!(found(&[("sec-websocket-protocol", list)], true), Err(TokenFault::Twice));
     }
 
     #[test]
@@ -172,11 +145,7 @@ mod tests {
             "Bearer a b",
             "Bearer \u{e9}",
         ] {
-            assert_eq!(
-                found(&[("authorization", value)], false),
-                Err(TokenFault::Malformed),
-                "{value}"
-            );
+            assert_eq!(found(&[("authorization", value)], false), Err(TokenFault::Malformed), "{value}");
         }
         for value in ["sealgate.bearer.", "sealgate.bearer.a=b", "sealgate.bearer.a b"] {
             assert_eq!(

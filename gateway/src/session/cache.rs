@@ -73,24 +73,14 @@ impl TokenCache {
     /// them, two tokens of 64 KiB collide with a probability below 2^-115, whoever chose them.
     pub(super) fn key(&self, token: &str) -> TokenKey {
         let nonce = Nonce::assume_unique_for_key([0; NONCE_LEN]);
-        let tag = self
-            .hash
-            .seal_in_place_separate_tag(nonce, Aad::from(token.as_bytes()), &mut []);
-        TokenKey(
-            tag.ok()
-                .and_then(|tag| tag.as_ref().try_into().ok())
-                .map(u128::from_ne_bytes),
-        )
+        let tag = self.hash.seal_in_place_separate_tag(nonce, Aad::from(token.as_bytes()), &mut []);
+        TokenKey(tag.ok().and_then(|tag| tag.as_ref().try_into().ok()).map(u128::from_ne_bytes))
     }
 
     /// Who the token stands for, if that is known and still holds at `now` (unix seconds).
     pub(super) fn find(&self, key: TokenKey, generation: Generation, now: u64) -> Option<Arc<Identity>> {
         let mut entries = self.entries.borrow_mut();
-        let entry = entries
-            .get_mut(self.set(key)?)?
-            .iter_mut()
-            .flatten()
-            .find(|entry| entry.key == key)?;
+        let entry = entries.get_mut(self.set(key)?)?.iter_mut().flatten().find(|entry| entry.key == key)?;
         if entry.generation != generation || now >= entry.until {
             return None;
         }
@@ -120,13 +110,7 @@ impl TokenCache {
             Some(entry) => (3, u32::MAX - used.wrapping_sub(entry.used)),
         };
         if let Some(place) = set.iter_mut().min_by_key(|place| worth(place)) {
-            *place = Some(Entry {
-                key,
-                generation,
-                until,
-                used,
-                identity: Arc::clone(identity),
-            });
+            *place = Some(Entry { key, generation, until, used, identity: Arc::clone(identity) });
         }
     }
 
@@ -146,9 +130,7 @@ impl TokenCache {
 
 impl fmt::Debug for TokenCache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TokenCache")
-            .field("capacity", &(self.sets * WAYS))
-            .finish_non_exhaustive()
+        f.debug_struct("TokenCache").field("capacity", &(self.sets * WAYS)).finish_non_exhaustive()
     }
 }
 
@@ -162,10 +144,7 @@ mod tests {
     const GENERATION: Generation = Generation { verifier: 1, keys: 1 };
 
     fn identity(subject: &str) -> Arc<Identity> {
-        Arc::new(Identity::new(IdentityParts {
-            subject: subject.to_owned(),
-            ..IdentityParts::default()
-        }))
+        Arc::new(Identity::new(IdentityParts { subject: subject.to_owned(), ..IdentityParts::default() }))
     }
 
     fn keep(cache: &TokenCache, token: &str, until: u64) {
@@ -173,19 +152,14 @@ mod tests {
     }
 
     fn find(cache: &TokenCache, token: &str, generation: Generation, now: u64) -> Option<String> {
-        cache
-            .find(cache.key(token), generation, now)
-            .map(|identity| identity.subject.clone())
+        cache.find(cache.key(token), generation, now).map(|identity| identity.subject.clone())
     }
 
     #[test]
     fn finds_what_was_kept_until_it_expires() {
         let cache = TokenCache::new(64).unwrap();
         keep(&cache, "token", NOW + 10);
-        assert_eq!(
-            find(&cache, "token", GENERATION, NOW + 9).as_deref(),
-            Some("token")
-        );
+        assert_eq!(find(&cache, "token", GENERATION, NOW + 9).as_deref(), Some("token"));
         assert_eq!(find(&cache, "token", GENERATION, NOW + 10), None);
         assert_eq!(find(&cache, "tokem", GENERATION, NOW), None);
         assert_eq!(find(&cache, "token.", GENERATION, NOW), None);
@@ -196,14 +170,8 @@ mod tests {
     fn another_policy_or_other_keys_know_nothing_of_it() {
         let cache = TokenCache::new(64).unwrap();
         keep(&cache, "token", NOW + 10);
-        assert_eq!(
-            find(&cache, "token", Generation { verifier: 2, keys: 1 }, NOW),
-            None
-        );
-        assert_eq!(
-            find(&cache, "token", Generation { verifier: 1, keys: 2 }, NOW),
-            None
-        );
+        assert_eq!(find(&cache, "token", Generation { verifier: 2, keys: 1 }, NOW), None);
+        assert_eq!(find(&cache, "token", Generation { verifier: 1, keys: 2 }, NOW), None);
     }
 
     #[test]
@@ -215,10 +183,8 @@ mod tests {
         }
         assert!(find(&cache, &tokens[0], GENERATION, NOW).is_some());
         keep(&cache, &tokens[8], NOW + 10);
-        let missing: Vec<_> = tokens
-            .iter()
-            .filter(|token| find(&cache, token, GENERATION, NOW).is_none())
-            .collect();
+        let missing: Vec<_> =
+            tokens.iter().filter(|token| find(&cache, token, GENERATION, NOW).is_none()).collect();
         assert_eq!(missing, [&tokens[1]]);
     }
 

@@ -88,10 +88,7 @@ mod tests {
     #[test]
     fn reads_what_serde_json_reads() {
         let text = r#"{"a":[1,-1,1.5,null,true,"x"],"b":{"a":{}},"":""}"#;
-        assert_eq!(
-            object(text.as_bytes()).map(Value::Object),
-            serde_json::from_str(text).ok()
-        );
+        assert_eq!(object(text.as_bytes()).map(Value::Object), serde_json::from_str(text).ok());
     }
 
     #[test]

@@ -99,19 +99,15 @@ impl KeySet {
             return Err(JwksError::TooLong);
         }
         let set = json::object(document).ok_or(JwksError::Malformed)?;
-        let entries = set
-            .get("keys")
-            .and_then(Value::as_array)
-            .ok_or(JwksError::Malformed)?;
+        let entries = set.get("keys").and_then(Value::as_array).ok_or(JwksError::Malformed)?;
         if entries.len() > MAX_KEYS {
             return Err(JwksError::TooManyKeys);
         }
         let mut seen = HashSet::new();
         let keys = entries.iter().filter_map(Value::as_object).flat_map(keys_of);
         // Two keys under one name leave no telling which is meant: the first counts.
-        let keys: Vec<Key> = keys
-            .filter(|key| key.id.is_none() || seen.insert((key.id.clone(), key.algorithm)))
-            .collect();
+        let keys: Vec<Key> =
+            keys.filter(|key| key.id.is_none() || seen.insert((key.id.clone(), key.algorithm))).collect();
         let mut hash = [0; 32];
         hash.copy_from_slice(digest(&SHA256, document).as_ref());
         Ok(KeySet { keys, digest: hash })
@@ -138,13 +134,9 @@ fn keys_of(jwk: &Map<String, Value>) -> Vec<Key> {
     let bytes = |name: &str| text(name).and_then(decode);
 
     let for_signatures = jwk.get("use").is_none_or(|it| it == "sig");
-    let operations = jwk.get("key_ops").map(|it| {
-        it.as_array()
-            .is_some_and(|ops| ops.iter().any(|op| op == "verify"))
-    });
-    let private = ["d", "k", "p", "q", "dp", "dq", "qi"]
-        .iter()
-        .any(|name| jwk.contains_key(*name));
+    let operations =
+        jwk.get("key_ops").map(|it| it.as_array().is_some_and(|ops| ops.iter().any(|op| op == "verify")));
+    let private = ["d", "k", "p", "q", "dp", "dq", "qi"].iter().any(|name| jwk.contains_key(*name));
     if !for_signatures || operations == Some(false) || private {
         return Vec::new();
     }
@@ -172,15 +164,8 @@ fn keys_of(jwk: &Map<String, Value>) -> Vec<Key> {
         (Some(name), Algorithm::PS256) => name == "PS256",
     };
     let id = text("kid").map(str::to_owned);
-    let key = |&algorithm: &Algorithm| Key {
-        id: id.clone(),
-        algorithm,
-        decoding: decoding.clone(),
-    };
-    able.iter()
-        .filter(|algorithm| allowed(algorithm))
-        .map(key)
-        .collect()
+    let key = |&algorithm: &Algorithm| Key { id: id.clone(), algorithm, decoding: decoding.clone() };
+    able.iter().filter(|algorithm| allowed(algorithm)).map(key).collect()
 }
 
 /// An uncompressed point (SEC 1 §2.3.3); coordinates have the curve's full length (RFC 7518 §6.2.1.2).
@@ -191,18 +176,10 @@ fn point(x: Option<Vec<u8>>, y: Option<Vec<u8>>, length: usize) -> Option<Decodi
 
 /// 2048 to 8192 bits, and an odd exponent of at least 65537 (NIST FIPS 186-5 §A.1.1).
 fn rsa(n: Option<Vec<u8>>, e: Option<Vec<u8>>) -> Option<DecodingKey> {
-    let trimmed = |bytes: Vec<u8>| {
-        bytes
-            .into_iter()
-            .skip_while(|byte| *byte == 0)
-            .collect::<Vec<u8>>()
-    };
+    let trimmed = |bytes: Vec<u8>| bytes.into_iter().skip_while(|byte| *byte == 0).collect::<Vec<u8>>();
     let (n, e) = (trimmed(n?), trimmed(e?));
     let bits = n.len() * 8 - n.first()?.leading_zeros() as usize;
-    let exponent = e
-        .iter()
-        .take(9)
-        .fold(0u64, |value, byte| value << 8 | u64::from(*byte));
+    let exponent = e.iter().take(9).fold(0u64, |value, byte| (value << 8) | u64::from(*byte));
     let fits = (2048..=8192).contains(&bits) && e.len() <= 8 && exponent >= 65537 && exponent % 2 == 1;
     fits.then(|| DecodingKey::from_rsa_raw_components(&n, &e))
 }
@@ -222,10 +199,7 @@ impl KeyFetcher {
 
     /// Verifies servers by these authorities and no others.
     pub fn trusting(authorities: Vec<CertificateDer<'static>>) -> Arc<Self> {
-        Arc::new(KeyFetcher {
-            authorities: Some(authorities),
-            tls: OnceLock::new(),
-        })
+        Arc::new(KeyFetcher { authorities: Some(authorities), tls: OnceLock::new() })
     }
 
     async fn read(&self, source: &JwksSource) -> Result<KeySet, JwksError> {
@@ -235,9 +209,7 @@ impl KeyFetcher {
                 JwksSource::Url(url) => self.fetch(url).await,
             }
         };
-        let document = timeout(ATTEMPT_TIMEOUT, attempt)
-            .await
-            .map_err(|_| JwksError::Timeout)??;
+        let document = timeout(ATTEMPT_TIMEOUT, attempt).await.map_err(|_| JwksError::Timeout)??;
         KeySet::parse(&document)
     }
 
@@ -249,16 +221,10 @@ impl KeyFetcher {
             _ => return Err(JwksError::Url),
         };
         // Credentials in a URL (RFC 3986 §3.2.1) would end up in logs.
-        if uri
-            .authority()
-            .is_none_or(|authority| authority.as_str().contains('@'))
-        {
+        if uri.authority().is_none_or(|authority| authority.as_str().contains('@')) {
             return Err(JwksError::Url);
         }
-        let host = uri
-            .host()
-            .map(|host| host.trim_matches(['[', ']']))
-            .ok_or(JwksError::Url)?;
+        let host = uri.host().map(|host| host.trim_matches(['[', ']'])).ok_or(JwksError::Url)?;
         let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
         let mut addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await?.collect();
         if !secure {
@@ -301,9 +267,7 @@ async fn read_file(path: &Path) -> Result<Bytes, JwksError> {
     // One byte beyond the limit is enough to see that it is exceeded.
     let mut document = Vec::new();
     let file = tokio::fs::File::open(path).await?;
-    file.take(MAX_DOCUMENT_BYTES as u64 + 1)
-        .read_to_end(&mut document)
-        .await?;
+    file.take(MAX_DOCUMENT_BYTES as u64 + 1).read_to_end(&mut document).await?;
     Ok(document.into())
 }
 
@@ -324,14 +288,11 @@ where
     if response.status() != StatusCode::OK {
         return Err(JwksError::Status(response.status()));
     }
-    match Limited::new(response.into_body(), MAX_DOCUMENT_BYTES)
-        .collect()
-        .await
-    {
+    match Limited::new(response.into_body(), MAX_DOCUMENT_BYTES).collect().await {
         Ok(body) => Ok(body.to_bytes()),
-        Err(error) => Err(error
-            .downcast::<hyper::Error>()
-            .map_or(JwksError::TooLong, |error| JwksError::Http(*error))),
+        Err(error) => {
+            Err(error.downcast::<hyper::Error>().map_or(JwksError::TooLong, |error| JwksError::Http(*error)))
+        }
     }
 }
 
@@ -389,23 +350,10 @@ impl KeySource {
             generation: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             wanted: Notify::new(),
-            progress: watch::Sender::new(Progress {
-                attempts: 0,
-                next: Instant::now(),
-            }),
+            progress: watch::Sender::new(Progress { attempts: 0, next: Instant::now() }),
         });
-        let task = tokio::spawn(keep_reading(
-            Arc::clone(&shared),
-            source.clone(),
-            refresh,
-            fetcher,
-        ));
-        KeySource {
-            source,
-            refresh,
-            shared,
-            _task: AbortOnDrop(task.abort_handle()),
-        }
+        let task = tokio::spawn(keep_reading(Arc::clone(&shared), source.clone(), refresh, fetcher));
+        KeySource { source, refresh, shared, _task: AbortOnDrop(task.abort_handle()) }
     }
 
     pub(super) fn is(&self, source: &JwksSource, refresh: Duration) -> bool {
@@ -452,21 +400,13 @@ impl KeySource {
             return true;
         }
         self.want();
-        matches!(
-            timeout(patience, progress.wait_for(|now| now.attempts > attempts)).await,
-            Ok(Ok(_))
-        )
+        matches!(timeout(patience, progress.wait_for(|now| now.attempts > attempts)).await, Ok(Ok(_)))
     }
 
     /// Waits for the first attempt to end.
     pub(super) async fn started(&self) {
         // The sender lives in `shared`, so this cannot fail.
-        let _ = self
-            .shared
-            .progress
-            .subscribe()
-            .wait_for(|progress| progress.attempts > 0)
-            .await;
+        let _ = self.shared.progress.subscribe().wait_for(|progress| progress.attempts > 0).await;
     }
 
     /// Reads now, and keeps what is read.
@@ -486,16 +426,10 @@ impl KeySource {
 impl Shared {
     fn keep(&self, keys: KeySet) {
         let current = self.current.load();
-        let known = current
-            .as_ref()
-            .map(|current| &current.keys)
-            .filter(|known| known.digest == keys.digest);
+        let known = current.as_ref().map(|current| &current.keys).filter(|known| known.digest == keys.digest);
         let unchanged = known.is_some();
         let keys = known.map_or_else(|| Arc::new(keys), Arc::clone);
-        self.current.store(Some(Arc::new(Current {
-            keys,
-            read_at: Instant::now(),
-        })));
+        self.current.store(Some(Arc::new(Current { keys, read_at: Instant::now() })));
         if !unchanged {
             // After the store: who sees the new generation sees the new keys.
             self.generation.fetch_add(1, Ordering::Release);
@@ -506,12 +440,8 @@ impl Shared {
 async fn keep_reading(shared: Arc<Shared>, source: JwksSource, refresh: Duration, fetcher: Arc<KeyFetcher>) {
     let pause = ATTEMPT_PAUSE.min(refresh);
     // A file is read by whoever starts the source; a URL may keep him waiting, so its first attempt is made here.
-    let mut due = Instant::now()
-        + if matches!(source, JwksSource::File(_)) {
-            refresh
-        } else {
-            Duration::ZERO
-        };
+    let mut due =
+        Instant::now() + if matches!(source, JwksSource::File(_)) { refresh } else { Duration::ZERO };
     let mut earliest = Instant::now();
     let mut retry = pause;
     loop {
@@ -536,12 +466,7 @@ async fn keep_reading(shared: Arc<Shared>, source: JwksSource, refresh: Duration
                 retry = (retry * 2).min(refresh);
             }
         }
-        shared.progress.send_modify(|it| {
-            *it = Progress {
-                attempts: it.attempts + 1,
-                next: earliest,
-            }
-        });
+        shared.progress.send_modify(|it| *it = Progress { attempts: it.attempts + 1, next: earliest });
     }
 }
 
@@ -574,17 +499,9 @@ mod tests {
 
     /// The algorithms for which the set has a key of that name.
     fn able(key: &Value, id: &str) -> Vec<Algorithm> {
-        let all = [
-            Algorithm::ES256,
-            Algorithm::ES384,
-            Algorithm::EdDSA,
-            Algorithm::RS256,
-            Algorithm::PS256,
-        ];
+        let all = [Algorithm::ES256, Algorithm::ES384, Algorithm::EdDSA, Algorithm::RS256, Algorithm::PS256];
         let set = KeySet::parse(json!({"keys": [key]}).to_string().as_bytes()).unwrap();
-        all.into_iter()
-            .filter(|algorithm| set.find(*algorithm, Some(id)).is_some())
-            .collect()
+        all.into_iter().filter(|algorithm| set.find(*algorithm, Some(id)).is_some()).collect()
     }
 
     fn changed(mut key: Value, name: &str, value: Value) -> Value {
@@ -604,16 +521,10 @@ mod tests {
         assert_eq!(able(&Mint::es256("k").jwk(), "k"), [Algorithm::ES256]);
         assert_eq!(able(&Mint::es384("k").jwk(), "k"), [Algorithm::ES384]);
         assert_eq!(able(&Mint::eddsa("k").jwk(), "k"), [Algorithm::EdDSA]);
-        assert_eq!(
-            able(&changed(Mint::eddsa("k").jwk(), "alg", "Ed25519".into()), "k"),
-            [Algorithm::EdDSA]
-        );
+        assert_eq!(able(&changed(Mint::eddsa("k").jwk(), "alg", "Ed25519".into()), "k"), [Algorithm::EdDSA]);
         let rsa = rsa_of(2048, &[1, 0, 1]);
         assert_eq!(able(&rsa, "k"), [Algorithm::RS256, Algorithm::PS256]);
-        assert_eq!(
-            able(&changed(rsa.clone(), "alg", "PS256".into()), "k"),
-            [Algorithm::PS256]
-        );
+        assert_eq!(able(&changed(rsa.clone(), "alg", "PS256".into()), "k"), [Algorithm::PS256]);
         assert_eq!(
             able(&changed(rsa, "key_ops", json!(["verify"])), "k"),
             [Algorithm::RS256, Algorithm::PS256]
@@ -627,49 +538,19 @@ mod tests {
         let left_out = [
             ("for encryption", changed(ec.clone(), "use", "enc".into())),
             ("of no known use", changed(ec.clone(), "use", 1.into())),
-            (
-                "not for verifying",
-                changed(ec.clone(), "key_ops", json!(["encrypt"])),
-            ),
-            (
-                "for another algorithm",
-                changed(ec.clone(), "alg", "ES384".into()),
-            ),
-            (
-                "for a symmetric algorithm",
-                changed(ec.clone(), "alg", "HS256".into()),
-            ),
+            ("not for verifying", changed(ec.clone(), "key_ops", json!(["encrypt"]))),
+            ("for another algorithm", changed(ec.clone(), "alg", "ES384".into())),
+            ("for a symmetric algorithm", changed(ec.clone(), "alg", "HS256".into())),
             ("private", changed(ec.clone(), "d", text("x").into())),
-            (
-                "symmetric",
-                json!({"kty": "oct", "kid": "k", "k": encode(&[1; 32])}),
-            ),
+            ("symmetric", json!({"kty": "oct", "kid": "k", "k": encode(&[1; 32])})),
             ("on another curve", changed(ec.clone(), "crv", "P-521".into())),
-            (
-                "on a curve by another name",
-                changed(ec.clone(), "crv", "p-256".into()),
-            ),
-            (
-                "with a short coordinate",
-                changed(ec.clone(), "x", encode(&[1; 31]).into()),
-            ),
-            (
-                "with a long coordinate",
-                changed(ec.clone(), "x", encode(&[1; 33]).into()),
-            ),
-            (
-                "with a padded coordinate",
-                changed(ec.clone(), "x", format!("{}=", text("x")).into()),
-            ),
+            ("on a curve by another name", changed(ec.clone(), "crv", "p-256".into())),
+            ("with a short coordinate", changed(ec.clone(), "x", encode(&[1; 31]).into())),
+            ("with a long coordinate", changed(ec.clone(), "x", encode(&[1; 33]).into())),
+            ("with a padded coordinate", changed(ec.clone(), "x", format!("{}=", text("x")).into())),
             ("without a coordinate", changed(ec.clone(), "y", Value::Null)),
-            (
-                "Ed448",
-                json!({"kty": "OKP", "kid": "k", "crv": "Ed448", "x": encode(&[1; 57])}),
-            ),
-            (
-                "X25519",
-                json!({"kty": "OKP", "kid": "k", "crv": "X25519", "x": encode(&[1; 32])}),
-            ),
+            ("Ed448", json!({"kty": "OKP", "kid": "k", "crv": "Ed448", "x": encode(&[1; 57])})),
+            ("X25519", json!({"kty": "OKP", "kid": "k", "crv": "X25519", "x": encode(&[1; 32])})),
             ("RSA of 1024 bits", rsa_of(1024, &[1, 0, 1])),
             ("RSA of 2047 bits", rsa_of(2047, &[1, 0, 1])),
             ("RSA of 1024 bits behind zeros", {
@@ -693,24 +574,11 @@ mod tests {
     #[test]
     fn refuses_documents_that_are_no_bounded_set() {
         let parse = |text: &str| KeySet::parse(text.as_bytes()).map(drop).unwrap_err().to_string();
-        for text in [
-            "",
-            "{}",
-            "[]",
-            r#"{"keys":{}}"#,
-            r#"{"keys":[],"keys":[]}"#,
-            "<html>",
-        ] {
+        for text in ["", "{}", "[]", r#"{"keys":{}}"#, r#"{"keys":[],"keys":[]}"#, "<html>"] {
             assert_eq!(parse(text), "not a JWK set", "{text}");
         }
-        assert_eq!(
-            parse(&json!({"keys": vec![json!({}); 65]}).to_string()),
-            "more than 64 keys"
-        );
-        assert_eq!(
-            parse(&" ".repeat(MAX_DOCUMENT_BYTES + 1)),
-            "longer than 262144 bytes"
-        );
+        assert_eq!(parse(&json!({"keys": vec![json!({}); 65]}).to_string()), "more than 64 keys");
+        assert_eq!(parse(&" ".repeat(MAX_DOCUMENT_BYTES + 1)), "longer than 262144 bytes");
     }
 
     #[test]
@@ -719,11 +587,7 @@ mod tests {
         let both = KeySet::parse(jwks(&[&one, &two]).as_bytes()).unwrap();
         let first = KeySet::parse(jwks(&[&one]).as_bytes()).unwrap();
         let bytes = |set: &KeySet| {
-            set.find(Algorithm::ES256, Some("k"))
-                .unwrap()
-                .try_get_as_bytes()
-                .unwrap()
-                .to_vec()
+            set.find(Algorithm::ES256, Some("k")).unwrap().try_get_as_bytes().unwrap().to_vec()
         };
         assert_eq!(bytes(&both), bytes(&first));
         assert_eq!(both.keys.len(), 1);
@@ -772,11 +636,7 @@ mod tests {
                     }
                 }
             });
-            Server {
-                port,
-                asked,
-                _task: AbortOnDrop(task.abort_handle()),
-            }
+            Server { port, asked, _task: AbortOnDrop(task.abort_handle()) }
         }
 
         fn asked(&self) -> usize {
@@ -844,16 +704,10 @@ mod tests {
                 "HTTP/1.1 302 Found\r\nlocation: /other\r\ncontent-length: 0\r\n\r\n".to_owned(),
                 "answered with status 302 Found",
             ),
-            (
-                ok(&body).replace("200 OK", "500 No"),
-                "answered with status 500 Internal Server Error",
-            ),
+            (ok(&body).replace("200 OK", "500 No"), "answered with status 500 Internal Server Error"),
             (ok("<html>"), "not a JWK set"),
             (ok(&long), "longer than 262144 bytes"),
-            (
-                format!("HTTP/1.1 200 OK\r\n\r\n{long}"),
-                "longer than 262144 bytes",
-            ),
+            (format!("HTTP/1.1 200 OK\r\n\r\n{long}"), "longer than 262144 bytes"),
         ];
         for (response, expected) in cases {
             let server = Server::start(response, None).await;
@@ -890,28 +744,14 @@ mod tests {
         let server = Server::start(ok(&jwks(&[&Mint::es256("k")])), Some(acceptor)).await;
 
         let trusting = KeyFetcher::trusting(vec![authority_certificate.der().clone()]);
-        assert_eq!(
-            fetched(&trusting, format!("https://localhost:{}/", server.port)).await,
-            Ok(1)
-        );
+        assert_eq!(fetched(&trusting, format!("https://localhost:{}/", server.port)).await, Ok(1));
         // The name must be in the certificate, the authority trusted, and there must be one.
-        assert!(
-            fetched(&trusting, format!("https://127.0.0.1:{}/", server.port))
-                .await
-                .is_err()
-        );
+        assert!(fetched(&trusting, format!("https://127.0.0.1:{}/", server.port)).await.is_err());
         let other = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
         let distrusting = KeyFetcher::trusting(vec![other.cert.der().clone()]);
-        assert!(
-            fetched(&distrusting, format!("https://localhost:{}/", server.port))
-                .await
-                .is_err()
-        );
-        let nobody = fetched(
-            &KeyFetcher::trusting(Vec::new()),
-            format!("https://localhost:{}/", server.port),
-        )
-        .await;
+        assert!(fetched(&distrusting, format!("https://localhost:{}/", server.port)).await.is_err());
+        let nobody =
+            fetched(&KeyFetcher::trusting(Vec::new()), format!("https://localhost:{}/", server.port)).await;
         assert_eq!(nobody, Err(JwksError::NoAuthorities.to_string()));
         assert_eq!(server.asked(), 1);
     }

@@ -36,32 +36,20 @@ impl Mint {
         let (kind, rng) = (&ECDSA_P256_SHA256_FIXED_SIGNING, SystemRandom::new());
         let document = EcdsaKeyPair::generate_pkcs8(kind, &rng).unwrap();
         let pair = EcdsaKeyPair::from_pkcs8(kind, document.as_ref(), &rng).unwrap();
-        Mint {
-            id: id.to_owned(),
-            algorithm: "ES256",
-            pair: Pair::Ec(pair, "P-256"),
-        }
+        Mint { id: id.to_owned(), algorithm: "ES256", pair: Pair::Ec(pair, "P-256") }
     }
 
     pub(super) fn es384(id: &str) -> Self {
         let (kind, rng) = (&ECDSA_P384_SHA384_FIXED_SIGNING, SystemRandom::new());
         let document = EcdsaKeyPair::generate_pkcs8(kind, &rng).unwrap();
         let pair = EcdsaKeyPair::from_pkcs8(kind, document.as_ref(), &rng).unwrap();
-        Mint {
-            id: id.to_owned(),
-            algorithm: "ES384",
-            pair: Pair::Ec(pair, "P-384"),
-        }
+        Mint { id: id.to_owned(), algorithm: "ES384", pair: Pair::Ec(pair, "P-384") }
     }
 
     pub(super) fn eddsa(id: &str) -> Self {
         let document = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).unwrap();
         let pair = Ed25519KeyPair::from_pkcs8(document.as_ref()).unwrap();
-        Mint {
-            id: id.to_owned(),
-            algorithm: "EdDSA",
-            pair: Pair::Ed(pair),
-        }
+        Mint { id: id.to_owned(), algorithm: "EdDSA", pair: Pair::Ed(pair) }
     }
 
     /// 2048 bits; signs RS256, and PS256 where a header says so.
@@ -69,11 +57,7 @@ impl Mint {
         let made =
             rcgen::KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048).unwrap();
         let pair = RsaKeyPair::from_pkcs8(&made.serialize_der()).unwrap();
-        Mint {
-            id: id.to_owned(),
-            algorithm: "RS256",
-            pair: Pair::Rsa(Box::new(pair)),
-        }
+        Mint { id: id.to_owned(), algorithm: "RS256", pair: Pair::Rsa(Box::new(pair)) }
     }
 
     pub(super) fn jwk(&self) -> Value {

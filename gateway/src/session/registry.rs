@@ -50,9 +50,7 @@ impl<S> Registry<S> {
             index: BTreeSet::new(),
             open: 0,
         };
-        Registry {
-            inner: Rc::new(RefCell::new(inner)),
-        }
+        Registry { inner: Rc::new(RefCell::new(inner)) }
     }
 
     /// Enters a socket until the registration is dropped. Enter first, check revocation second, answer 101 third;
@@ -66,10 +64,7 @@ impl<S> Registry<S> {
         sender: S,
     ) -> Result<Registration<S>, RegistryFull> {
         let place = self.inner.borrow_mut().enter(identity, sender)?;
-        Ok(Registration {
-            registry: self.clone(),
-            place,
-        })
+        Ok(Registration { registry: self.clone(), place })
     }
 
     /// Shows each socket that the target means to `each`; says how many there were.
@@ -78,18 +73,11 @@ impl<S> Registry<S> {
     pub fn for_each(&self, target: &Target<'_>, mut each: impl FnMut(&S)) -> usize {
         let inner = self.inner.borrow();
         let key = inner.key(target);
-        let places = inner
-            .index
-            .range((key, 0)..=(key, u32::MAX))
-            .map(|&(_, place)| place);
+        let places = inner.index.range((key, 0)..=(key, u32::MAX)).map(|&(_, place)| place);
         let sockets = places.filter_map(|place| inner.places.get(place as usize)?.as_ref());
         // Hashes may meet; identities do not.
-        let meant = sockets.filter(|socket| {
-            socket
-                .identity
-                .as_ref()
-                .is_some_and(|identity| target.means(identity))
-        });
+        let meant =
+            sockets.filter(|socket| socket.identity.as_ref().is_some_and(|identity| target.means(identity)));
         meant.map(|socket| each(&socket.sender)).count()
     }
 
@@ -104,9 +92,7 @@ impl<S> Registry<S> {
     ) -> Option<u32> {
         let inner = self.inner.borrow();
         let slice = inner.places.iter().skip(from as usize).take(places as usize);
-        slice
-            .flatten()
-            .for_each(|socket| each(&socket.sender, socket.identity.as_ref()));
+        slice.flatten().for_each(|socket| each(&socket.sender, socket.identity.as_ref()));
         let next = from.saturating_add(places.max(1));
         ((next as usize) < inner.places.len()).then_some(next)
     }
@@ -173,17 +159,13 @@ impl<S> Inner<S> {
 
 impl<S> Clone for Registry<S> {
     fn clone(&self) -> Self {
-        Registry {
-            inner: Rc::clone(&self.inner),
-        }
+        Registry { inner: Rc::clone(&self.inner) }
     }
 }
 
 impl<S> fmt::Debug for Registry<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Registry")
-            .field("open", &self.len())
-            .finish_non_exhaustive()
+        f.debug_struct("Registry").field("open", &self.len()).finish_non_exhaustive()
     }
 }
 
@@ -204,9 +186,7 @@ impl<S> Drop for Registration<S> {
 
 impl<S> fmt::Debug for Registration<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Registration")
-            .field("place", &self.place)
-            .finish_non_exhaustive()
+        f.debug_struct("Registration").field("place", &self.place).finish_non_exhaustive()
     }
 }
 
@@ -228,10 +208,7 @@ mod tests {
 
     fn reached(registry: &Registry<u32>, target: Target<'_>) -> Vec<u32> {
         let mut reached = Vec::new();
-        assert_eq!(
-            registry.for_each(&target, |sender| reached.push(*sender)),
-            reached.len()
-        );
+        assert_eq!(registry.for_each(&target, |sender| reached.push(*sender)), reached.len());
         reached.sort_unstable();
         reached
     }
@@ -241,57 +218,17 @@ mod tests {
     #[test]
     fn finds_sockets_by_session_subject_and_token() {
         let registry = Registry::new(10);
-        let first = registry
-            .register(identity("alice", Some("s1"), Some("t1")), 1)
-            .unwrap();
-        let _second = registry
-            .register(identity("alice", Some("s2"), Some("t2")), 2)
-            .unwrap();
+        let first = registry.register(identity("alice", Some("s1"), Some("t1")), 1).unwrap();
+        let _second = registry.register(identity("alice", Some("s2"), Some("t2")), 2).unwrap();
         let _third = registry.register(identity("bob", Some("s3"), None), 3).unwrap();
         let _nobody = registry.register(None, 4).unwrap();
-        let by_subject = || Target::Subject {
-            issuer: ISSUER,
-            subject: "alice",
-        };
+        let by_subject = || Target::Subject { issuer: ISSUER, subject: "alice" };
         assert_eq!(reached(&registry, by_subject()), [1, 2]);
+        assert_eq!(reached(&registry, Target::Session { issuer: ISSUER, session: "s2" }), [2]);
+        assert_eq!(reached(&registry, Target::Token { issuer: ISSUER, token_id: "t1" }), [1]);
+        assert_eq!(reached(&registry, Target::Token { issuer: ISSUER, token_id: "s1" }), [0u32; 0]);
         assert_eq!(
-            reached(
-                &registry,
-                Target::Session {
-                    issuer: ISSUER,
-                    session: "s2"
-                }
-            ),
-            [2]
-        );
-        assert_eq!(
-            reached(
-                &registry,
-                Target::Token {
-                    issuer: ISSUER,
-                    token_id: "t1"
-                }
-            ),
-            [1]
-        );
-        assert_eq!(
-            reached(
-                &registry,
-                Target::Token {
-                    issuer: ISSUER,
-                    token_id: "s1"
-                }
-            ),
-            [0u32; 0]
-        );
-        assert_eq!(
-            reached(
-                &registry,
-                Target::Subject {
-                    issuer: "https://other.example",
-                    subject: "alice"
-                }
-            ),
+            reached(&registry, Target::Subject { issuer: "https://other.example", subject: "alice" }),
             [0u32; 0]
         );
         drop(first);
@@ -314,9 +251,7 @@ mod tests {
     #[test]
     fn slices_cover_every_socket_once() {
         let registry = Registry::new(100);
-        let mut guards: Vec<_> = (0..25)
-            .map(|number| registry.register(None, number).unwrap())
-            .collect();
+        let mut guards: Vec<_> = (0..25).map(|number| registry.register(None, number).unwrap()).collect();
         drop(guards.remove(7));
         let (mut seen, mut from) = (Vec::new(), Some(0));
         while let Some(place) = from {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{PoisonError, RwLock};
 
@@ -41,27 +41,15 @@ impl<'a> Target<'a> {
     pub fn all_of(identity: &'a Identity) -> [Option<Self>; 3] {
         let issuer = &*identity.issuer;
         [
-            identity
-                .token_id
-                .as_deref()
-                .map(|token_id| Target::Token { issuer, token_id }),
-            identity
-                .session
-                .as_deref()
-                .map(|session| Target::Session { issuer, session }),
-            Some(Target::Subject {
-                issuer,
-                subject: &identity.subject,
-            }),
+            identity.token_id.as_deref().map(|token_id| Target::Token { issuer, token_id }),
+            identity.session.as_deref().map(|session| Target::Session { issuer, session }),
+            Some(Target::Subject { issuer, subject: &identity.subject }),
         ]
     }
 
     /// Whether the identity is meant.
     pub fn means(&self, identity: &Identity) -> bool {
-        Target::all_of(identity)
-            .iter()
-            .flatten()
-            .any(|target| target == self)
+        Target::all_of(identity).iter().flatten().any(|target| target == self)
     }
 
     pub(super) fn hash_name<H: Hasher>(&self, state: &mut H) {
@@ -98,8 +86,10 @@ pub struct Revocations {
     hashers: [RandomState; 2],
     entries: AtomicUsize,
     version: AtomicU64,
-    shards: [RwLock<HashMap<u128, Entry>>; SHARDS],
+    shards: [RwLock<Shard>; SHARDS],
 }
+
+type Shard = HashMap<u128, Entry, BuildHasherDefault<Low>>;
 
 #[derive(Clone, Copy)]
 struct Entry {
@@ -135,10 +125,7 @@ impl Revocations {
             self.entries.fetch_sub(1, Ordering::AcqRel);
             return Err(RevocationsFull);
         }
-        let entry = shard.entry(key).or_insert(Entry {
-            issued_before: 0,
-            until: 0,
-        });
+        let entry = shard.entry(key).or_insert(Entry { issued_before: 0, until: 0 });
         entry.issued_before = entry.issued_before.max(revocation.issued_before);
         entry.until = entry.until.max(revocation.until);
         drop(shard);
@@ -192,20 +179,37 @@ impl Revocations {
             target.hash_name(&mut state);
             u128::from(state.finish())
         };
-        half(high) << 64 | half(low)
+        (half(high) << 64) | half(low)
     }
 
-    fn shard(&self, key: u128) -> &RwLock<HashMap<u128, Entry>> {
+    fn shard(&self, key: u128) -> &RwLock<Shard> {
         let [first, ..] = &self.shards;
         self.shards.get((key >> 124) as usize).unwrap_or(first)
     }
 }
 
+/// The lower half of a key that is a keyed hash already; hashing it again would cost more than the look-up.
+#[derive(Default)]
+struct Low(u64);
+
+impl Hasher for Low {
+    fn write(&mut self, bytes: &[u8]) {
+        // Keys come by `write_u128`. Anything else would still be hashed, if badly.
+        self.0 = bytes.iter().fold(self.0, |sum, byte| sum.rotate_left(8) ^ u64::from(*byte));
+    }
+
+    fn write_u128(&mut self, key: u128) {
+        self.0 = key as u64;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 impl fmt::Debug for Revocations {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Revocations")
-            .field("entries", &self.len())
-            .finish_non_exhaustive()
+        f.debug_struct("Revocations").field("entries", &self.len()).finish_non_exhaustive()
     }
 }
 
@@ -238,11 +242,7 @@ mod tests {
     }
 
     fn whole(target: Target<'_>) -> Revocation<'_> {
-        Revocation {
-            target,
-            issued_before: u64::MAX,
-            until: NOW + 100,
-        }
+        Revocation { target, issued_before: u64::MAX, until: NOW + 100 }
     }
 
     #[test]
@@ -258,23 +258,9 @@ mod tests {
             assert!(!revocations.is_revoked(&other, NOW), "{target:?}");
         }
         revocations
-            .revoke(
-                &whole(Target::Session {
-                    issuer: "https://other.example",
-                    session: "s1",
-                }),
-                NOW,
-            )
+            .revoke(&whole(Target::Session { issuer: "https://other.example", session: "s1" }), NOW)
             .unwrap();
-        revocations
-            .revoke(
-                &whole(Target::Session {
-                    issuer: ISSUER,
-                    session: "t1",
-                }),
-                NOW,
-            )
-            .unwrap();
+        revocations.revoke(&whole(Target::Session { issuer: ISSUER, session: "t1" }), NOW).unwrap();
         assert!(!revocations.is_revoked(&mine, NOW));
         assert_eq!(revocations.version(), 2);
     }
@@ -282,34 +268,13 @@ mod tests {
     #[test]
     fn nothing_issued_before_counts() {
         let revocations = Revocations::new(10);
-        let target = Target::Subject {
-            issuer: ISSUER,
-            subject: "alice",
-        };
-        revocations
-            .revoke(
-                &Revocation {
-                    target,
-                    issued_before: NOW,
-                    until: NOW + 100,
-                },
-                NOW,
-            )
-            .unwrap();
+        let target = Target::Subject { issuer: ISSUER, subject: "alice" };
+        revocations.revoke(&Revocation { target, issued_before: NOW, until: NOW + 100 }, NOW).unwrap();
         assert!(revocations.is_revoked(&identity("alice", "s", "t", Some(NOW - 1)), NOW));
         assert!(revocations.is_revoked(&identity("alice", "s", "t", None), NOW));
         assert!(!revocations.is_revoked(&identity("alice", "s", "t", Some(NOW)), NOW));
         // An earlier bound does not weaken a later one.
-        revocations
-            .revoke(
-                &Revocation {
-                    target,
-                    issued_before: 0,
-                    until: 0,
-                },
-                NOW,
-            )
-            .unwrap();
+        revocations.revoke(&Revocation { target, issued_before: 0, until: 0 }, NOW).unwrap();
         assert!(revocations.is_revoked(&identity("alice", "s", "t", Some(NOW - 1)), NOW));
     }
 
@@ -317,12 +282,7 @@ mod tests {
     fn expires_and_is_bounded() {
         let revocations = Revocations::new(2);
         let (one, two, three) = ("t1", "t2", "t3");
-        let token = |token_id| {
-            whole(Target::Token {
-                issuer: ISSUER,
-                token_id,
-            })
-        };
+        let token = |token_id| whole(Target::Token { issuer: ISSUER, token_id });
         revocations.revoke(&token(one), NOW).unwrap();
         revocations.revoke(&token(two), NOW).unwrap();
         revocations.revoke(&token(two), NOW).unwrap();

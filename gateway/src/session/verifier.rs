@@ -70,10 +70,8 @@ impl Verifier {
     ) -> Result<Self, Vec<KeySourceError>> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         // All new sources start to read before the first is waited for.
-        let trusted: Vec<Trusted> = issuers
-            .iter()
-            .map(|issuer| Trusted::new(issuer, previous, fetcher))
-            .collect();
+        let trusted: Vec<Trusted> =
+            issuers.iter().map(|issuer| Trusted::new(issuer, previous, fetcher)).collect();
         let mut errors = Vec::new();
         for Trusted { issuer, keys } in &trusted {
             match &issuer.jwks {
@@ -81,11 +79,7 @@ impl Verifier {
                 JwksSource::File(path) => {
                     if let Err(error) = keys.read(fetcher).await {
                         let path = path.display().to_string();
-                        errors.push(KeySourceError {
-                            issuer: Arc::clone(&issuer.name),
-                            path,
-                            error,
-                        });
+                        errors.push(KeySourceError { issuer: Arc::clone(&issuer.name), path, error });
                     }
                 }
             }
@@ -95,11 +89,7 @@ impl Verifier {
         }
         Ok(Verifier {
             number: NUMBER.fetch_add(1, Ordering::Relaxed),
-            max_token_bytes: issuers
-                .iter()
-                .map(|issuer| issuer.max_token_bytes as usize)
-                .max()
-                .unwrap_or(0),
+            max_token_bytes: issuers.iter().map(|issuer| issuer.max_token_bytes as usize).max().unwrap_or(0),
             issuers: trusted.into(),
         })
     }
@@ -138,9 +128,7 @@ impl Verifier {
         if token.len() > self.max_token_bytes {
             return false;
         }
-        let keys = Unverified::parse(token)
-            .ok()
-            .and_then(|token| Some(&self.trusted(token.issuer()?)?.keys));
+        let keys = Unverified::parse(token).ok().and_then(|token| Some(&self.trusted(token.issuer()?)?.keys));
         let Some(keys) = keys else { return false };
         keys.attempted(patience).await
     }
@@ -148,18 +136,14 @@ impl Verifier {
     /// For each issuer by its name in the policy: how long ago its keys were last read (nothing if never), and how
     /// often reading failed. For metrics.
     pub fn key_ages(&self, now: Instant) -> impl Iterator<Item = (&Arc<str>, Option<Duration>, u64)> {
-        self.issuers
-            .iter()
-            .map(move |it| (&it.issuer.name, it.keys.age(now), it.keys.failures()))
+        self.issuers.iter().map(move |it| (&it.issuer.name, it.keys.age(now), it.keys.failures()))
     }
 
     fn verify_anew(&self, token: &str, now: u64) -> Result<(Identity, u64), TokenFailure> {
         let fault = TokenFailure::Fault;
         let unverified = Unverified::parse(token).map_err(fault)?;
-        let trusted = unverified
-            .issuer()
-            .and_then(|name| self.trusted(name))
-            .ok_or(fault(TokenFault::Issuer))?;
+        let trusted =
+            unverified.issuer().and_then(|name| self.trusted(name)).ok_or(fault(TokenFault::Issuer))?;
         if token.len() > trusted.issuer.max_token_bytes as usize {
             return Err(fault(TokenFault::TooLarge));
         }
@@ -187,34 +171,19 @@ impl Verifier {
     /// Changes with the policy and with any issuer's keys, and never comes back.
     fn generation(&self) -> Generation {
         let keys = self.issuers.iter().map(|it| it.keys.generation()).sum();
-        Generation {
-            verifier: self.number,
-            keys,
-        }
+        Generation { verifier: self.number, keys }
     }
 }
 
 impl Trusted {
     fn new(issuer: &Issuer, previous: Option<&Verifier>, fetcher: &Arc<KeyFetcher>) -> Self {
-        let known = previous.and_then(|it| {
-            it.issuers
-                .iter()
-                .find(|it| it.keys.is(&issuer.jwks, issuer.refresh))
-        });
+        let known =
+            previous.and_then(|it| it.issuers.iter().find(|it| it.keys.is(&issuer.jwks, issuer.refresh)));
         let keys = known.map_or_else(
-            || {
-                Arc::new(KeySource::start(
-                    issuer.jwks.clone(),
-                    issuer.refresh,
-                    Arc::clone(fetcher),
-                ))
-            },
+            || Arc::new(KeySource::start(issuer.jwks.clone(), issuer.refresh, Arc::clone(fetcher))),
             |known| Arc::clone(&known.keys),
         );
-        Trusted {
-            issuer: issuer.clone(),
-            keys,
-        }
+        Trusted { issuer: issuer.clone(), keys }
     }
 }
 
@@ -240,12 +209,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let file = dir.path().join("jwks.json");
             std::fs::write(&file, jwks(keys)).unwrap();
-            Setting {
-                _dir: dir,
-                file,
-                fetcher: KeyFetcher::system(),
-                cache: TokenCache::new(64).unwrap(),
-            }
+            Setting { _dir: dir, file, fetcher: KeyFetcher::system(), cache: TokenCache::new(64).unwrap() }
         }
 
         fn issuer(&self) -> Issuer {
@@ -265,9 +229,7 @@ mod tests {
         }
 
         fn subject(&self, verifier: &Verifier, token: &str) -> Result<String, TokenFailure> {
-            verifier
-                .verify(token, NOW, &self.cache)
-                .map(|identity| identity.subject.clone())
+            verifier.verify(token, NOW, &self.cache).map(|identity| identity.subject.clone())
         }
 
         fn replace(&self, keys: &[&Mint]) {
@@ -289,10 +251,7 @@ mod tests {
         let second = verifier.verify(&token, NOW + 299, &setting.cache).unwrap();
         assert!(Arc::ptr_eq(&first, &second), "the second comes from the cache");
         let expired = TokenFailure::Fault(TokenFault::Expired);
-        assert_eq!(
-            verifier.verify(&token, NOW + 300, &setting.cache).unwrap_err(),
-            expired
-        );
+        assert_eq!(verifier.verify(&token, NOW + 300, &setting.cache).unwrap_err(), expired);
     }
 
     #[tokio::test]
@@ -301,10 +260,7 @@ mod tests {
         let setting = Setting::new(&[&mint]);
         let verifier = setting.verifier().await;
         let early = mint.token(&with("nbf", Some((NOW + 10).into())));
-        assert_eq!(
-            setting.subject(&verifier, &early),
-            Err(TokenFailure::Fault(TokenFault::NotYetValid))
-        );
+        assert_eq!(setting.subject(&verifier, &early), Err(TokenFailure::Fault(TokenFault::NotYetValid)));
         assert!(verifier.verify(&early, NOW + 10, &setting.cache).is_ok());
     }
 
@@ -326,29 +282,17 @@ mod tests {
         assert_eq!(setting.subject(&verifier, &one.token(&claims())), alice());
         assert_eq!(setting.subject(&verifier, &of_other(&two)), alice());
         let fault = |fault| Err(TokenFailure::Fault(fault));
-        assert_eq!(
-            setting.subject(&verifier, &of_other(&one)),
-            fault(TokenFault::Algorithm)
-        );
-        assert_eq!(
-            setting.subject(&verifier, &two.token(&claims())),
-            fault(TokenFault::Algorithm)
-        );
+        assert_eq!(setting.subject(&verifier, &of_other(&one)), fault(TokenFault::Algorithm));
+        assert_eq!(setting.subject(&verifier, &two.token(&claims())), fault(TokenFault::Algorithm));
         let stranger = one.token(&with("iss", Some("https://evil.example".into())));
         assert_eq!(setting.subject(&verifier, &stranger), fault(TokenFault::Issuer));
 
         let mut long = with("iss", Some("https://other.example".into()));
         long["x"] = "x".repeat(700).into();
-        assert_eq!(
-            setting.subject(&verifier, &two.token(&long)),
-            fault(TokenFault::TooLarge)
-        );
+        assert_eq!(setting.subject(&verifier, &two.token(&long)), fault(TokenFault::TooLarge));
         long["iss"] = ISSUER.into();
         assert_eq!(setting.subject(&verifier, &one.token(&long)), alice());
-        assert_eq!(
-            setting.subject(&verifier, &"a".repeat(8193)),
-            fault(TokenFault::TooLarge)
-        );
+        assert_eq!(setting.subject(&verifier, &"a".repeat(8193)), fault(TokenFault::TooLarge));
         assert_eq!(setting.subject(&verifier, "a.b.c"), fault(TokenFault::Malformed));
     }
 
@@ -359,15 +303,9 @@ mod tests {
         let before = setting.verifier().await;
         let token = mint.token(&claims());
         assert_eq!(setting.subject(&before, &token), alice());
-        let stricter = Issuer {
-            audience: vec!["elsewhere".to_owned()],
-            ..setting.issuer()
-        };
+        let stricter = Issuer { audience: vec!["elsewhere".to_owned()], ..setting.issuer() };
         let after = setting.build(&[stricter], Some(&before)).await.unwrap();
-        assert_eq!(
-            setting.subject(&after, &token),
-            Err(TokenFailure::Fault(TokenFault::Audience))
-        );
+        assert_eq!(setting.subject(&after, &token), Err(TokenFailure::Fault(TokenFault::Audience)));
         // And whoever still works under the old one is answered by the old one.
         assert_eq!(setting.subject(&before, &token), alice());
     }
@@ -392,14 +330,8 @@ mod tests {
         let broken = ["not json", r#"{"keys":[]}"#];
         for text in broken {
             std::fs::write(&setting.file, text).unwrap();
-            let missing = Issuer {
-                name: "missing".into(),
-                ..issuer(Path::new("/nowhere/jwks.json"))
-            };
-            let errors = setting
-                .build(&[setting.issuer(), missing], Some(&before))
-                .await
-                .unwrap_err();
+            let missing = Issuer { name: "missing".into(), ..issuer(Path::new("/nowhere/jwks.json")) };
+            let errors = setting.build(&[setting.issuer(), missing], Some(&before)).await.unwrap_err();
             assert_eq!(errors.len(), 2, "all of them at once");
             assert!(
                 errors[1]
@@ -451,29 +383,16 @@ mod tests {
         };
         setting.replace(&[&new]);
         time::sleep(Duration::from_secs(299)).await;
-        assert_eq!(
-            (
-                setting.subject(&verifier, &old.token(&claims())),
-                state(&verifier).0
-            ),
-            (alice(), 299)
-        );
+        assert_eq!((setting.subject(&verifier, &old.token(&claims())), state(&verifier).0), (alice(), 299));
         time::sleep(Duration::from_secs(2)).await;
         assert_eq!(setting.subject(&verifier, &new.token(&claims())), alice());
-        assert_eq!(
-            setting.subject(&verifier, &old.token(&claims())),
-            Err(KEY_UNKNOWN)
-        );
+        assert_eq!(setting.subject(&verifier, &old.token(&claims())), Err(KEY_UNKNOWN));
 
         std::fs::remove_file(&setting.file).unwrap();
         time::sleep(Duration::from_secs(3600)).await;
         let (age, failures) = state(&verifier);
         assert!(age >= 3600 && failures > 10, "{age} s, {failures} failures");
-        assert_eq!(
-            setting.subject(&verifier, &new.token(&claims())),
-            alice(),
-            "the last good keys stay"
-        );
+        assert_eq!(setting.subject(&verifier, &new.token(&claims())), alice(), "the last good keys stay");
         setting.replace(&[&new]);
         time::sleep(Duration::from_secs(301)).await;
         assert!(state(&verifier).0 <= 300);
@@ -491,11 +410,7 @@ mod tests {
             assert_eq!(setting.subject(&verifier, &unknown), Err(KEY_UNKNOWN));
             time::sleep(Duration::from_millis(100)).await;
         }
-        let failures = verifier
-            .key_ages(Instant::now())
-            .map(|(_, _, failures)| failures)
-            .next()
-            .unwrap();
+        let failures = verifier.key_ages(Instant::now()).map(|(_, _, failures)| failures).next().unwrap();
         assert!((10..=13).contains(&failures), "{failures} attempts in a minute");
         assert_eq!(setting.subject(&verifier, &mint.token(&claims())), alice());
     }
@@ -505,33 +420,15 @@ mod tests {
         let mint = Mint::es256("k1");
         let setting = Setting::new(&[&mint]);
         // A port that nothing listens on: bound, and let go of.
-        let port = std::net::TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let jwks = JwksSource::Url(format!("http://127.0.0.1:{port}/jwks.json"));
-        let verifier = setting
-            .build(
-                &[Issuer {
-                    jwks,
-                    ..setting.issuer()
-                }],
-                None,
-            )
-            .await
-            .unwrap();
+        let verifier = setting.build(&[Issuer { jwks, ..setting.issuer() }], None).await.unwrap();
         let token = mint.token(&claims());
-        assert_eq!(
-            setting.subject(&verifier, &token),
-            Err(TokenFailure::KeysUnavailable)
-        );
+        assert_eq!(setting.subject(&verifier, &token), Err(TokenFailure::KeysUnavailable));
         assert_eq!(Denial::from(TokenFailure::KeysUnavailable).status(), 503);
         assert_eq!(Denial::from(TokenFailure::Fault(TokenFault::Key)).status(), 401);
-        let ages: Vec<_> = verifier
-            .key_ages(Instant::now())
-            .map(|(_, age, failures)| (age, failures))
-            .collect();
+        let ages: Vec<_> =
+            verifier.key_ages(Instant::now()).map(|(_, age, failures)| (age, failures)).collect();
         assert_eq!(ages, [(None, 1)]);
     }
 }
