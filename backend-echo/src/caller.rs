@@ -11,6 +11,9 @@ pub(crate) static SUBJECT: HeaderName = HeaderName::from_static("x-sealgate-subj
 pub(crate) static SESSION: HeaderName = HeaderName::from_static("x-sealgate-session");
 pub(crate) static ROLES: HeaderName = HeaderName::from_static("x-sealgate-roles");
 
+/// Who sends and receives messages.
+const MESSAGING: [&str; 2] = ["user", "department-admin"];
+
 /// The identity of a request. Believed because only the gateway reaches our listeners.
 #[derive(Debug)]
 pub(crate) struct Caller {
@@ -30,23 +33,16 @@ impl Caller {
             .map_err(|_| Problem::forbidden("unknown-user", "this subject is no user of ours"))?;
         let session = only(headers, &SESSION)?.ok_or_else(unidentified)?.to_owned();
         let roles = only(headers, &ROLES)?.unwrap_or_default();
-        let roles = roles
-            .split([',', ' '])
-            .filter(|role| !role.is_empty())
-            .map(str::to_owned)
-            .collect();
+        let roles = roles.split([',', ' ']).filter(|role| !role.is_empty()).map(str::to_owned).collect();
         Ok(Self { user, session, roles })
     }
 
-    /// Least privilege also behind the gateway: an auditor, say, has no messages (P-1).
-    pub(crate) fn demand(&self, role: &str) -> Result<(), Problem> {
-        if self.roles.iter().any(|has| has == role) {
+    /// Least privilege behind the gateway, too: administrators and auditors have no business in messages (P-1).
+    pub(crate) fn may_message(&self) -> Result<(), Problem> {
+        if self.roles.iter().any(|role| MESSAGING.contains(&role.as_str())) {
             return Ok(());
         }
-        Err(Problem::forbidden(
-            "role-missing",
-            format!("this needs the role `{role}`"),
-        ))
+        Err(Problem::forbidden("role-missing", "messages are for the roles user and department-admin"))
     }
 }
 
@@ -58,19 +54,12 @@ fn only<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h str>
     if values.next().is_some() {
         return Err(Problem::malformed(format!("the header {name} came twice")));
     }
-    value
-        .to_str()
-        .map(Some)
-        .map_err(|_| Problem::malformed(format!("the header {name} is not plain text")))
+    value.to_str().map(Some).map_err(|_| Problem::malformed(format!("the header {name} is not plain text")))
 }
 
 fn unidentified() -> Problem {
-    Problem::new(
-        StatusCode::UNAUTHORIZED,
-        "token-missing",
-        "the gateway named no user for this request",
-    )
-    .header(http::header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
+    Problem::new(StatusCode::UNAUTHORIZED, "token-missing", "the gateway named no user for this request")
+        .header(http::header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
 }
 
 #[cfg(test)]
@@ -87,23 +76,29 @@ mod tests {
 
     #[test]
     fn an_identity_is_read() {
-        let caller = Caller::of(&headers(&[
-            (&SUBJECT, "alice"),
-            (&SESSION, "s1"),
-            (&ROLES, "user, auditor"),
-        ]))
-        .unwrap();
+        let caller =
+            Caller::of(&headers(&[(&SUBJECT, "alice"), (&SESSION, "s1"), (&ROLES, "auditor, user")]));
+        let caller = caller.unwrap();
         assert_eq!((caller.user.as_str(), caller.session.as_str()), ("alice", "s1"));
-        assert!(caller.demand("auditor").is_ok());
-        assert_eq!(caller.demand("admin").unwrap_err().status, StatusCode::FORBIDDEN);
+        assert_eq!(caller.roles, ["auditor", "user"]);
+    }
+
+    #[test]
+    fn p1_messages_are_for_employees_only() {
+        let with = |roles| {
+            let caller = Caller::of(&headers(&[(&SUBJECT, "alice"), (&SESSION, "s1"), (&ROLES, roles)]));
+            caller.unwrap().may_message().map_err(|problem| problem.slug)
+        };
+        assert_eq!(with("user"), Ok(()));
+        assert_eq!(with("auditor,department-admin"), Ok(()));
+        for roles in ["auditor", "system-admin", "users", ""] {
+            assert_eq!(with(roles), Err("role-missing"), "{roles}");
+        }
     }
 
     #[test]
     fn no_identity_or_two_are_refused() {
-        assert_eq!(
-            Caller::of(&headers(&[])).unwrap_err().status,
-            StatusCode::UNAUTHORIZED
-        );
+        assert_eq!(Caller::of(&headers(&[])).unwrap_err().status, StatusCode::UNAUTHORIZED);
         assert_eq!(
             Caller::of(&headers(&[(&SUBJECT, "alice")])).unwrap_err().status,
             StatusCode::UNAUTHORIZED

@@ -52,10 +52,7 @@ fn get(query: Option<&str>) -> Result<Response<Full<Bytes>>, Problem> {
         Some(Ok(bytes)) if bytes <= MAX_BODY => bytes,
         Some(_) => return Err(Problem::malformed("bytes is a number up to 1,048,576")),
     };
-    Ok(whole(
-        FILLER.slice(..bytes),
-        HeaderValue::from_static("application/octet-stream"),
-    ))
+    Ok(whole(FILLER.slice(..bytes), HeaderValue::from_static("application/octet-stream")))
 }
 
 fn whole(body: Bytes, kind: HeaderValue) -> Response<Full<Bytes>> {

@@ -37,11 +37,7 @@ impl Hub {
         if let Some(old) = self.streams().insert(device.clone(), bell.clone()) {
             old.replaced.notify_one();
         }
-        Seat {
-            hub: self,
-            device,
-            bell,
-        }
+        Seat { hub: self, device, bell }
     }
 
     /// Tells a device's stream, if there is one, that a message waits.
@@ -61,10 +57,7 @@ impl Drop for Seat<'_> {
     fn drop(&mut self) {
         let mut streams = self.hub.streams();
         // A successor's place is not ours to give up.
-        if streams
-            .get(&self.device)
-            .is_some_and(|bell| Arc::ptr_eq(bell, &self.bell))
-        {
+        if streams.get(&self.device).is_some_and(|bell| Arc::ptr_eq(bell, &self.bell)) {
             streams.remove(&self.device);
         }
     }
@@ -77,10 +70,7 @@ mod tests {
     use super::*;
 
     fn device(name: &str) -> DeviceAddress {
-        DeviceAddress {
-            user: "bob".parse().unwrap(),
-            device: name.parse().unwrap(),
-        }
+        DeviceAddress { user: "bob".parse().unwrap(), device: name.parse().unwrap() }
     }
 
     #[test]

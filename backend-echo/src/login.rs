@@ -25,21 +25,9 @@ struct DemoUser {
 }
 
 const DEMO_USERS: &[DemoUser] = &[
-    DemoUser {
-        name: "alice",
-        roles: &["user"],
-        department: "engineering",
-    },
-    DemoUser {
-        name: "bob",
-        roles: &["user"],
-        department: "sales",
-    },
-    DemoUser {
-        name: "carol",
-        roles: &["auditor"],
-        department: "audit",
-    },
+    DemoUser { name: "alice", roles: &["user"], department: "engineering" },
+    DemoUser { name: "bob", roles: &["user"], department: "sales" },
+    DemoUser { name: "carol", roles: &["auditor"], department: "audit" },
 ];
 
 #[derive(Deserialize)]
@@ -87,24 +75,11 @@ pub(crate) async fn login(backend: &Backend, wanted: Login, now: u64) -> Result<
         strength: "aal1",
         lifetime,
     };
-    let access_token = backend
-        .tokens
-        .sign(&grant, now)
-        .map_err(|error| Problem::internal(&error))?;
-    let device = DeviceAddress {
-        user: user.clone(),
-        device: wanted.device,
-    };
-    let opened = backend
-        .store
-        .open_session(&session, &device, now, now.saturating_add(lifetime))
-        .await;
+    let access_token = backend.tokens.sign(&grant, now).map_err(|error| Problem::internal(&error))?;
+    let device = DeviceAddress { user: user.clone(), device: wanted.device };
+    let opened = backend.store.open_session(&session, &device, now, now.saturating_add(lifetime)).await;
     opened.map_err(|error| Problem::internal(&error))?;
-    Ok(Granted {
-        access_token,
-        token_type: "Bearer".to_owned(),
-        expires_in: lifetime,
-    })
+    Ok(Granted { access_token, token_type: "Bearer".to_owned(), expires_in: lifetime })
 }
 
 /// A token for a demo user, from the backend that serves on the unix socket `socket`. For `sealgate dev`, which prints
@@ -120,18 +95,13 @@ pub async fn demo_token(socket: &Path, user: &str, device: &str) -> anyhow::Resu
     let request = Request::post("/v1/dev/login")
         .header(header::HOST, "backend")
         .header(header::CONTENT_TYPE, "application/json")
-        .body(Full::new(Bytes::from(
-            json!({ "user": user, "device": device }).to_string(),
-        )))?;
+        .body(Full::new(Bytes::from(json!({ "user": user, "device": device }).to_string())))?;
     let response = sender.send_request(request).await?;
     let status = response.status();
     let body = response.into_body().collect().await?.to_bytes();
     connection.abort();
     if !status.is_success() {
-        bail!(
-            "the backend refused the login: {}",
-            String::from_utf8_lossy(&body)
-        );
+        bail!("the backend refused the login: {}", String::from_utf8_lossy(&body));
     }
     let granted: Granted = serde_json::from_slice(&body)?;
     Ok(granted.access_token)

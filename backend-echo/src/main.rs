@@ -28,29 +28,23 @@ fn main() -> anyhow::Result<()> {
     if let Some(workers) = arguments.workers {
         runtime.worker_threads(workers.into());
     }
-    runtime
-        .enable_all()
-        .build()
-        .context("cannot start")?
-        .block_on(async {
-            let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
-            let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
-            let stop = async move {
-                tokio::select! {
-                    _ = terminate.recv() => {}
-                    _ = interrupt.recv() => {}
-                }
-            };
-            backend_echo::serve(arguments.options, stop).await
-        })
+    runtime.enable_all().build().context("cannot start")?.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
+        let stop = async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        backend_echo::serve(arguments.options, stop).await
+    })
 }
 
 /// To stderr; for people on a terminal, JSON otherwise.
 fn log() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if std::io::stderr().is_terminal() {
         log.with_ansi(std::env::var_os("NO_COLOR").is_none()).init();
     } else {

@@ -18,25 +18,19 @@ use crate::wire::{
 /// The device behind a request: the session that the gateway verified was opened for it.
 ///
 /// # Errors
-/// 401 without an identity, 403 for callers without the role `user` or with a session that is not ours.
+/// 401 without an identity, 403 for callers who may not message, or with a session that is not ours.
 pub(crate) async fn sender(
     backend: &Backend,
     headers: &HeaderMap,
     now: u64,
 ) -> Result<DeviceAddress, Problem> {
     let caller = Caller::of(headers)?;
-    caller.demand("user")?;
-    let device = backend
-        .store
-        .session(&caller.session, now)
-        .await
-        .map_err(|error| Problem::internal(&error))?;
+    caller.may_message()?;
+    let device =
+        backend.store.session(&caller.session, now).await.map_err(|error| Problem::internal(&error))?;
     // A session of another user would mean that identity and session headers do not belong together.
     device.filter(|device| device.user == caller.user).ok_or_else(|| {
-        Problem::forbidden(
-            "unknown-session",
-            "this session was not opened for a device; log in again",
-        )
+        Problem::forbidden("unknown-session", "this session was not opened for a device; log in again")
     })
 }
 
@@ -48,56 +42,37 @@ pub(crate) async fn put_keys(
     now: u64,
 ) -> Result<KeyCount, Problem> {
     if own.device != *device {
-        return Err(Problem::forbidden(
-            "other-device",
-            "a device may change its own keys only",
-        ));
+        return Err(Problem::forbidden("other-device", "a device may change its own keys only"));
     }
     if upload.one_time_keys.len() > MAX_ONE_TIME_KEYS {
         return Err(too_many_keys());
     }
     let refused = |slug, detail: String| Err(Problem::new(StatusCode::CONFLICT, slug, detail));
-    match backend
-        .store
-        .put_keys(own, upload, now)
-        .await
-        .map_err(|error| Problem::internal(&error))?
-    {
+    match backend.store.put_keys(own, upload, now).await.map_err(|error| Problem::internal(&error))? {
         Upload::Stored(count) => Ok(count),
         Upload::OtherIdentity => refused(
             "other-identity",
             "this device is registered with other identity keys; a device that lost its keys is a new device"
                 .to_owned(),
         ),
-        Upload::TooManyDevices => refused(
-            "too-many-devices",
-            format!("a user may have {MAX_DEVICES} devices"),
-        ),
+        Upload::TooManyDevices => {
+            refused("too-many-devices", format!("a user may have {MAX_DEVICES} devices"))
+        }
         Upload::TooManyKeys => Err(too_many_keys()),
         Upload::KeyIdTaken => refused("key-id-taken", "another one-time key has the same id".to_owned()),
     }
 }
 
 pub(crate) async fn devices(backend: &Backend, user: Name) -> Result<DeviceList, Problem> {
-    let devices = backend
-        .store
-        .devices(&user)
-        .await
-        .map_err(|error| Problem::internal(&error))?;
+    let devices = backend.store.devices(&user).await.map_err(|error| Problem::internal(&error))?;
     Ok(DeviceList { user, devices })
 }
 
 pub(crate) async fn claim(backend: &Backend, user: Name, device: Name) -> Result<ClaimedKey, Problem> {
     let claimed = backend.store.claim(&DeviceAddress { user, device }).await;
-    claimed
-        .map_err(|error| Problem::internal(&error))?
-        .ok_or_else(|| {
-            Problem::new(
-                StatusCode::NOT_FOUND,
-                "no-prekey",
-                "there is no such device, or it has no key left",
-            )
-        })
+    claimed.map_err(|error| Problem::internal(&error))?.ok_or_else(|| {
+        Problem::new(StatusCode::NOT_FOUND, "no-prekey", "there is no such device, or it has no key left")
+    })
 }
 
 /// Stores an envelope and wakes its recipients. The answer comes after the commit.
@@ -114,10 +89,7 @@ pub(crate) async fn send(
         let sent = backend.store.send(&sender, &envelope, now).await?;
         if sent == Sent::Stored {
             for to in &envelope.recipients {
-                backend.hub.wake(&DeviceAddress {
-                    user: to.user.clone(),
-                    device: to.device.clone(),
-                });
+                backend.hub.wake(&DeviceAddress { user: to.user.clone(), device: to.device.clone() });
             }
         }
         Ok::<_, crate::store::StoreError>((envelope.id, sent))
@@ -148,9 +120,7 @@ pub(crate) async fn send(
 /// What the types cannot say by themselves.
 fn judge(sender: &DeviceAddress, envelope: &Envelope) -> Result<(), Problem> {
     if !(1..=MAX_RECIPIENTS).contains(&envelope.recipients.len()) {
-        return Err(Problem::shape(format!(
-            "an envelope has 1 to {MAX_RECIPIENTS} recipients"
-        )));
+        return Err(Problem::shape(format!("an envelope has 1 to {MAX_RECIPIENTS} recipients")));
     }
     let mut seen = HashSet::new();
     for to in &envelope.recipients {

@@ -74,11 +74,7 @@ impl Options {
 
     /// The listeners asked for, or the default one.
     pub fn listeners(&self) -> Vec<Listen> {
-        if self.listen.is_empty() {
-            vec![Listen::Unix(self.socket())]
-        } else {
-            self.listen.clone()
-        }
+        if self.listen.is_empty() { vec![Listen::Unix(self.socket())] } else { self.listen.clone() }
     }
 
     /// The default unix socket, `STATE/backend.sock`.
@@ -140,30 +136,15 @@ mod tests {
     #[test]
     fn sockets_and_mutual_tls_are_taken() {
         assert_eq!("unix:/run/b.sock".parse(), Ok(Listen::Unix("/run/b.sock".into())));
-        assert_eq!(
-            "tls:[::1]:9443".parse(),
-            Ok(Listen::Tls("[::1]:9443".parse().unwrap()))
-        );
+        assert_eq!("tls:[::1]:9443".parse(), Ok(Listen::Tls("[::1]:9443".parse().unwrap())));
     }
 
     #[test]
     fn plain_tcp_is_refused_however_it_is_written() {
-        for text in [
-            "127.0.0.1:9000",
-            "tcp:127.0.0.1:9000",
-            "http:127.0.0.1:9000",
-            "9000",
-            "",
-        ] {
-            assert!(
-                matches!(text.parse::<Listen>(), Err(ListenError::PlainTcp(_))),
-                "{text}"
-            );
+        for text in ["127.0.0.1:9000", "tcp:127.0.0.1:9000", "http:127.0.0.1:9000", "9000", ""] {
+            assert!(matches!(text.parse::<Listen>(), Err(ListenError::PlainTcp(_))), "{text}");
         }
-        assert!(matches!(
-            "tls:localhost".parse::<Listen>(),
-            Err(ListenError::Address(_))
-        ));
+        assert!(matches!("tls:localhost".parse::<Listen>(), Err(ListenError::Address(_))));
         assert_eq!("unix:".parse::<Listen>(), Err(ListenError::NoPath));
     }
 }

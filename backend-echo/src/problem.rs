@@ -26,12 +26,7 @@ struct More {
 
 impl Problem {
     pub(crate) fn new(status: StatusCode, slug: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self {
-            status,
-            slug,
-            detail: detail.into(),
-            more: None,
-        }
+        Self { status, slug, detail: detail.into(), more: None }
     }
 
     pub(crate) fn malformed(detail: impl Into<Cow<'static, str>>) -> Self {
@@ -48,12 +43,8 @@ impl Problem {
     }
 
     pub(crate) fn method(allow: &'static str) -> Self {
-        Self::new(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "method-not-allowed",
-            format!("this path takes {allow}"),
-        )
-        .header(header::ALLOW, HeaderValue::from_static(allow))
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", format!("this path takes {allow}"))
+            .header(header::ALLOW, HeaderValue::from_static(allow))
     }
 
     pub(crate) fn forbidden(slug: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
@@ -71,18 +62,11 @@ impl Problem {
     /// A fault of ours: logged in full here, told in one word.
     pub(crate) fn internal(error: &dyn std::error::Error) -> Self {
         tracing::error!(error = %chain(error), "a request failed");
-        Self::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "internal",
-            "the backend failed; its log says why",
-        )
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the backend failed; its log says why")
     }
 
     pub(crate) fn with(mut self, member: &str, value: Value) -> Self {
-        self.more
-            .get_or_insert_default()
-            .members
-            .insert(member.to_owned(), value);
+        self.more.get_or_insert_default().members.insert(member.to_owned(), value);
         self
     }
 
@@ -105,10 +89,9 @@ impl Problem {
         let mut response = Response::new(Full::new(Bytes::from(document.to_string())));
         *response.status_mut() = self.status;
         *response.headers_mut() = headers;
-        response.headers_mut().insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/problem+json"),
-        );
+        response
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         response
     }
 }

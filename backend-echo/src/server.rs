@@ -85,10 +85,7 @@ pub async fn serve(options: Options, shutdown: impl Future<Output = ()>) -> anyh
     shutdown.await;
     stop.send_replace(true);
     tasks.shutdown().await;
-    if tokio::time::timeout(options.drain(), slots.acquire_many(MAX_CONNECTIONS))
-        .await
-        .is_err()
-    {
+    if tokio::time::timeout(options.drain(), slots.acquire_many(MAX_CONNECTIONS)).await.is_err() {
         tracing::warn!("connections were still open at the end of the drain time");
     }
     backend.store.close().await;
@@ -107,16 +104,9 @@ async fn open(options: &Options, stopping: watch::Receiver<bool>) -> anyhow::Res
     sealgate_keys::write_private(&jwks, tokens.jwks())
         .with_context(|| format!("cannot write {}", jwks.display()))?;
     let store = own.join("store.sqlite");
-    let store = Store::open(&store)
-        .await
-        .with_context(|| format!("cannot use the database {}", store.display()))?;
-    Ok(Backend {
-        store,
-        tokens,
-        hub: Hub::default(),
-        development: options.development,
-        stopping,
-    })
+    let store =
+        Store::open(&store).await.with_context(|| format!("cannot use the database {}", store.display()))?;
+    Ok(Backend { store, tokens, hub: Hub::default(), development: options.development, stopping })
 }
 
 enum Listener {
@@ -127,9 +117,9 @@ enum Listener {
 impl Listener {
     async fn bind(listen: &Listen, options: &Options) -> anyhow::Result<Self> {
         match listen {
-            Listen::Unix(path) => bind_private(path)
-                .await
-                .with_context(|| format!("cannot listen on unix:{}", path.display())),
+            Listen::Unix(path) => {
+                bind_private(path).await.with_context(|| format!("cannot listen on unix:{}", path.display()))
+            }
             Listen::Tls(address) => {
                 let acceptor = tls::acceptor(options)?;
                 let listener = TcpListener::bind(address)
@@ -198,9 +188,8 @@ where
         async move { Ok::<_, Infallible>(routes::answer(&backend, open, request).await) }
     });
     // No header timeout: it would also cut the gateway's idle pooled connections, and nobody else gets here.
-    let serving = http1::Builder::new()
-        .max_buf_size(64 * 1024)
-        .serve_connection(TokioIo::new(stream), service);
+    let serving =
+        http1::Builder::new().max_buf_size(64 * 1024).serve_connection(TokioIo::new(stream), service);
     let mut serving = pin!(serving.with_upgrades());
     let result = tokio::select! {
         result = serving.as_mut() => result,
@@ -226,9 +215,7 @@ async fn sweep(backend: Arc<Backend>) {
 
 /// Seconds since 1970; 0 for a clock set before.
 pub(crate) fn unix_seconds(time: SystemTime) -> u64 {
-    time.duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs()
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// Removes the socket's file when the listener goes.

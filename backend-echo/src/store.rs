@@ -90,11 +90,7 @@ impl Store {
     /// Opens the database, creating the file (0600) and applying the migrations it has not seen.
     pub(crate) async fn open(path: &Path) -> Result<Self, StoreError> {
         // SQLite gives its -wal and -shm files the mode of the database.
-        OpenOptions::new()
-            .create(true)
-            .append(true)
-            .mode(0o600)
-            .open(path)?;
+        OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
         let options = SqliteConnectOptions::new()
             .filename(path)
             .journal_mode(SqliteJournalMode::Wal)
@@ -103,16 +99,10 @@ impl Store {
             .busy_timeout(Duration::from_secs(5))
             // Claimed keys and delivered messages are overwritten, not only unlinked.
             .pragma("secure_delete", "ON");
-        let write = SqlitePoolOptions::new()
-            .max_connections(1)
-            .connect_with(options.clone())
-            .await?;
+        let write = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
         demand_version(&write).await?;
         migrate(&write).await?;
-        let read = SqlitePoolOptions::new()
-            .max_connections(4)
-            .connect_with(options.read_only(true))
-            .await?;
+        let read = SqlitePoolOptions::new().max_connections(4).connect_with(options.read_only(true)).await?;
         Ok(Self { write, read })
     }
 
@@ -182,12 +172,8 @@ impl Store {
             Some(row) if identity(&row)? != upload.identity => return Ok(Upload::OtherIdentity),
             Some(_) => {}
             None => {
-                if count(
-                    &mut tx,
-                    "SELECT COUNT(*) FROM devices WHERE user = ?",
-                    &[owner.user.as_str()],
-                )
-                .await?
+                if count(&mut tx, "SELECT COUNT(*) FROM devices WHERE user = ?", &[owner.user.as_str()])
+                    .await?
                     >= MAX_DEVICES
                 {
                     return Ok(Upload::TooManyDevices);
@@ -226,12 +212,7 @@ impl Store {
         .fetch_all(&self.read)
         .await?;
         rows.iter()
-            .map(|row| {
-                Ok(DeviceKeys {
-                    device: parsed(row, "device")?,
-                    identity: identity(row)?,
-                })
-            })
+            .map(|row| Ok(DeviceKeys { device: parsed(row, "device")?, identity: identity(row)? }))
             .collect()
     }
 
@@ -277,11 +258,7 @@ impl Store {
         };
         let prekey = row.map(|row| prekey(&row)).transpose()?;
         tx.commit().await?;
-        Ok(prekey.map(|prekey| ClaimedKey {
-            identity,
-            prekey,
-            fallback,
-        }))
+        Ok(prekey.map(|prekey| ClaimedKey { identity, prekey, fallback }))
     }
 
     /// Stores an envelope for all its recipients, or for none.
@@ -307,22 +284,12 @@ impl Store {
         }
 
         let registered = "SELECT COUNT(*) FROM devices WHERE user = ? AND device = ?";
-        if count(
-            &mut tx,
-            registered,
-            &[sender.user.as_str(), sender.device.as_str()],
-        )
-        .await?
-            == 0
-        {
+        if count(&mut tx, registered, &[sender.user.as_str(), sender.device.as_str()]).await? == 0 {
             return Ok(Sent::SenderUnregistered);
         }
         let mut unknown = Vec::new();
         for sealed in &envelope.recipients {
-            let to = DeviceAddress {
-                user: sealed.user.clone(),
-                device: sealed.device.clone(),
-            };
+            let to = DeviceAddress { user: sealed.user.clone(), device: sealed.device.clone() };
             let bytes = sealed.ciphertext.as_bytes();
             let row = sqlx::query(
                 "UPDATE devices SET last_seq = last_seq + 1, queued = queued + 1, queued_bytes = queued_bytes + ?
@@ -373,10 +340,7 @@ impl Store {
             .bind(device.device.as_str())
             .fetch_optional(&self.read)
             .await?;
-        Ok(row
-            .map(|row| row.try_get::<u32, _>("queued"))
-            .transpose()?
-            .unwrap_or(0))
+        Ok(row.map(|row| row.try_get::<u32, _>("queued")).transpose()?.unwrap_or(0))
     }
 
     /// The messages after `seq`, in order, at most `limit`.
@@ -451,24 +415,14 @@ impl Store {
 }
 
 async fn demand_version(pool: &SqlitePool) -> Result<(), StoreError> {
-    let found: String = sqlx::query("SELECT sqlite_version()")
-        .fetch_one(pool)
-        .await?
-        .try_get(0)?;
+    let found: String = sqlx::query("SELECT sqlite_version()").fetch_one(pool).await?.try_get(0)?;
     let mut numbers = found.split('.').map(|part| part.parse().unwrap_or(0));
     let mut next = || numbers.next().unwrap_or(0);
-    if (next(), next(), next()) < OLDEST_SQLITE {
-        Err(StoreError::TooOld { found })
-    } else {
-        Ok(())
-    }
+    if (next(), next(), next()) < OLDEST_SQLITE { Err(StoreError::TooOld { found }) } else { Ok(()) }
 }
 
 async fn migrate(pool: &SqlitePool) -> Result<(), StoreError> {
-    let found: u32 = sqlx::query("PRAGMA user_version")
-        .fetch_one(pool)
-        .await?
-        .try_get(0)?;
+    let found: u32 = sqlx::query("PRAGMA user_version").fetch_one(pool).await?.try_get(0)?;
     let known = MIGRATIONS.len() as u32;
     if found > known {
         return Err(StoreError::FromTheFuture { found, known });
@@ -526,17 +480,8 @@ async fn insert_key(
         return Ok(true);
     }
     let same = "SELECT COUNT(*) FROM one_time_keys WHERE user = ? AND device = ? AND id = ? AND key = ?";
-    let same = count(
-        tx,
-        same,
-        &[
-            owner.user.as_str(),
-            owner.device.as_str(),
-            prekey.id.as_str(),
-            &key,
-        ],
-    )
-    .await?;
+    let same =
+        count(tx, same, &[owner.user.as_str(), owner.device.as_str(), prekey.id.as_str(), &key]).await?;
     Ok(same == 1)
 }
 
@@ -572,10 +517,7 @@ async fn key_count<'e>(
     .bind(device.device.as_str())
     .fetch_one(executor)
     .await?;
-    Ok(KeyCount {
-        one_time_keys: row.try_get(0)?,
-        fallback_used: row.try_get::<i64, _>(1)? != 0,
-    })
+    Ok(KeyCount { one_time_keys: row.try_get(0)?, fallback_used: row.try_get::<i64, _>(1)? != 0 })
 }
 
 async fn release(
@@ -619,40 +561,24 @@ fn identity(row: &SqliteRow) -> Result<IdentityKeys, StoreError> {
 
 fn prekey(row: &SqliteRow) -> Result<Prekey, StoreError> {
     let id = row.try_get::<String, _>("id")?.try_into().map_err(impossible)?;
-    Ok(Prekey {
-        id,
-        key: fixed(row, "key")?,
-        signature: fixed(row, "signature")?,
-    })
+    Ok(Prekey { id, key: fixed(row, "key")?, signature: fixed(row, "signature")? })
 }
 
 fn delivery(row: &SqliteRow) -> Result<Delivery, StoreError> {
     let kind: u8 = row.try_get("olm_type")?;
     Ok(Delivery {
         seq: natural(row, "seq")?,
-        id: row
-            .try_get::<String, _>("message")?
-            .try_into()
-            .map_err(impossible)?,
-        conversation: row
-            .try_get::<String, _>("conversation")?
-            .try_into()
-            .map_err(impossible)?,
+        id: row.try_get::<String, _>("message")?.try_into().map_err(impossible)?,
+        conversation: row.try_get::<String, _>("conversation")?.try_into().map_err(impossible)?,
         sender: address(row, "sender_user", "sender_device")?,
         olm_type: OlmKind::try_from(kind).map_err(impossible)?,
-        ciphertext: row
-            .try_get::<Vec<u8>, _>("ciphertext")?
-            .try_into()
-            .map_err(impossible)?,
+        ciphertext: row.try_get::<Vec<u8>, _>("ciphertext")?.try_into().map_err(impossible)?,
         received_at: natural(row, "received_at")?,
     })
 }
 
 fn address(row: &SqliteRow, user: &str, device: &str) -> Result<DeviceAddress, StoreError> {
-    Ok(DeviceAddress {
-        user: parsed(row, user)?,
-        device: parsed(row, device)?,
-    })
+    Ok(DeviceAddress { user: parsed(row, user)?, device: parsed(row, device)? })
 }
 
 fn parsed(row: &SqliteRow, column: &str) -> Result<Name, StoreError> {
@@ -674,4 +600,110 @@ fn impossible(error: impl ToString) -> StoreError {
 /// SQLite's integers have a sign. Times and sequence numbers do not get near it.
 fn integer(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{MessageId, Sealed};
+
+    const DAY: u64 = 24 * 3600;
+
+    async fn store() -> (Store, tempfile::TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("store.sqlite")).await.unwrap();
+        (store, folder)
+    }
+
+    fn device(user: &str) -> DeviceAddress {
+        DeviceAddress { user: user.parse().unwrap(), device: "phone".parse().unwrap() }
+    }
+
+    async fn register(store: &Store, user: &str) -> DeviceAddress {
+        let device = device(user);
+        let identity =
+            IdentityKeys { curve25519: [1; 32].into(), ed25519: [2; 32].into(), signature: [3; 64].into() };
+        let upload = KeyUpload { identity, one_time_keys: Vec::new(), fallback_key: None };
+        store.put_keys(&device, &upload, 0).await.unwrap();
+        device
+    }
+
+    fn envelope(to: &DeviceAddress, bytes: usize) -> Envelope {
+        let sealed = Sealed {
+            user: to.user.clone(),
+            device: to.device.clone(),
+            kind: OlmKind::Prekey,
+            ciphertext: vec![7; bytes].try_into().unwrap(),
+        };
+        Envelope {
+            id: MessageId::now(),
+            conversation: "e2e:x".to_owned().try_into().unwrap(),
+            recipients: vec![sealed],
+        }
+    }
+
+    #[tokio::test]
+    async fn messages_wait_thirty_days_and_their_ids_are_known_longer() {
+        let (store, _folder) = store().await;
+        let (alice, bob) = (register(&store, "alice").await, register(&store, "bob").await);
+        let message = envelope(&bob, 10);
+        assert_eq!(store.send(&alice, &message, 1_000).await.unwrap(), Sent::Stored);
+
+        store.sweep(1_000 + 30 * DAY - 1).await.unwrap();
+        assert_eq!(store.queued(&bob).await.unwrap(), 1);
+        store.sweep(1_000 + 30 * DAY).await.unwrap();
+        assert_eq!(store.queued(&bob).await.unwrap(), 0);
+        assert!(store.waiting(&bob, 0, 10).await.unwrap().is_empty());
+        assert_eq!(store.send(&alice, &message, 0).await.unwrap(), Sent::Duplicate);
+        store.sweep(1_000 + 31 * DAY).await.unwrap();
+        assert_eq!(store.send(&alice, &message, 0).await.unwrap(), Sent::Stored);
+    }
+
+    #[tokio::test]
+    async fn sessions_end_when_they_say_and_only_so_many_are_kept() {
+        let (store, _folder) = store().await;
+        let alice = device("alice");
+        store.open_session("s", &alice, 100, 200).await.unwrap();
+        assert_eq!(store.session("s", 199).await.unwrap(), Some(alice.clone()));
+        assert_eq!(store.session("s", 200).await.unwrap(), None);
+        assert_eq!(store.session("t", 199).await.unwrap(), None);
+
+        for number in 0..1_000 {
+            store.open_session(&format!("s{number}"), &alice, 101 + number, 10_000).await.unwrap();
+        }
+        assert_eq!(store.session("s", 199).await.unwrap(), None, "the oldest went");
+        assert!(store.session("s0", 199).await.unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_queue_is_bounded_in_bytes_too() {
+        let (store, _folder) = store().await;
+        let (alice, bob) = (register(&store, "alice").await, register(&store, "bob").await);
+        let largest = crate::wire::MAX_CIPHERTEXT;
+        let fit = 64 * 1024 * 1024 / largest;
+        for _ in 0..fit {
+            assert_eq!(store.send(&alice, &envelope(&bob, largest), 0).await.unwrap(), Sent::Stored);
+        }
+        let over = envelope(&bob, largest);
+        assert_eq!(store.send(&alice, &over, 0).await.unwrap(), Sent::QueueFull(bob.clone()));
+        assert_eq!(store.acknowledge(&bob, 1).await.unwrap(), 1);
+        assert_eq!(store.send(&alice, &over, 0).await.unwrap(), Sent::Stored);
+        assert_eq!(store.acknowledge(&bob, u64::MAX).await.unwrap(), fit as u64);
+        assert_eq!(store.queued(&bob).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_database_of_a_later_version_is_left_alone() {
+        let (store, folder) = store().await;
+        sqlx::query("PRAGMA user_version = 99").execute(&store.write).await.unwrap();
+        store.close().await;
+        let error = Store::open(&folder.path().join("store.sqlite")).await.unwrap_err();
+        assert!(matches!(error, StoreError::FromTheFuture { found: 99, .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn readers_cannot_write() {
+        let (store, _folder) = store().await;
+        assert!(sqlx::query("DELETE FROM sessions").execute(&store.read).await.is_err());
+    }
 }

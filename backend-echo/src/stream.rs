@@ -43,14 +43,7 @@ pub(crate) async fn upgrade(
         let Ok(mut socket) = upgrade.socket().await else {
             return;
         };
-        let end = Stream {
-            backend: &backend,
-            device,
-            sent: 0,
-            acknowledged: 0,
-        }
-        .run(&mut socket)
-        .await;
+        let end = Stream { backend: &backend, device, sent: 0, acknowledged: 0 }.run(&mut socket).await;
         if let Some((code, reason)) = end {
             websocket::close(socket, code, reason).await;
         }
@@ -98,27 +91,9 @@ impl Stream<'_> {
     }
 
     async fn greet(&mut self, socket: &mut Socket) -> Result<(), End> {
-        let queued = self
-            .backend
-            .store
-            .queued(&self.device)
-            .await
-            .map_err(|error| failed(&error))?;
-        let keys = self
-            .backend
-            .store
-            .key_count(&self.device)
-            .await
-            .map_err(|error| failed(&error))?;
-        feed(
-            socket,
-            &ToDevice::Ready {
-                device: self.device.device.clone(),
-                queued,
-                keys,
-            },
-        )
-        .await?;
+        let queued = self.backend.store.queued(&self.device).await.map_err(|error| failed(&error))?;
+        let keys = self.backend.store.key_count(&self.device).await.map_err(|error| failed(&error))?;
+        feed(socket, &ToDevice::Ready { device: self.device.device.clone(), queued, keys }).await?;
         flush(socket).await
     }
 
@@ -176,11 +151,7 @@ impl Stream<'_> {
         if seq > self.sent {
             return Err(Some((1008, "ack-ahead")));
         }
-        self.backend
-            .store
-            .acknowledge(&self.device, seq)
-            .await
-            .map_err(|error| failed(&error))?;
+        self.backend.store.acknowledge(&self.device, seq).await.map_err(|error| failed(&error))?;
         self.acknowledged = self.acknowledged.max(seq);
         Ok(())
     }

@@ -26,18 +26,13 @@ pub(crate) fn acceptor(options: &Options) -> anyhow::Result<TlsAcceptor> {
     let key = needed(&options.key, "--key")?;
     let key =
         PrivateKeyDer::from_pem_file(key).with_context(|| format!("no private key in {}", key.display()))?;
-    let name = options
-        .client_name
-        .clone()
-        .context("tls: listeners need --client-name")?;
+    let name = options.client_name.clone().context("tls: listeners need --client-name")?;
     let name = ServerName::try_from(name).context("--client-name is not a DNS name")?;
 
     let provider = provider();
     let mut roots = RootCertStore::empty();
     for authority in certificates(needed(&options.client_ca, "--client-ca")?)? {
-        roots
-            .add(authority)
-            .context("--client-ca holds a certificate that is no authority")?;
+        roots.add(authority).context("--client-ca holds a certificate that is no authority")?;
     }
     let inner = WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone()).build()?;
     let mut config = ServerConfig::builder_with_provider(provider)
@@ -56,20 +51,12 @@ pub(crate) fn provider() -> Arc<rustls::crypto::CryptoProvider> {
 pub(crate) fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
     let file = || path.display().to_string();
     let chain = CertificateDer::pem_file_iter(path).with_context(|| format!("cannot read {}", file()))?;
-    let chain = chain
-        .collect::<Result<Vec<_>, _>>()
-        .with_context(|| format!("{} is not PEM", file()))?;
-    if chain.is_empty() {
-        Err(anyhow!("no certificate in {}", file()))
-    } else {
-        Ok(chain)
-    }
+    let chain = chain.collect::<Result<Vec<_>, _>>().with_context(|| format!("{} is not PEM", file()))?;
+    if chain.is_empty() { Err(anyhow!("no certificate in {}", file())) } else { Ok(chain) }
 }
 
 fn needed<'o>(option: &'o Option<PathBuf>, name: &str) -> anyhow::Result<&'o Path> {
-    option
-        .as_deref()
-        .with_context(|| format!("tls: listeners need {name}"))
+    option.as_deref().with_context(|| format!("tls: listeners need {name}"))
 }
 
 /// A good certificate of the right authority is not enough: the name in it must be the gateway's.

@@ -129,16 +129,11 @@ mod tests {
     fn tokens() -> (Tokens, tempfile::TempDir) {
         let folder = tempfile::tempdir().unwrap();
         let options = Options::development(folder.path());
-        (
-            Tokens::open(&folder.path().join("key"), &options).unwrap(),
-            folder,
-        )
+        (Tokens::open(&folder.path().join("key"), &options).unwrap(), folder)
     }
 
     fn part(token: &str, index: usize) -> Vec<u8> {
-        URL_SAFE_NO_PAD
-            .decode(token.split('.').nth(index).unwrap())
-            .unwrap()
+        URL_SAFE_NO_PAD.decode(token.split('.').nth(index).unwrap()).unwrap()
     }
 
     fn grant<'a>(user: &'a Name, lifetime: u64) -> Grant<'a> {
@@ -162,10 +157,7 @@ mod tests {
         let jwks: Value = serde_json::from_slice(tokens.jwks()).unwrap();
         let key = &jwks["keys"][0];
         let header: Value = serde_json::from_slice(&part(&token, 0)).unwrap();
-        assert_eq!(
-            header,
-            json!({ "alg": "ES256", "typ": "at+jwt", "kid": key["kid"] })
-        );
+        assert_eq!(header, json!({ "alg": "ES256", "typ": "at+jwt", "kid": key["kid"] }));
         let mut point = vec![4];
         for coordinate in ["x", "y"] {
             point.extend(URL_SAFE_NO_PAD.decode(key[coordinate].as_str().unwrap()).unwrap());
@@ -173,10 +165,7 @@ mod tests {
         let signed = token.rsplit_once('.').unwrap().0;
         let key = UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point);
         assert!(key.verify(signed.as_bytes(), &part(&token, 2)).is_ok());
-        assert!(
-            key.verify(format!("{signed}x").as_bytes(), &part(&token, 2))
-                .is_err()
-        );
+        assert!(key.verify(format!("{signed}x").as_bytes(), &part(&token, 2)).is_err());
 
         let claims: Value = serde_json::from_slice(&part(&token, 1)).unwrap();
         assert_eq!(claims["sub"], "alice");
@@ -197,12 +186,7 @@ mod tests {
     fn a_second_start_keeps_the_key() {
         let folder = tempfile::tempdir().unwrap();
         let options = Options::development(folder.path());
-        let open = || {
-            Tokens::open(&folder.path().join("key"), &options)
-                .unwrap()
-                .jwks()
-                .to_vec()
-        };
+        let open = || Tokens::open(&folder.path().join("key"), &options).unwrap().jwks().to_vec();
         assert_eq!(open(), open());
     }
 }

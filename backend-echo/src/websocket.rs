@@ -72,10 +72,7 @@ pub(crate) fn accept(mut request: Request<Incoming>, offered: &[&'static str]) -
         headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(name));
     }
 
-    Ok(Accepted {
-        response,
-        upgrade: Upgrade(hyper::upgrade::on(&mut request)),
-    })
+    Ok(Accepted { response, upgrade: Upgrade(hyper::upgrade::on(&mut request)) })
 }
 
 /// The subprotocol that [`accept`] would choose.
@@ -91,10 +88,7 @@ pub(crate) fn subprotocol(headers: &HeaderMap, offered: &[&'static str]) -> Opti
 
 /// Closes in order: sends the code, waits for the answer, but not for ever.
 pub(crate) async fn close(mut socket: Socket, code: u16, reason: &'static str) {
-    let frame = CloseFrame {
-        code: CloseCode::from(code),
-        reason: reason.into(),
-    };
+    let frame = CloseFrame { code: CloseCode::from(code), reason: reason.into() };
     let closing = async {
         if socket.close(Some(frame)).await.is_ok() {
             while let Some(Ok(_)) = socket.next().await {}
@@ -119,32 +113,20 @@ fn judge(method: &Method, headers: &HeaderMap) -> Result<HeaderValue, Problem> {
     }
     let lists = |name: header::HeaderName, wanted: &str| {
         headers.get_all(name).iter().any(|value| {
-            value.to_str().is_ok_and(|text| {
-                text.split(',')
-                    .any(|item| item.trim().eq_ignore_ascii_case(wanted))
-            })
+            value
+                .to_str()
+                .is_ok_and(|text| text.split(',').any(|item| item.trim().eq_ignore_ascii_case(wanted)))
         })
     };
     if !lists(header::CONNECTION, "upgrade") || !lists(header::UPGRADE, "websocket") {
-        return Err(Problem::malformed(
-            "an upgrade goes to `websocket` only, and Connection must name it",
-        ));
+        return Err(Problem::malformed("an upgrade goes to `websocket` only, and Connection must name it"));
     }
-    if headers
-        .get(header::SEC_WEBSOCKET_VERSION)
-        .is_none_or(|version| version != "13")
-    {
-        let problem = Problem::new(
-            StatusCode::UPGRADE_REQUIRED,
-            "version",
-            "the WebSocket version must be 13",
-        );
+    if headers.get(header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+        let problem =
+            Problem::new(StatusCode::UPGRADE_REQUIRED, "version", "the WebSocket version must be 13");
         return Err(problem.header(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13")));
     }
-    let key = headers
-        .get(header::SEC_WEBSOCKET_KEY)
-        .map(HeaderValue::as_bytes)
-        .unwrap_or_default();
+    let key = headers.get(header::SEC_WEBSOCKET_KEY).map(HeaderValue::as_bytes).unwrap_or_default();
     if STANDARD.decode(key).map_or(0, |nonce| nonce.len()) != 16 {
         return Err(Problem::malformed("Sec-WebSocket-Key must be 16 bytes in base64"));
     }
@@ -167,46 +149,28 @@ mod tests {
 
     fn handshake() -> HeaderMap {
         let mut headers = HeaderMap::new();
-        headers.insert(
-            header::CONNECTION,
-            HeaderValue::from_static("keep-alive, Upgrade"),
-        );
+        headers.insert(header::CONNECTION, HeaderValue::from_static("keep-alive, Upgrade"));
         headers.insert(header::UPGRADE, HeaderValue::from_static("WebSocket"));
         headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
-        headers.insert(
-            header::SEC_WEBSOCKET_KEY,
-            HeaderValue::from_static("dGhlIHNhbXBsZSBub25jZQ=="),
-        );
+        headers.insert(header::SEC_WEBSOCKET_KEY, HeaderValue::from_static("dGhlIHNhbXBsZSBub25jZQ=="));
         headers
     }
 
     #[test]
     fn the_accept_value_is_that_of_rfc_6455() {
-        assert_eq!(
-            judge(&Method::GET, &handshake()).unwrap(),
-            "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
-        );
+        assert_eq!(judge(&Method::GET, &handshake()).unwrap(), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
     }
 
     #[test]
     fn a_wrong_handshake_is_refused() {
-        assert_eq!(
-            judge(&Method::POST, &handshake()).unwrap_err().status,
-            StatusCode::METHOD_NOT_ALLOWED
-        );
+        assert_eq!(judge(&Method::POST, &handshake()).unwrap_err().status, StatusCode::METHOD_NOT_ALLOWED);
         let wrong = |name: header::HeaderName, value: &'static str| {
             let mut headers = handshake();
             headers.insert(name, HeaderValue::from_static(value));
             judge(&Method::GET, &headers).unwrap_err().status
         };
-        assert_eq!(
-            wrong(header::SEC_WEBSOCKET_VERSION, "8"),
-            StatusCode::UPGRADE_REQUIRED
-        );
-        assert_eq!(
-            wrong(header::SEC_WEBSOCKET_KEY, "c2hvcnQ="),
-            StatusCode::BAD_REQUEST
-        );
+        assert_eq!(wrong(header::SEC_WEBSOCKET_VERSION, "8"), StatusCode::UPGRADE_REQUIRED);
+        assert_eq!(wrong(header::SEC_WEBSOCKET_KEY, "c2hvcnQ="), StatusCode::BAD_REQUEST);
         assert_eq!(wrong(header::UPGRADE, "h2c"), StatusCode::BAD_REQUEST);
         assert_eq!(wrong(header::CONNECTION, "close"), StatusCode::BAD_REQUEST);
     }
@@ -215,10 +179,7 @@ mod tests {
     fn our_subprotocol_is_found_in_the_list() {
         let mut headers = HeaderMap::new();
         assert_eq!(subprotocol(&headers, &["echo.v1"]), None);
-        headers.append(
-            header::SEC_WEBSOCKET_PROTOCOL,
-            HeaderValue::from_static("chat, echo.v1"),
-        );
+        headers.append(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("chat, echo.v1"));
         assert_eq!(subprotocol(&headers, &["echo.v1"]), Some("echo.v1"));
         assert_eq!(subprotocol(&headers, &["im.v1.json"]), None);
     }

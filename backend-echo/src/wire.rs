@@ -348,10 +348,7 @@ impl TryFrom<String> for Ciphertext {
     type Error = &'static str;
 
     fn try_from(text: String) -> Result<Self, &'static str> {
-        STANDARD_NO_PAD
-            .decode(text)
-            .map_err(|_| "a ciphertext is unpadded base64")?
-            .try_into()
+        STANDARD_NO_PAD.decode(text).map_err(|_| "a ciphertext is unpadded base64")?.try_into()
     }
 }
 
@@ -542,10 +539,7 @@ mod tests {
         assert_eq!(MessageId::try_from(id.to_string()), Ok(id));
         assert!(MessageId::try_from(id.to_string().to_uppercase()).is_err());
         assert!(MessageId::try_from(id.to_string().replace('-', "")).is_err());
-        assert!(
-            MessageId::try_from("9c5b94b1-35ad-49bb-b118-8e8fc24abf80".to_owned()).is_err(),
-            "version 4"
-        );
+        assert!(MessageId::try_from("9c5b94b1-35ad-49bb-b118-8e8fc24abf80".to_owned()).is_err(), "version 4");
     }
 
     #[test]

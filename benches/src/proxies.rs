@@ -6,7 +6,7 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -157,7 +157,8 @@ impl Stage {
     pub(crate) async fn start(&self, kind: Kind) -> Result<Proxy> {
         let port = free_port()?;
         let folder = self.folder.path().join(format!("{kind}-{port}"));
-        fs::create_dir(&folder)?;
+        // sealgate keeps state there, and refuses a folder that others may enter.
+        fs::DirBuilder::new().mode(0o700).create(&folder)?;
         let command = match kind {
             Kind::Nginx => self.nginx(&folder, port)?,
             Kind::Haproxy => self.haproxy(&folder, port)?,

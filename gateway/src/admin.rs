@@ -27,6 +27,9 @@ use crate::{
     reload::{Cause, Reloader, Request, watch_files},
 };
 
+/// How often ticket keys are looked at; handshakes do so as well.
+const TICKET_CHECK: Duration = Duration::from_secs(10 * 60);
+
 /// Everything beside the cores: reloading, probes, control, health checks.
 pub struct AdminService {
     gateway: Arc<Gateway>,
@@ -65,6 +68,7 @@ impl AdminService {
             control::serve(control, self.gateway.clone(), requests),
             scrape::serve(scrape, self.gateway.clone()),
             check_upstreams(&self.gateway),
+            rotate_tickets(&self.gateway),
         );
         Ok(())
     }
@@ -124,5 +128,16 @@ async fn check_upstreams(gateway: &Gateway) {
         }
         due.retain(|name, _| snapshot.upstreams.iter().any(|upstream| upstream.name == *name));
         tokio::time::sleep_until(next.into()).await;
+    }
+}
+
+/// Replaces and erases ticket keys that are due, so that a gateway without handshakes forgets them too.
+async fn rotate_tickets(gateway: &Gateway) {
+    let mut due = tokio::time::interval(TICKET_CHECK);
+    loop {
+        due.tick().await;
+        if let Err(error) = gateway.outliving.tickets.rotate() {
+            tracing::error!(%error, "ticket keys could not be replaced; the old ones stay");
+        }
     }
 }

@@ -42,10 +42,7 @@ endpoints = ["unix:${state}/backend.sock"]
 
     /// A bundle whose policy is [`Bundle::BASE`] and `rules`.
     pub fn new(rules: &str) -> Bundle {
-        let folder = tempfile::Builder::new()
-            .prefix("sealgate-")
-            .tempdir()
-            .expect("a folder");
+        let folder = tempfile::Builder::new().prefix("sealgate-").tempdir().expect("a folder");
         let state = folder.path().join("state");
         fs::create_dir_all(folder.path().join("policy")).expect("a policy folder");
         fs::create_dir_all(&state).expect("a state folder");
@@ -56,12 +53,7 @@ endpoints = ["unix:${state}/backend.sock"]
         let issuer = TokenIssuer::new("key-1");
         fs::write(state.join("jwks.json"), issuer.jwks().to_string()).expect("a key set");
         let upstream = Upstream::unix(&state.join("backend.sock"));
-        let bundle = Bundle {
-            folder,
-            pki,
-            issuer,
-            upstream,
-        };
+        let bundle = Bundle { folder, pki, issuer, upstream };
         bundle.write(rules);
         bundle
     }

@@ -14,19 +14,8 @@ pub struct Curl {
 pub fn curl(url: &str, ca: &Path) -> Curl {
     let mut command = Command::new("curl");
     // `--path-as-is`: what a test writes is what is sent. No proxy and no ~/.curlrc get in between.
-    command.args([
-        "--disable",
-        "--silent",
-        "--show-error",
-        "--include",
-        "--path-as-is",
-        "--noproxy",
-        "*",
-    ]);
-    command
-        .args(["--max-time", "30", "--globoff", "--cacert"])
-        .arg(ca)
-        .arg(url);
+    command.args(["--disable", "--silent", "--show-error", "--include", "--path-as-is", "--noproxy", "*"]);
+    command.args(["--max-time", "30", "--globoff", "--cacert"]).arg(ca).arg(url);
     command.stdin(Stdio::null());
     Curl { command }
 }
@@ -60,23 +49,17 @@ impl Curl {
 
     /// A JSON body, sent with POST.
     pub fn json(self, body: &str) -> Curl {
-        self.header("Content-Type: application/json")
-            .args(["--data-binary", body])
+        self.header("Content-Type: application/json").args(["--data-binary", body])
     }
 
     /// A body and its type, sent with POST.
     pub fn body(self, content_type: &str, body: &str) -> Curl {
-        self.header(&format!("Content-Type: {content_type}"))
-            .args(["--data-binary", body])
+        self.header(&format!("Content-Type: {content_type}")).args(["--data-binary", body])
     }
 
     /// Starts it, to be waited for later with [`Curl::finish`].
     pub fn start(mut self) -> std::process::Child {
-        self.command
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("curl starts")
+        self.command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("curl starts")
     }
 
     /// The answer to a started request.
@@ -86,11 +69,7 @@ impl Curl {
             Ok(Reply::parse(&output.stdout))
         } else {
             let said = String::from_utf8_lossy(&output.stderr);
-            Err(format!(
-                "curl exit {}: {}",
-                output.status.code().unwrap_or(-1),
-                said.trim()
-            ))
+            Err(format!("curl exit {}: {}", output.status.code().unwrap_or(-1), said.trim()))
         }
     }
 
@@ -124,10 +103,7 @@ impl Reply {
     pub(crate) fn parse(bytes: &[u8]) -> Reply {
         let mut rest = bytes;
         loop {
-            let end = rest
-                .windows(4)
-                .position(|four| four == b"\r\n\r\n")
-                .expect("a response head");
+            let end = rest.windows(4).position(|four| four == b"\r\n\r\n").expect("a response head");
             let head = String::from_utf8_lossy(&rest[..end]).into_owned();
             rest = &rest[end + 4..];
             let mut lines = head.split("\r\n");
@@ -141,21 +117,13 @@ impl Reply {
                 .map(|line| line.split_once(':').expect("name: value"))
                 .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
                 .collect();
-            return Reply {
-                status,
-                version,
-                headers,
-                body: String::from_utf8_lossy(rest).into_owned(),
-            };
+            return Reply { status, version, headers, body: String::from_utf8_lossy(rest).into_owned() };
         }
     }
 
     /// The value of a header; the first, if there are several.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(have, _)| have == name)
-            .map(|(_, value)| value.as_str())
+        self.headers.iter().find(|(have, _)| have == name).map(|(_, value)| value.as_str())
     }
 
     /// The body as JSON.
@@ -167,28 +135,14 @@ impl Reply {
     #[track_caller]
     pub fn problem(&self, status: u16) -> String {
         assert_eq!(self.status, status, "{self:?}");
-        assert_eq!(
-            self.header("content-type"),
-            Some("application/problem+json"),
-            "{self:?}"
-        );
+        assert_eq!(self.header("content-type"), Some("application/problem+json"), "{self:?}");
         let problem = self.json();
         assert_eq!(problem["status"], status, "{self:?}");
         for member in ["type", "title", "detail", "instance"] {
-            assert!(
-                problem[member].as_str().is_some_and(|text| !text.is_empty()),
-                "no {member}: {self:?}"
-            );
+            assert!(problem[member].as_str().is_some_and(|text| !text.is_empty()), "no {member}: {self:?}");
         }
-        let id = self
-            .header("x-request-id")
-            .unwrap_or_else(|| panic!("no request id: {self:?}"));
-        assert!(
-            problem["instance"]
-                .as_str()
-                .is_some_and(|instance| instance.contains(id)),
-            "{self:?}"
-        );
+        let id = self.header("x-request-id").unwrap_or_else(|| panic!("no request id: {self:?}"));
+        assert!(problem["instance"].as_str().is_some_and(|instance| instance.contains(id)), "{self:?}");
         problem["type"].as_str().expect("checked above").to_owned()
     }
 }

@@ -45,18 +45,12 @@ impl Open {
 
     /// With a bearer token in the `Authorization` header.
     pub fn token(token: &str) -> Open {
-        Open {
-            token: Some(token.to_owned()),
-            ..Open::default()
-        }
+        Open { token: Some(token.to_owned()), ..Open::default() }
     }
 
     /// With an Origin, as browsers send.
     pub fn origin(self, origin: &str) -> Open {
-        Open {
-            origin: Some(origin.to_owned()),
-            ..self
-        }
+        Open { origin: Some(origin.to_owned()), ..self }
     }
 
     /// With one more header.
@@ -73,10 +67,7 @@ impl Open {
 
     /// Offering permessage-deflate, as browsers do.
     pub fn compression(self) -> Open {
-        Open {
-            compression: true,
-            ..self
-        }
+        Open { compression: true, ..self }
     }
 }
 
@@ -104,12 +95,8 @@ impl Driver {
                 command
             }
         };
-        let mut child = command
-            .arg(ca)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|error| {
+        let mut child =
+            command.arg(ca).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap_or_else(|error| {
                 panic!("{client:?} does not start ({error}); ./test installs the clients")
             });
         let input = child.stdin.take().expect("piped");
@@ -124,12 +111,7 @@ impl Driver {
                 }
             }
         });
-        Driver {
-            child,
-            input,
-            events,
-            waiting: HashMap::new(),
-        }
+        Driver { child, input, events, waiting: HashMap::new() }
     }
 
     /// Starts to open a socket under a name of the test's choice.
@@ -209,10 +191,7 @@ impl Driver {
             if let Some(event) = self.waiting.get_mut(id).and_then(VecDeque::pop_front) {
                 return Some(event);
             }
-            let event = self
-                .events
-                .recv_timeout(deadline.checked_sub(start.elapsed())?)
-                .ok()?;
+            let event = self.events.recv_timeout(deadline.checked_sub(start.elapsed())?).ok()?;
             let id = event["id"].as_str().unwrap_or_default().to_owned();
             self.waiting.entry(id).or_default().push_back(event);
         }
@@ -222,11 +201,7 @@ impl Driver {
     #[track_caller]
     pub fn expect_text(&mut self, id: &str, text: &str) {
         let event = self.next(id);
-        assert_eq!(
-            (event["event"].as_str(), event["data"].as_str()),
-            (Some("text"), Some(text)),
-            "{event}"
-        );
+        assert_eq!((event["event"].as_str(), event["data"].as_str()), (Some("text"), Some(text)), "{event}");
     }
 
     /// Sends a text and expects it back.

@@ -65,11 +65,7 @@ pub fn websocket_frames(data: &[u8]) {
     let Some((options, wire)) = data.split_first() else {
         return;
     };
-    let sender = if options & 1 == 0 {
-        Sender::Client
-    } else {
-        Sender::Server
-    };
+    let sender = if options & 1 == 0 { Sender::Client } else { Sender::Server };
     let judged = options & 2 == 0;
     let now = Instant::now();
     let whole = read_frames(sender, judged, wire, wire.len().max(1), now);
@@ -88,6 +84,8 @@ fn read_frames(sender: Sender, judged: bool, wire: &[u8], cut: usize, now: Insta
     let mut reading = Reading::default();
     let mut assembler = Assembler::new(sender);
     let mut scratch = Vec::new();
+    // Payload so far of a message that goes on frame by frame.
+    let mut passing = 0;
     let mut start = 0;
     let mut end = 0;
     loop {
@@ -109,23 +107,15 @@ fn read_frames(sender: Sender, judged: bool, wire: &[u8], cut: usize, now: Insta
                 len
             }
             Step::Held { len } => len,
-            Step::Frame { len, message } => {
-                assert!(message.is_none_or(|size| size <= LIMITS.max_message as usize));
+            Step::Frame { len, first, payload, .. } => {
+                passing = payload.len() + if first { 0 } else { passing };
+                assert!(passing <= LIMITS.max_message as usize && payload.len() <= LIMITS.max_frame as usize);
                 reading.forwarded += len;
                 len
             }
-            Step::Message {
-                len,
-                kind,
-                payload,
-                fragmented,
-            } => {
+            Step::Message { len, kind, payload, fragmented } => {
                 reading.messages.push((kind, payload.to_vec()));
-                reading.forwarded += if fragmented {
-                    assembler.take_held().len()
-                } else {
-                    len
-                };
+                reading.forwarded += if fragmented { assembler.take_held().len() } else { len };
                 len
             }
         };
@@ -150,10 +140,7 @@ pub fn upstream_response(data: &[u8]) {
     assert!(head.ends_with(b"\r\n\r\n") && head.starts_with(b"HTTP/1.1 101"));
     let text = String::from_utf8_lossy(head).into_owned();
     assert!(text.contains(&expect.accept), "agreed without the accept key");
-    assert!(
-        !text.to_ascii_lowercase().contains("sec-websocket-extensions"),
-        "agreed on an extension"
-    );
+    assert!(!text.to_ascii_lowercase().contains("sec-websocket-extensions"), "agreed on an extension");
     assert!(subprotocol.is_none_or(|name| name == "im.v1.json"));
     // The bytes behind the head are frames, not more head.
     assert!(matches!(read_response(head, &expect), Ok(Some((again, _))) if again == len));
@@ -181,14 +168,9 @@ static JUDGE: LazyLock<Judge> = LazyLock::new(|| {
         keys.display()
     );
     let policy = compile(text.as_bytes()).expect("a policy");
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let fetcher = KeyFetcher::system();
-    let verifier = runtime
-        .block_on(Verifier::build(policy.issuers(), None, &fetcher))
-        .expect("a verifier");
+    let verifier = runtime.block_on(Verifier::build(policy.issuers(), None, &fetcher)).expect("a verifier");
     // Keys are refreshed on the runtime: it outlives the verifier.
     std::mem::forget(runtime);
     Judge { verifier, issuer }
@@ -206,9 +188,7 @@ pub fn token(data: &[u8]) {
         String::from_utf8_lossy(rest).into_owned()
     } else {
         let (header, claims) = rest.split_at(rest.iter().position(|byte| *byte == 0).unwrap_or(rest.len()));
-        judge
-            .issuer
-            .sign_bytes(header, claims.get(1..).unwrap_or_default())
+        judge.issuer.sign_bytes(header, claims.get(1..).unwrap_or_default())
     };
     let mut headers = HeaderMap::new();
     if let Ok(value) = HeaderValue::from_bytes(format!("Bearer {token}").as_bytes()) {
@@ -225,40 +205,24 @@ pub fn token(data: &[u8]) {
 
     let mut parts = found.as_str().split('.');
     let mut part = || -> Value {
-        let bytes = URL_SAFE_NO_PAD
-            .decode(parts.next().expect("three parts"))
-            .expect("base64url");
+        let bytes = URL_SAFE_NO_PAD.decode(parts.next().expect("three parts")).expect("base64url");
         serde_json::from_slice(&bytes).expect("JSON")
     };
     let (header, claims) = (part(), part());
     assert_eq!(header["alg"], "ES256");
-    assert!(
-        header["typ"]
-            .as_str()
-            .is_some_and(|kind| kind.to_ascii_lowercase().ends_with("at+jwt"))
-    );
+    assert!(header["typ"].as_str().is_some_and(|kind| kind.to_ascii_lowercase().ends_with("at+jwt")));
     assert_eq!(claims["iss"], "https://issuer.test");
     assert!(
         claims["aud"] == "sealgate"
-            || claims["aud"]
-                .as_array()
-                .is_some_and(|list| list.contains(&"sealgate".into()))
+            || claims["aud"].as_array().is_some_and(|list| list.contains(&"sealgate".into()))
     );
     assert!(claims["exp"].as_f64().is_some_and(|exp| exp > now as f64 - 1.0));
     assert!(claims["nbf"].is_null() || claims["nbf"].as_f64().is_some_and(|nbf| nbf < now as f64 + 1.0));
     assert_eq!(claims["sub"], identity.subject.as_str());
     assert!(identity.expires_at > now);
     // Whatever it held, it became headers that can be sent.
-    assert!(
-        identity
-            .upstream_headers
-            .iter()
-            .all(|(name, _)| name.as_str().starts_with("x-sealgate-"))
-    );
-    let again = judge
-        .verifier
-        .verify(found.as_str(), now, &cache)
-        .expect("the cache agrees");
+    assert!(identity.upstream_headers.iter().all(|(name, _)| name.as_str().starts_with("x-sealgate-")));
+    let again = judge.verifier.verify(found.as_str(), now, &cache).expect("the cache agrees");
     assert_eq!(again.subject, identity.subject);
 }
 
@@ -284,20 +248,10 @@ pub fn request_target(data: &[u8]) {
     let Some(permit) = permit(path, query) else { return };
     let path = permit.path();
     assert!(path.starts_with('/') && !path.contains("//"), "{path}");
-    assert!(
-        path.bytes()
-            .all(|byte| byte.is_ascii_graphic() && !b"\\\"<>^`{|}#?".contains(&byte)),
-        "{path}"
-    );
-    assert!(
-        path.split('/')
-            .all(|segment| !matches!(segment.split(';').next(), Some("." | ".."))),
-        "{path}"
-    );
+    assert!(path.bytes().all(|byte| byte.is_ascii_graphic() && !b"\\\"<>^`{|}#?".contains(&byte)), "{path}");
+    assert!(path.split('/').all(|segment| !matches!(segment.split(';').next(), Some("." | ".."))), "{path}");
     for (at, _) in path.match_indices('%') {
-        let code = path
-            .get(at + 1..at + 3)
-            .and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        let code = path.get(at + 1..at + 3).and_then(|hex| u8::from_str_radix(hex, 16).ok());
         let code = code.unwrap_or_else(|| panic!("half an encoding: {path}"));
         let matters =
             code < 0x20 || code == 0x7f || b"/\\%.~-_".contains(&code) || code.is_ascii_alphanumeric();
@@ -320,14 +274,7 @@ fn permit(path: &str, query: Option<&str>) -> Option<RequestPermit> {
         has_body: false,
     };
     let demands = ANYWHERE.match_request(&facts).ok()?.judge(&facts, None).ok()?;
-    settle(
-        demands,
-        Evidence {
-            rates: Ok(()),
-            revoked: false,
-        },
-    )
-    .ok()
+    settle(demands, Evidence { rates: Ok(()), revoked: false }).ok()
 }
 
 /// A `policy.toml`.
@@ -338,11 +285,7 @@ pub fn policy_document(data: &[u8]) {
     assert!(!errors.0.is_empty(), "refused without a reason");
     let lines = data.split(|byte| *byte == b'\n').count() as u32;
     for error in &errors.0 {
-        assert!(
-            (1..=lines).contains(&error.line),
-            "line {} of {lines}: {error}",
-            error.line
-        );
+        assert!((1..=lines).contains(&error.line), "line {} of {lines}: {error}", error.line);
         assert!(
             error.column >= 1 && error.column as usize <= data.len() + 1,
             "column {}: {error}",
@@ -356,11 +299,5 @@ pub fn policy_document(data: &[u8]) {
 fn compile(text: &[u8]) -> Result<Policy, sealgate_policy::PolicyErrors> {
     let files = BTreeMap::from([("policy.toml".to_owned(), text.to_vec())]);
     let variables = BTreeMap::from([("state".to_owned(), "/state".to_owned())]);
-    Policy::compile(
-        &Bundle {
-            root: PathBuf::from("/"),
-            files,
-        },
-        &variables,
-    )
+    Policy::compile(&Bundle { root: PathBuf::from("/"), files }, &variables)
 }

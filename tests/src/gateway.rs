@@ -30,10 +30,7 @@ pub struct Gateway {
 impl Gateway {
     /// `sealgate dev` in a fresh state folder: the enterprise bundle before the included backend.
     pub fn dev() -> Gateway {
-        let folder = tempfile::Builder::new()
-            .prefix("sealgate-")
-            .tempdir()
-            .expect("a folder");
+        let folder = tempfile::Builder::new().prefix("sealgate-").tempdir().expect("a folder");
         let mut gateway = Gateway::dev_in(&folder.path().join("state"));
         gateway._folder = Some(folder);
         gateway
@@ -50,27 +47,16 @@ impl Gateway {
             assert_running(&mut process);
             serde_json::from_str(&fs::read_to_string(&facts_path).ok()?).ok()
         });
-        let text = |name: &str| {
-            facts[name]
-                .as_str()
-                .unwrap_or_else(|| panic!("no {name} in {facts}"))
-                .to_owned()
-        };
+        let text =
+            |name: &str| facts[name].as_str().unwrap_or_else(|| panic!("no {name} in {facts}")).to_owned();
         let url = text("url");
         let metrics_url = text("metrics_url");
-        let admin = metrics_url
-            .trim_start_matches("http://")
-            .trim_end_matches("/metrics");
+        let admin = metrics_url.trim_start_matches("http://").trim_end_matches("/metrics");
         let mut gateway = Gateway {
             process,
-            authority: url
-                .trim_start_matches("https://")
-                .trim_end_matches('/')
-                .to_owned(),
+            authority: url.trim_start_matches("https://").trim_end_matches('/').to_owned(),
             ca: PathBuf::from(text("ca")),
-            admin: admin
-                .parse()
-                .unwrap_or_else(|error| panic!("{metrics_url}: {error}")),
+            admin: admin.parse().unwrap_or_else(|error| panic!("{metrics_url}: {error}")),
             control: PathBuf::from(text("control")),
             policy: state.join("policy"),
             facts,
@@ -90,29 +76,21 @@ impl Gateway {
 
     /// `sealgate run` with a bundle of the test's own.
     pub fn run(bundle: &Bundle) -> Gateway {
-        Gateway::run_with(bundle, &[])
+        Gateway::run_with(bundle, |_| {})
     }
 
-    /// [`Gateway::run`] with further arguments.
-    pub fn run_with(bundle: &Bundle, arguments: &[&str]) -> Gateway {
+    /// [`Gateway::run`] with more said on its command line, or in its environment.
+    pub fn run_with(bundle: &Bundle, adjust: impl Fn(&mut Command)) -> Gateway {
         let control = bundle.state().join("control.sock");
         // A free port may be taken before the gateway binds it: another is tried then.
         for _ in 0..3 {
             let (port, admin) = (free_port(), free_port());
             let mut command = Command::new(binary("sealgate"));
-            command
-                .arg("run")
-                .arg("--policy")
-                .arg(bundle.policy())
-                .arg("--state")
-                .arg(bundle.state());
+            command.arg("run").arg("--policy").arg(bundle.policy()).arg("--state").arg(bundle.state());
             command.arg("--listen").arg(format!("127.0.0.1:{port}"));
             command.arg("--metrics").arg(format!("127.0.0.1:{admin}"));
-            command
-                .arg("--control")
-                .arg(&control)
-                .args(["--cores", "2"])
-                .args(arguments);
+            command.arg("--control").arg(&control).args(["--cores", "2"]);
+            adjust(&mut command);
             let process = Process::start(&mut command, bundle.folder(), "sealgate");
             let mut gateway = Gateway {
                 process,
@@ -124,12 +102,10 @@ impl Gateway {
                 facts: Value::Null,
                 _folder: None,
             };
-            let taken = until("the gateway is ready", DEADLINE, || {
-                match gateway.process.ended() {
-                    Some(_) if gateway.process.stderr().contains("in use") => Some(true),
-                    Some(status) => panic!("the gateway ended: {status}\n{}", gateway.process.stderr()),
-                    None => gateway.is_ready().then_some(false),
-                }
+            let taken = until("the gateway is ready", DEADLINE, || match gateway.process.ended() {
+                Some(_) if gateway.process.stderr().contains("in use") => Some(true),
+                Some(status) => panic!("the gateway ended: {status}\n{}", gateway.process.stderr()),
+                None => gateway.is_ready().then_some(false),
             });
             if !taken {
                 return gateway;
@@ -156,10 +132,7 @@ impl Gateway {
 
     /// The demo token of `sealgate dev`.
     pub fn token(&self) -> String {
-        self.facts["token"]
-            .as_str()
-            .expect("a token in dev.json")
-            .to_owned()
+        self.facts["token"].as_str().expect("a token in dev.json").to_owned()
     }
 
     /// A token for `user` from the development login, good for `lifetime` seconds.
@@ -168,9 +141,7 @@ impl Gateway {
         let reply = self.curl("/v1/dev/login").json(&body).send();
         assert_eq!(reply.status, 200, "{reply:?}");
         let answer = reply.json();
-        let token = ["token", "access_token"]
-            .iter()
-            .find_map(|name| answer[*name].as_str());
+        let token = ["token", "access_token"].iter().find_map(|name| answer[*name].as_str());
         token.unwrap_or_else(|| panic!("no token in {answer}")).to_owned()
     }
 
@@ -191,11 +162,7 @@ impl Gateway {
 
     /// The public listener's port.
     pub fn port(&self) -> u16 {
-        self.authority
-            .rsplit(':')
-            .next()
-            .and_then(|port| port.parse().ok())
-            .expect("a port")
+        self.authority.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port")
     }
 
     /// The public listener.
@@ -230,8 +197,7 @@ impl Gateway {
 
     /// A GET on the private listener.
     pub fn admin(&self, path: &str) -> Reply {
-        self.try_admin(path)
-            .unwrap_or_else(|| panic!("no answer from {}{path}", self.admin))
+        self.try_admin(path).unwrap_or_else(|| panic!("no answer from {}{path}", self.admin))
     }
 
     /// The address of the private listener.
@@ -243,17 +209,10 @@ impl Gateway {
         let mut stream = TcpStream::connect(self.admin).ok()?;
         stream.set_read_timeout(Some(DEADLINE)).ok()?;
         let host = self.admin;
-        write!(
-            stream,
-            "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
-        )
-        .ok()?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").ok()?;
         let mut bytes = Vec::new();
         stream.read_to_end(&mut bytes).ok()?;
-        bytes
-            .windows(4)
-            .any(|four| four == b"\r\n\r\n")
-            .then(|| Reply::parse(&bytes))
+        bytes.windows(4).any(|four| four == b"\r\n\r\n").then(|| Reply::parse(&bytes))
     }
 
     /// Its metrics now.
@@ -266,24 +225,15 @@ impl Gateway {
     /// `sealgate reload`: whether it succeeded, and what it said.
     pub fn reload(&self) -> (bool, String) {
         let output = sealgate(&[&"reload", &"--control", &self.control]);
-        let said = format!(
-            "{}{}",
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        );
+        let said =
+            format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         (output.status.success(), said)
     }
 
     /// The serial number, in upper-case hex, of the certificate shown to a client that asks for `name`.
     pub fn served_serial(&self, name: &str) -> String {
         let shown = Command::new("openssl")
-            .args([
-                "s_client",
-                "-connect",
-                &self.address().to_string(),
-                "-servername",
-                name,
-            ])
+            .args(["s_client", "-connect", &self.address().to_string(), "-servername", name])
             .stdin(Stdio::null())
             .stderr(Stdio::null())
             .output()
@@ -294,16 +244,9 @@ impl Gateway {
             .stdout(Stdio::piped())
             .spawn()
             .expect("openssl runs");
-        read.stdin
-            .take()
-            .expect("piped")
-            .write_all(&shown.stdout)
-            .expect("openssl listens");
+        read.stdin.take().expect("piped").write_all(&shown.stdout).expect("openssl listens");
         let output = read.wait_with_output().expect("openssl ends");
-        String::from_utf8_lossy(&output.stdout)
-            .trim()
-            .trim_start_matches("serial=")
-            .to_owned()
+        String::from_utf8_lossy(&output.stdout).trim().trim_start_matches("serial=").to_owned()
     }
 
     /// Sends a signal.
@@ -333,10 +276,6 @@ pub fn sealgate(arguments: &[&dyn AsRef<std::ffi::OsStr>]) -> Output {
 
 fn assert_running(process: &mut Process) {
     if let Some(status) = process.ended() {
-        panic!(
-            "sealgate ended: {status}\n{}\n{}",
-            process.stdout(),
-            process.stderr()
-        );
+        panic!("sealgate ended: {status}\n{}\n{}", process.stdout(), process.stderr());
     }
 }

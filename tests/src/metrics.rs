@@ -27,11 +27,7 @@ pub struct Metrics {
 impl Metrics {
     /// Parses the text format; panics at the first line that is not of it.
     pub fn parse(text: &str) -> Metrics {
-        let mut metrics = Metrics {
-            samples: Vec::new(),
-            types: BTreeMap::new(),
-            help: Vec::new(),
-        };
+        let mut metrics = Metrics { samples: Vec::new(), types: BTreeMap::new(), help: Vec::new() };
         for line in text.lines().filter(|line| !line.is_empty() && *line != "# EOF") {
             if let Some(rest) = line.strip_prefix("# TYPE ") {
                 let (name, kind) = rest.split_once(' ').expect("# TYPE name kind");
@@ -40,13 +36,9 @@ impl Metrics {
                     "{name} is typed twice"
                 );
             } else if let Some(rest) = line.strip_prefix("# HELP ") {
-                metrics
-                    .help
-                    .push(rest.split(' ').next().expect("a name").to_owned());
+                metrics.help.push(rest.split(' ').next().expect("a name").to_owned());
             } else if !line.starts_with('#') {
-                metrics
-                    .samples
-                    .push(sample(line).unwrap_or_else(|| panic!("not a sample: {line}")));
+                metrics.samples.push(sample(line).unwrap_or_else(|| panic!("not a sample: {line}")));
             }
         }
         metrics
@@ -58,9 +50,7 @@ impl Metrics {
             .iter()
             .filter(|sample| sample.name == name)
             .filter(|sample| {
-                labels
-                    .iter()
-                    .all(|(key, value)| sample.labels.get(*key).is_some_and(|have| have == value))
+                labels.iter().all(|(key, value)| sample.labels.get(*key).is_some_and(|have| have == value))
             })
             .map(|sample| sample.value)
             .sum()
@@ -96,14 +86,6 @@ fn sample(line: &str) -> Option<Sample> {
         rest = &rest[1..];
     }
     let value = rest.split_whitespace().next()?;
-    let value = if value == "+Inf" {
-        f64::INFINITY
-    } else {
-        value.parse().ok()?
-    };
-    Some(Sample {
-        name: name.to_owned(),
-        labels,
-        value,
-    })
+    let value = if value == "+Inf" { f64::INFINITY } else { value.parse().ok()? };
+    Some(Sample { name: name.to_owned(), labels, value })
 }

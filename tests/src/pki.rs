@@ -22,15 +22,10 @@ impl Pki {
         let mut params = CertificateParams::new(Vec::new()).expect("parameters");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params
-            .distinguished_name
-            .push(DnType::CommonName, "sealgate tests authority");
+        params.distinguished_name.push(DnType::CommonName, "sealgate tests authority");
         let certificate = params.self_signed(&key).expect("a certificate");
         fs::write(folder.join("ca.pem"), certificate.pem()).expect("ca.pem");
-        Pki {
-            folder: folder.to_owned(),
-            authority: Issuer::new(params, key),
-        }
+        Pki { folder: folder.to_owned(), authority: Issuer::new(params, key) }
     }
 
     /// Writes `NAME.pem` and `NAME.key` for the host names given, good for servers and clients, and returns the
@@ -40,10 +35,8 @@ impl Pki {
         let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
         let mut params = CertificateParams::new(hosts).expect("host names");
         params.distinguished_name.push(DnType::CommonName, name);
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         let mut serial = [0_u8; 16];
         ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut serial)

@@ -35,30 +35,17 @@ pub fn free_port() -> u16 {
 pub fn binary(name: &str) -> PathBuf {
     static BUILT: OnceLock<()> = OnceLock::new();
     let folder = match std::env::var_os("SEALGATE_BIN") {
-        Some(path) => PathBuf::from(path)
-            .parent()
-            .expect("SEALGATE_BIN has a folder")
-            .to_owned(),
+        Some(path) => PathBuf::from(path).parent().expect("SEALGATE_BIN has a folder").to_owned(),
         None => {
             let test = std::env::current_exe().expect("the test's own path");
-            test.ancestors()
-                .nth(2)
-                .expect("target/PROFILE/deps/test")
-                .to_owned()
+            test.ancestors().nth(2).expect("target/PROFILE/deps/test").to_owned()
         }
     };
     let path = folder.join(name);
     if !path.exists() {
         BUILT.get_or_init(|| {
             let status = Command::new(env!("CARGO"))
-                .args([
-                    "build",
-                    "--quiet",
-                    "--package",
-                    "sealgate",
-                    "--package",
-                    "backend-echo",
-                ])
+                .args(["build", "--quiet", "--package", "sealgate", "--package", "backend-echo"])
                 .arg("--target-dir")
                 .arg(folder.parent().expect("target/PROFILE"))
                 .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
@@ -89,11 +76,7 @@ impl Process {
             .stderr(File::create(&stderr).expect("a file for stderr"))
             .spawn()
             .unwrap_or_else(|error| panic!("{command:?} does not start: {error}"));
-        Process {
-            child,
-            stdout,
-            stderr,
-        }
+        Process { child, stdout, stderr }
     }
 
     /// The process id.
@@ -146,11 +129,7 @@ fn children(parent: u32) -> Vec<u32> {
     tasks
         .flatten()
         .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
-        .flat_map(|list| {
-            list.split_whitespace()
-                .filter_map(|id| id.parse().ok())
-                .collect::<Vec<u32>>()
-        })
+        .flat_map(|list| list.split_whitespace().filter_map(|id| id.parse().ok()).collect::<Vec<u32>>())
         .collect()
 }
 

@@ -22,11 +22,7 @@ impl TokenIssuer {
         let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random).expect("a key");
         let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8.as_ref(), &random)
             .expect("its parse");
-        TokenIssuer {
-            key,
-            kid: kid.to_owned(),
-            random,
-        }
+        TokenIssuer { key, kid: kid.to_owned(), random }
     }
 
     /// The key set that a gateway reads.
@@ -54,16 +50,10 @@ impl TokenIssuer {
         for (name, value) in changes.as_object().expect("claims are an object") {
             match value {
                 Value::Null => claims.as_object_mut().expect("an object").remove(name),
-                value => claims
-                    .as_object_mut()
-                    .expect("an object")
-                    .insert(name.clone(), value.clone()),
+                value => claims.as_object_mut().expect("an object").insert(name.clone(), value.clone()),
             };
         }
-        self.sign(
-            &json!({ "alg": "ES256", "typ": "at+jwt", "kid": self.kid }),
-            &claims,
-        )
+        self.sign(&json!({ "alg": "ES256", "typ": "at+jwt", "kid": self.kid }), &claims)
     }
 
     /// Signs whatever it is given, whatever `alg` it claims.
@@ -73,15 +63,8 @@ impl TokenIssuer {
 
     /// As [`TokenIssuer::sign`], for what is perhaps no JSON.
     pub(crate) fn sign_bytes(&self, header: &[u8], claims: &[u8]) -> String {
-        let signed = format!(
-            "{}.{}",
-            URL_SAFE_NO_PAD.encode(header),
-            URL_SAFE_NO_PAD.encode(claims)
-        );
-        let signature = self
-            .key
-            .sign(&self.random, signed.as_bytes())
-            .expect("a signature");
+        let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims));
+        let signature = self.key.sign(&self.random, signed.as_bytes()).expect("a signature");
         format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature.as_ref()))
     }
 
@@ -93,8 +76,5 @@ impl TokenIssuer {
 
 /// Unix time in seconds.
 pub(crate) fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .expect("after 1970")
-        .as_secs()
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs()
 }

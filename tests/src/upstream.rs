@@ -8,8 +8,9 @@
 //! | `/status/N` | that status |
 //! | `/leak/…` | 200 with headers that must not pass outwards |
 //! | `/ws/…` | a WebSocket that echoes; the variants are under `websocket` below |
-//! | other | 200 with method, path and headers as JSON |
+//! | other | what was given to [`Upstream::publish`] for it, or 200 with method, path and headers as JSON |
 
+use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -17,10 +18,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::json;
 
 use crate::wire::{accept, frame, parse_frame, unmasked_frame};
-use crate::{DEADLINE, Frame, until};
+use crate::{DEADLINE, Frame, Pki, until};
 
 /// A request as it arrived.
 #[derive(Clone, Debug)]
@@ -38,12 +42,8 @@ pub struct Seen {
 impl Seen {
     /// The value of a header; panics when there are several.
     pub fn header(&self, name: &str) -> Option<&str> {
-        let values: Vec<&str> = self
-            .headers
-            .iter()
-            .filter(|(have, _)| have == name)
-            .map(|(_, value)| value.as_str())
-            .collect();
+        let values: Vec<&str> =
+            self.headers.iter().filter(|(have, _)| have == name).map(|(_, value)| value.as_str()).collect();
         assert!(values.len() < 2, "{name} came twice: {values:?}");
         values.first().copied()
     }
@@ -55,7 +55,6 @@ pub struct Upstream {
     address: Address,
 }
 
-#[derive(Clone)]
 enum Address {
     Unix(PathBuf),
     Tcp(SocketAddr),
@@ -67,6 +66,7 @@ struct Shared {
     frames: Mutex<Vec<Frame>>,
     held: Mutex<(usize, bool)>,
     released: Condvar,
+    published: Mutex<HashMap<String, String>>,
     stopped: AtomicBool,
     open: Mutex<Vec<Box<dyn Stream>>>,
 }
@@ -94,6 +94,45 @@ impl Stream for TcpStream {
     }
 }
 
+/// TLS over TCP. Reader and writer share the session; the socket beside it can be cut while one of them waits.
+struct TlsStream {
+    session: Arc<Mutex<StreamOwned<ServerConnection, TcpStream>>>,
+    socket: TcpStream,
+}
+
+impl TlsStream {
+    fn accept(config: &Arc<ServerConfig>, socket: TcpStream) -> TlsStream {
+        let connection = ServerConnection::new(Arc::clone(config)).expect("a session");
+        let second = socket.try_clone().expect("a second handle");
+        TlsStream { session: Arc::new(Mutex::new(StreamOwned::new(connection, socket))), socket: second }
+    }
+}
+
+impl Read for TlsStream {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        lock(&self.session).read(buffer)
+    }
+}
+
+impl Write for TlsStream {
+    fn write(&mut self, buffer: &[u8]) -> std::io::Result<usize> {
+        lock(&self.session).write(buffer)
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        lock(&self.session).flush()
+    }
+}
+
+impl Stream for TlsStream {
+    fn split(&self) -> Box<dyn Stream> {
+        let socket = self.socket.try_clone().expect("a second handle");
+        Box::new(TlsStream { session: Arc::clone(&self.session), socket })
+    }
+    fn shut(&self) {
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+}
+
 impl Upstream {
     /// Listens on a unix socket.
     pub fn unix(path: &Path) -> Upstream {
@@ -109,14 +148,29 @@ impl Upstream {
                 inner.serve_in_thread(Box::new(stream));
             }
         });
-        Upstream {
-            shared,
-            address: Address::Unix(path.to_owned()),
-        }
+        Upstream { shared, address: Address::Unix(path.to_owned()) }
     }
 
     /// Listens on a TCP port of loopback.
     pub fn tcp() -> Upstream {
+        Upstream::listen(None)
+    }
+
+    /// The same, with TLS and the certificate `NAME.pem` of `pki`.
+    pub fn tls(pki: &Pki, name: &str) -> Upstream {
+        let chain = CertificateDer::from_pem_file(pki.path(&format!("{name}.pem"))).expect("a certificate");
+        let key = PrivateKeyDer::from_pem_file(pki.path(&format!("{name}.key"))).expect("a key");
+        let config =
+            ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+                .with_safe_default_protocol_versions()
+                .expect("versions")
+                .with_no_client_auth()
+                .with_single_cert(vec![chain], key)
+                .expect("a server");
+        Upstream::listen(Some(Arc::new(config)))
+    }
+
+    fn listen(tls: Option<Arc<ServerConfig>>) -> Upstream {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("its address");
         let shared = Arc::new(Shared::default());
@@ -126,13 +180,28 @@ impl Upstream {
                 if inner.stopped.load(Ordering::SeqCst) {
                     break;
                 }
-                inner.serve_in_thread(Box::new(stream));
+                match &tls {
+                    None => inner.serve_in_thread(Box::new(stream)),
+                    Some(config) => {
+                        inner.serve_in_thread(Box::new(TlsStream::accept(config, stream)));
+                    }
+                }
             }
         });
-        Upstream {
-            shared,
-            address: Address::Tcp(address),
+        Upstream { shared, address: Address::Tcp(address) }
+    }
+
+    /// Where it listens; panics for a unix socket.
+    pub fn address(&self) -> SocketAddr {
+        match &self.address {
+            Address::Tcp(address) => *address,
+            Address::Unix(path) => panic!("{} is a unix socket", path.display()),
         }
+    }
+
+    /// Answers 200 with this body wherever `path` is asked for.
+    pub fn publish(&self, path: &str, body: &str) {
+        lock(&self.shared.published).insert(path.to_owned(), body.to_owned());
     }
 
     /// As a policy writes it.
@@ -155,10 +224,7 @@ impl Upstream {
 
     /// How many requests came whose target starts with `prefix`.
     pub fn count(&self, prefix: &str) -> usize {
-        lock(&self.shared.seen)
-            .iter()
-            .filter(|seen| seen.target.starts_with(prefix))
-            .count()
+        lock(&self.shared.seen).iter().filter(|seen| seen.target.starts_with(prefix)).count()
     }
 
     /// All WebSocket frames so far, over all sockets.
@@ -168,9 +234,7 @@ impl Upstream {
 
     /// Waits until `count` requests stand at `/hold`.
     pub fn wait_held(&self, count: usize) {
-        until("requests are held", DEADLINE, || {
-            (lock(&self.shared.held).0 >= count).then_some(())
-        });
+        until("requests are held", DEADLINE, || (lock(&self.shared.held).0 >= count).then_some(()));
     }
 
     /// Lets the requests at `/hold` go, and all later ones.
@@ -226,10 +290,7 @@ impl Shared {
             let mut held = lock(&self.held);
             held.0 += 1;
             while !held.1 {
-                held = self
-                    .released
-                    .wait(held)
-                    .unwrap_or_else(std::sync::PoisonError::into_inner);
+                held = self.released.wait(held).unwrap_or_else(std::sync::PoisonError::into_inner);
             }
         }
         if seen.target.starts_with("/drop") {
@@ -254,11 +315,7 @@ impl Shared {
             "204" | "304" => (String::new(), String::new()),
             _ => (format!("Content-Length: {}\r\n", body.len()), body),
         };
-        let body = if seen.method == "HEAD" {
-            String::new()
-        } else {
-            body
-        };
+        let body = if seen.method == "HEAD" { String::new() } else { body };
         write!(
             writer,
             "HTTP/1.1 {status} Told\r\nContent-Type: application/json\r\n{extra}{length}\r\n{body}"
@@ -272,34 +329,18 @@ impl Shared {
     fn websocket(&self, seen: &Seen, reader: &mut dyn Read, writer: &mut dyn Stream) -> Option<()> {
         let variant = seen.target.strip_prefix("/ws/").unwrap_or_default();
         if variant == "refuse" {
-            writer
-                .write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
-                .ok()?;
+            writer.write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n").ok()?;
             return Some(());
         }
         let key = seen.header("sec-websocket-key").unwrap_or_default();
-        let accept = if variant == "accept" {
-            accept("another key")
-        } else {
-            accept(key)
-        };
-        let offered = seen
-            .header("sec-websocket-protocol")
-            .and_then(|list| list.split(',').next())
-            .map(str::trim);
-        let subprotocol = if variant == "subprotocol" {
-            Some("never.offered")
-        } else {
-            offered
-        };
-        let subprotocol = subprotocol
-            .map(|name| format!("Sec-WebSocket-Protocol: {name}\r\n"))
-            .unwrap_or_default();
-        let extension = if variant == "deflate" {
-            "Sec-WebSocket-Extensions: permessage-deflate\r\n"
-        } else {
-            ""
-        };
+        let accept = if variant == "accept" { accept("another key") } else { accept(key) };
+        let offered =
+            seen.header("sec-websocket-protocol").and_then(|list| list.split(',').next()).map(str::trim);
+        let subprotocol = if variant == "subprotocol" { Some("never.offered") } else { offered };
+        let subprotocol =
+            subprotocol.map(|name| format!("Sec-WebSocket-Protocol: {name}\r\n")).unwrap_or_default();
+        let extension =
+            if variant == "deflate" { "Sec-WebSocket-Extensions: permessage-deflate\r\n" } else { "" };
         write!(
             writer,
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -348,12 +389,7 @@ fn read_request(reader: &mut dyn BufRead) -> Option<Seen> {
         let (name, value) = line.split_once(':')?;
         headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
     }
-    let mut seen = Seen {
-        method,
-        target,
-        headers,
-        body: Vec::new(),
-    };
+    let mut seen = Seen { method, target, headers, body: Vec::new() };
     if seen.header("transfer-encoding").is_some() {
         loop {
             let size = usize::from_str_radix(&read_line(reader)?, 16).ok()?;

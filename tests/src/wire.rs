@@ -4,6 +4,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -40,10 +41,9 @@ impl Frame {
     pub fn close(&self) -> (u16, String) {
         assert_eq!(self.opcode, 8, "not a close: {self:?}");
         match self.payload.split_first_chunk::<2>() {
-            Some((code, reason)) => (
-                u16::from_be_bytes(*code),
-                String::from_utf8(reason.to_vec()).expect("UTF-8"),
-            ),
+            Some((code, reason)) => {
+                (u16::from_be_bytes(*code), String::from_utf8(reason.to_vec()).expect("UTF-8"))
+            }
             None => (1005, String::new()),
         }
     }
@@ -54,9 +54,7 @@ impl Wire {
     pub fn connect(address: SocketAddr, ca: &Path, alpn: &[&str]) -> Wire {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut roots = RootCertStore::empty();
-        roots
-            .add(CertificateDer::from_pem_file(ca).expect("the authority"))
-            .expect("a usable authority");
+        roots.add(CertificateDer::from_pem_file(ca).expect("the authority")).expect("a usable authority");
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .expect("versions")
@@ -68,24 +66,15 @@ impl Wire {
         let socket = TcpStream::connect(address).expect("a connection");
         socket.set_read_timeout(Some(DEADLINE)).expect("a timeout");
         socket.set_nodelay(true).expect("no delay");
-        Wire {
-            stream: StreamOwned::new(connection, socket),
-            read: Vec::new(),
-        }
+        Wire { stream: StreamOwned::new(connection, socket), read: Vec::new() }
     }
 
     /// The protocol agreed by ALPN; drives the handshake.
     pub fn alpn(&mut self) -> Option<String> {
         while self.stream.conn.is_handshaking() {
-            self.stream
-                .conn
-                .complete_io(&mut self.stream.sock)
-                .expect("a handshake");
+            self.stream.conn.complete_io(&mut self.stream.sock).expect("a handshake");
         }
-        self.stream
-            .conn
-            .alpn_protocol()
-            .map(|name| String::from_utf8_lossy(name).into_owned())
+        self.stream.conn.alpn_protocol().map(|name| String::from_utf8_lossy(name).into_owned())
     }
 
     /// Writes bytes as they are. A peer that has gone is not an error here: the answer is what a test looks at.
@@ -103,9 +92,7 @@ impl Wire {
             }
         };
         let reply = Reply::parse(&self.read[..head]);
-        let length = reply
-            .header("content-length")
-            .map_or(0, |length| length.parse().expect("a length"));
+        let length = reply.header("content-length").map_or(0, |length| length.parse().expect("a length"));
         while self.read.len() < head + length {
             self.fill()?;
         }
@@ -153,8 +140,20 @@ impl Wire {
 
     /// Reads to the end of the stream; true if it came within the deadline.
     pub fn ended(&mut self) -> bool {
-        while self.fill().is_some() {}
-        true
+        self.ends_within(DEADLINE)
+    }
+
+    /// Reads to the end of the stream; false if the peer is silent for so long instead.
+    pub fn ends_within(&mut self, deadline: Duration) -> bool {
+        self.stream.sock.set_read_timeout(Some(deadline)).expect("a timeout");
+        let mut buffer = [0; 16 * 1024];
+        loop {
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return true,
+                Ok(_) => {}
+                Err(error) => return !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+            }
+        }
     }
 
     /// Reads more; `None` at the end of the stream. Panics if nothing comes in time.
@@ -181,10 +180,7 @@ impl Wire {
 pub(crate) fn parse_frame(bytes: &[u8]) -> Option<(Frame, usize)> {
     let (first, second) = (*bytes.first()?, *bytes.get(1)?);
     let (length, mut at) = match second & 0x7f {
-        126 => (
-            u64::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?)),
-            4,
-        ),
+        126 => (u64::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?)), 4),
         127 => (u64::from_be_bytes(bytes.get(2..10)?.try_into().ok()?), 10),
         short => (u64::from(short), 2),
     };
@@ -195,20 +191,10 @@ pub(crate) fn parse_frame(bytes: &[u8]) -> Option<(Frame, usize)> {
         at += 4;
     }
     let end = at.checked_add(usize::try_from(length).ok()?)?;
-    let payload = bytes
-        .get(at..end)?
-        .iter()
-        .zip(mask.iter().cycle())
-        .map(|(byte, mask)| byte ^ mask)
-        .collect();
+    let payload =
+        bytes.get(at..end)?.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask).collect();
     Some((
-        Frame {
-            fin: first & 0x80 != 0,
-            reserved: first & 0x70,
-            opcode: first & 0x0f,
-            masked,
-            payload,
-        },
+        Frame { fin: first & 0x80 != 0, reserved: first & 0x70, opcode: first & 0x0f, masked, payload },
         end,
     ))
 }
@@ -218,12 +204,7 @@ pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mask = [0x37, 0xfa, 0x21, 0x3d];
     let mut bytes = head(first, payload.len(), 0x80);
     bytes.extend_from_slice(&mask);
-    bytes.extend(
-        payload
-            .iter()
-            .zip(mask.iter().cycle())
-            .map(|(byte, mask)| byte ^ mask),
-    );
+    bytes.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
     bytes
 }
 

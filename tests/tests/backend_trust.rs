@@ -13,10 +13,7 @@ fn in_dev_the_backend_listens_on_a_private_unix_socket_alone() {
     let mut gateway = Gateway::dev();
     let state = gateway.policy().parent().expect("the state folder").to_owned();
     let sockets = sockets_below(&state);
-    assert!(
-        sockets.len() >= 2,
-        "the backend's and the control socket: {sockets:?}"
-    );
+    assert!(sockets.len() >= 2, "the backend's and the control socket: {sockets:?}");
     for path in &sockets {
         let mode = fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode, 0o600, "{}", path.display());
@@ -49,14 +46,7 @@ fn listening_ports(id: u32) -> usize {
         .expect("its descriptors")
         .flatten()
         .filter_map(|entry| fs::read_link(entry.path()).ok())
-        .filter_map(|link| {
-            Some(
-                link.to_str()?
-                    .strip_prefix("socket:[")?
-                    .strip_suffix(']')?
-                    .to_owned(),
-            )
-        })
+        .filter_map(|link| Some(link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned()))
         .collect();
     ["tcp", "tcp6"]
         .iter()
@@ -81,31 +71,17 @@ fn over_tcp_only_the_gateways_certificate_and_name_are_let_in() {
     let port = free_port();
 
     let mut command = Command::new(binary("backend-echo"));
-    command
-        .arg("--state")
-        .arg(folder.path().join("state"))
-        .arg("--development");
+    command.arg("--state").arg(folder.path().join("state")).arg("--development");
     command.arg("--listen").arg(format!("tls:127.0.0.1:{port}"));
-    command
-        .arg("--cert")
-        .arg(pki.path("backend.pem"))
-        .arg("--key")
-        .arg(pki.path("backend.key"));
-    command
-        .arg("--client-ca")
-        .arg(pki.ca())
-        .args(["--client-name", "gateway.internal"]);
+    command.arg("--cert").arg(pki.path("backend.pem")).arg("--key").arg(pki.path("backend.key"));
+    command.arg("--client-ca").arg(pki.ca()).args(["--client-name", "gateway.internal"]);
     let _backend = Process::start(&mut command, folder.path(), "backend");
-    until("the backend listens", DEADLINE, || {
-        std::net::TcpStream::connect(("127.0.0.1", port)).ok()
-    });
+    until("the backend listens", DEADLINE, || std::net::TcpStream::connect(("127.0.0.1", port)).ok());
 
     let url = format!("https://backend.internal:{port}/healthz");
     let resolve = format!("backend.internal:{port}:127.0.0.1");
     let ask = |certificate: Option<(&Pki, &str)>| {
-        let request = curl(&url, &pki.ca())
-            .args(["--resolve", &resolve])
-            .header("X-Sealgate-Subject: root");
+        let request = curl(&url, &pki.ca()).args(["--resolve", &resolve]).header("X-Sealgate-Subject: root");
         let request = match certificate {
             Some((pki, name)) => request
                 .args([Path::new("--cert"), &pki.path(&format!("{name}.pem"))])
@@ -119,19 +95,13 @@ fn over_tcp_only_the_gateways_certificate_and_name_are_let_in() {
     for (what, certificate) in [
         ("no certificate", None),
         ("another name of the same authority", Some((&pki, "intern"))),
-        (
-            "the right name of another authority",
-            Some((&stranger, "gateway")),
-        ),
+        ("the right name of another authority", Some((&stranger, "gateway"))),
     ] {
         let refused = ask(certificate);
         assert!(refused.is_err(), "{what}: {refused:?}");
     }
     let plain = curl(&format!("http://127.0.0.1:{port}/healthz"), &pki.ca()).try_send();
-    assert!(
-        !plain.as_ref().is_ok_and(|reply| reply.status == 200),
-        "{plain:?}"
-    );
+    assert!(!plain.as_ref().is_ok_and(|reply| reply.status == 200), "{plain:?}");
 
     // Through the gateway, whose policy names certificate and authority, it works; with another's it does not.
     let rules = |ca: &Path, name: &str, server: &str| {
@@ -149,18 +119,9 @@ fn over_tcp_only_the_gateways_certificate_and_name_are_let_in() {
     let reply = gateway.curl("/healthz").send();
     assert_eq!(reply.status, 200, "{reply:?}");
     for (what, rules) in [
-        (
-            "another client name",
-            rules(&pki.ca(), "intern", "backend.internal"),
-        ),
-        (
-            "an authority that did not sign the backend",
-            rules(&stranger.ca(), "gateway", "backend.internal"),
-        ),
-        (
-            "a name that the backend does not have",
-            rules(&pki.ca(), "gateway", "other.internal"),
-        ),
+        ("another client name", rules(&pki.ca(), "intern", "backend.internal")),
+        ("an authority that did not sign the backend", rules(&stranger.ca(), "gateway", "backend.internal")),
+        ("a name that the backend does not have", rules(&pki.ca(), "gateway", "other.internal")),
     ] {
         bundle.write(&rules);
         let (reloaded, said) = gateway.reload();
@@ -177,27 +138,13 @@ fn plain_tcp_and_half_a_configuration_are_refused() {
         &["--listen", "tcp:127.0.0.1:0"][..],
         &["--listen", "127.0.0.1:0"],
         &["--listen", "tls:127.0.0.1:0"],
-        &[
-            "--listen",
-            "tls:127.0.0.1:0",
-            "--cert",
-            "/dev/null",
-            "--key",
-            "/dev/null",
-        ],
+        &["--listen", "tls:127.0.0.1:0", "--cert", "/dev/null", "--key", "/dev/null"],
     ] {
         let mut command = Command::new(binary("backend-echo"));
-        command
-            .arg("--state")
-            .arg(folder.path().join("state"))
-            .args(arguments);
+        command.arg("--state").arg(folder.path().join("state")).args(arguments);
         let mut process = Process::start(&mut command, folder.path(), "backend");
         let status = process.wait(DEADLINE);
-        assert!(
-            matches!(status.code(), Some(1 | 2)),
-            "{arguments:?}: {status} {}",
-            process.stderr()
-        );
+        assert!(matches!(status.code(), Some(1 | 2)), "{arguments:?}: {status} {}", process.stderr());
         assert!(!process.stderr().contains("panicked"), "{}", process.stderr());
     }
 }

@@ -11,11 +11,7 @@ fn clients_and_upstream_understand_each_other_without_a_gateway() {
     for client in Client::ALL {
         let mut driver = Driver::start(client, &pki.ca());
         let url = |variant: &str| format!("ws://{address}/ws/{variant}");
-        driver.open(
-            "a",
-            &url("a"),
-            &Open::token("t").origin("https://o.test").subprotocol("one"),
-        );
+        driver.open("a", &url("a"), &Open::token("t").origin("https://o.test").subprotocol("one"));
         let seen = upstream.last();
         assert_eq!(seen.header("authorization"), Some("Bearer t"), "{client:?}");
         assert_eq!(seen.header("origin"), Some("https://o.test"), "{client:?}");
@@ -32,11 +28,7 @@ fn clients_and_upstream_understand_each_other_without_a_gateway() {
         assert_eq!(driver.expect_close("a", 4000), "done", "{client:?}");
 
         driver.refused("refuse", &url("refuse"), &Open::bare(), 403);
-        assert_eq!(
-            driver.attempt("accept", &url("accept"), &Open::bare())["event"],
-            "failed",
-            "{client:?}"
-        );
+        assert_eq!(driver.attempt("accept", &url("accept"), &Open::bare())["event"], "failed", "{client:?}");
         assert_eq!(
             driver.attempt("deflate", &url("deflate"), &Open::bare())["event"],
             "failed",
@@ -48,10 +40,7 @@ fn clients_and_upstream_understand_each_other_without_a_gateway() {
             driver.expect_close(variant, 1006);
         }
         driver.attempt("offer", &url("a"), &Open::bare().compression());
-        assert!(
-            upstream.last().header("sec-websocket-extensions").is_some(),
-            "{client:?}"
-        );
+        assert!(upstream.last().header("sec-websocket-extensions").is_some(), "{client:?}");
     }
 }
 

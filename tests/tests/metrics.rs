@@ -52,11 +52,7 @@ const LABELS: [&str; 15] = [
 ];
 
 fn series(metrics: &Metrics) -> BTreeSet<String> {
-    metrics
-        .samples
-        .iter()
-        .map(|sample| format!("{}{:?}", sample.name, sample.labels))
-        .collect()
+    metrics.samples.iter().map(|sample| format!("{}{:?}", sample.name, sample.labels)).collect()
 }
 
 #[test]
@@ -65,14 +61,7 @@ fn metrics_are_named_by_the_rules_and_count_what_happened() {
     let gateway = Gateway::run(&bundle);
     let token = bundle.issuer.token("alice-the-subject");
     for _ in 0..3 {
-        assert_eq!(
-            gateway
-                .curl("/mine/secret-path?q=secret-query")
-                .token(&token)
-                .send()
-                .status,
-            200
-        );
+        assert_eq!(gateway.curl("/mine/secret-path?q=secret-query").token(&token).send().status, 200);
     }
     gateway.curl("/mine/x").send().problem(401);
     gateway.curl("/nowhere").send().problem(404);
@@ -86,9 +75,7 @@ fn metrics_are_named_by_the_rules_and_count_what_happened() {
     let reply = gateway.admin("/metrics");
     assert_eq!(reply.status, 200);
     assert!(
-        reply
-            .header("content-type")
-            .is_some_and(|kind| kind.starts_with("text/plain; version=0.0.4")),
+        reply.header("content-type").is_some_and(|kind| kind.starts_with("text/plain; version=0.0.4")),
         "{reply:?}"
     );
     let metrics = until("everything is counted", DEADLINE, || {
@@ -96,50 +83,17 @@ fn metrics_are_named_by_the_rules_and_count_what_happened() {
         (metrics.sum("sealgate_websocket_open", &[]) == 0.0).then_some(metrics)
     });
     let count = |name: &str, labels: &[(&str, &str)]| metrics.sum(name, labels);
-    assert_eq!(
-        count(
-            "sealgate_http_requests_total",
-            &[("route", "mine"), ("code", "2xx")]
-        ),
-        3.0
-    );
-    assert_eq!(
-        count(
-            "sealgate_http_requests_total",
-            &[("route", "mine"), ("code", "4xx")]
-        ),
-        1.0
-    );
-    assert_eq!(
-        count(
-            "sealgate_http_request_duration_seconds_count",
-            &[("route", "mine")]
-        ),
-        4.0
-    );
-    assert_eq!(
-        count("sealgate_denials_total", &[("reason", "token-missing")]),
-        1.0
-    );
+    assert_eq!(count("sealgate_http_requests_total", &[("route", "mine"), ("code", "2xx")]), 3.0);
+    assert_eq!(count("sealgate_http_requests_total", &[("route", "mine"), ("code", "4xx")]), 1.0);
+    assert_eq!(count("sealgate_http_request_duration_seconds_count", &[("route", "mine")]), 4.0);
+    assert_eq!(count("sealgate_denials_total", &[("reason", "token-missing")]), 1.0);
     assert_eq!(count("sealgate_denials_total", &[("reason", "no-route")]), 1.0);
-    assert_eq!(
-        count("sealgate_upstream_errors_total", &[("upstream", "backend")]),
-        1.0
-    );
+    assert_eq!(count("sealgate_upstream_errors_total", &[("upstream", "backend")]), 1.0);
     let one = |direction: &str| {
-        count(
-            "sealgate_websocket_messages_total",
-            &[("route", "socket"), ("direction", direction)],
-        )
+        count("sealgate_websocket_messages_total", &[("route", "socket"), ("direction", direction)])
     };
     assert_eq!((one("to-upstream"), one("to-client")), (1.0, 1.0));
-    assert_eq!(
-        count(
-            "sealgate_websocket_refused_messages_total",
-            &[("route", "socket")]
-        ),
-        1.0
-    );
+    assert_eq!(count("sealgate_websocket_refused_messages_total", &[("reason", "message-too-big")]), 1.0);
     assert_eq!(count("sealgate_websocket_closes_total", &[("code", "1009")]), 1.0);
     assert!(count("sealgate_tls_handshakes_total", &[]) >= 7.0);
     assert_eq!(count("sealgate_policy_last_reload_successful", &[]), 1.0);
@@ -157,34 +111,19 @@ fn metrics_are_named_by_the_rules_and_count_what_happened() {
     }
 
     for (name, kind) in &metrics.types {
-        assert!(
-            name.starts_with("sealgate_") || name.starts_with("process_"),
-            "{name}"
-        );
+        assert!(name.starts_with("sealgate_") || name.starts_with("process_"), "{name}");
         assert!(metrics.help.contains(name), "{name} has no help");
         assert_eq!(kind == "counter", name.ends_with("_total"), "{name} is a {kind}");
         assert!(
-            !["_ms", "_millis", "_kib", "_percent"]
-                .iter()
-                .any(|unit| name.contains(unit)),
+            !["_ms", "_millis", "_kib", "_percent"].iter().any(|unit| name.contains(unit)),
             "{name}: base units"
         );
     }
-    let labels: BTreeSet<&str> = metrics
-        .samples
-        .iter()
-        .flat_map(|sample| sample.labels.keys().map(String::as_str))
-        .collect();
+    let labels: BTreeSet<&str> =
+        metrics.samples.iter().flat_map(|sample| sample.labels.keys().map(String::as_str)).collect();
     assert!(labels.iter().all(|label| LABELS.contains(label)), "{labels:?}");
     let text = gateway.admin("/metrics").body;
-    for secret in [
-        token.as_str(),
-        "alice-the-subject",
-        "session-of",
-        "secret-",
-        "127.0.0.1",
-        "key-1",
-    ] {
+    for secret in [token.as_str(), "alice-the-subject", "session-of", "secret-", "127.0.0.1", "key-1"] {
         assert!(!text.contains(secret), "{secret} stands in the metrics");
     }
 }
@@ -197,17 +136,8 @@ fn what_strangers_send_makes_no_new_series() {
     // Each kind once, so that its series is there.
     let strange = |n: u32| {
         let _ = gateway.curl(&format!("/strange-{n}")).send();
-        let _ = gateway
-            .curl(&format!("/mine/{n}"))
-            .token(&token)
-            .method(&format!("M{n}"))
-            .send();
-        let _ = gateway
-            .curl("/mine/x")
-            .http1()
-            .header(&format!("Host: h{n}.test"))
-            .token(&token)
-            .send();
+        let _ = gateway.curl(&format!("/mine/{n}")).token(&token).method(&format!("M{n}")).send();
+        let _ = gateway.curl("/mine/x").http1().header(&format!("Host: h{n}.test")).token(&token).send();
         let mut driver = Driver::start(Client::Python, gateway.ca());
         let subject = bundle.issuer.token(&format!("subject-{n}"));
         driver.open("a", &gateway.ws(&format!("/ws/{n}")), &Open::token(&subject));
@@ -232,23 +162,13 @@ fn the_private_listener_answers_three_paths_and_the_public_one_none_of_them() {
         assert_eq!(gateway.admin(path).status, 200, "{path}");
         gateway.curl(path).send().problem(404);
     }
-    for path in [
-        "/",
-        "/metrics/",
-        "/reload",
-        "/debug/pprof",
-        "/..",
-        "/metrics/../x",
-    ] {
+    for path in ["/", "/metrics/", "/reload", "/debug/pprof", "/..", "/metrics/../x"] {
         assert_eq!(gateway.admin(path).status, 404, "{path}");
     }
     let mut stream = TcpStream::connect(gateway.admin_address()).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
-    write!(
-        stream,
-        "POST /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-    )
-    .unwrap();
+    write!(stream, "POST /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+        .unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 405"), "{answer}");

@@ -89,32 +89,21 @@ impl Load {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients");
         let mut child = Command::new(folder.join("venv/bin/python3"))
             .arg(folder.join("load.py"))
-            .args([
-                gateway.ca().as_os_str(),
-                gateway.url(path).as_ref(),
-                token.as_ref(),
-            ])
+            .args([gateway.ca().as_os_str(), gateway.url(path).as_ref(), token.as_ref()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .expect("python runs; ./test installs the clients");
         // It says when the first answers have come.
         let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().expect("piped"))
-            .read_line(&mut line)
-            .expect("a line");
+        BufReader::new(child.stdout.as_mut().expect("piped")).read_line(&mut line).expect("a line");
         assert_eq!(line.trim(), "running");
         Load { child }
     }
 
     /// `{"ok": n, "failed": [...]}`.
     fn stop(mut self) -> Value {
-        self.child
-            .stdin
-            .take()
-            .expect("piped")
-            .write_all(b"stop\n")
-            .expect("it listens");
+        self.child.stdin.take().expect("piped").write_all(b"stop\n").expect("it listens");
         let output = self.child.wait_with_output().expect("it ends");
         serde_json::from_slice(&output.stdout).expect("a report")
     }
@@ -138,21 +127,13 @@ fn two_hundred_sockets_and_constant_requests_go_on_through_reloads() {
 
     for round in 0_u32..5 {
         // Even rounds narrow the rules, odd ones widen them.
-        let (limit, text) = if round % 2 == 0 {
-            (10, "short")
-        } else {
-            (20, "somewhat longer")
-        };
+        let (limit, text) = if round % 2 == 0 { (10, "short") } else { (20, "somewhat longer") };
         bundle.write_file("schemas/say.json", &say_schema(limit));
         bundle.write(&rules(limit));
         reload(&gateway);
         // The very next request and message.
         let body = gateway.curl("/body").body("text/plain", "somewhat longer").send();
-        assert_eq!(
-            body.status,
-            if limit == 10 { 413 } else { 200 },
-            "round {round}: {body:?}"
-        );
+        assert_eq!(body.status, if limit == 10 { 413 } else { 200 }, "round {round}: {body:?}");
         for id in &ids {
             driver.text(id, &say(text));
         }
@@ -173,12 +154,7 @@ fn two_hundred_sockets_and_constant_requests_go_on_through_reloads() {
     let report = load.stop();
     assert_eq!(report["failed"], json!([]), "{report}");
     assert!(report["ok"].as_u64().is_some_and(|count| count > 100), "{report}");
-    assert_eq!(
-        gateway
-            .metrics()
-            .sum("sealgate_websocket_open", &[("route", "checked")]),
-        199.0
-    );
+    assert_eq!(gateway.metrics().sum("sealgate_websocket_open", &[("route", "checked")]), 199.0);
 }
 
 #[test]
@@ -210,36 +186,18 @@ period = "5x"
     );
     bundle.write(&broken);
     let whole = format!("{}{broken}", Bundle::BASE);
-    let line = |text: &str| {
-        1 + whole
-            .lines()
-            .position(|line| line.starts_with(text))
-            .expect("the line is there")
-    };
+    let line =
+        |text: &str| 1 + whole.lines().position(|line| line.starts_with(text)).expect("the line is there");
     let (reloaded, said) = gateway.reload();
     assert!(!reloaded, "{said}");
-    for key in [
-        "auth = \"sometimes\"",
-        "colour =",
-        "quota = -1",
-        "period = \"5x\"",
-    ] {
+    for key in ["auth = \"sometimes\"", "colour =", "quota = -1", "period = \"5x\""] {
         let place = format!("policy.toml:{}:", line(key));
         assert!(said.contains(&place), "{key} is not reported at {place}\n{said}");
     }
     // `sealgate check` says the same without a gateway, and exits with 1.
-    let check = sealgate(&[
-        &"check",
-        &"--policy",
-        &bundle.policy(),
-        &"--state",
-        &bundle.state(),
-    ]);
-    let told = format!(
-        "{}{}",
-        String::from_utf8_lossy(&check.stdout),
-        String::from_utf8_lossy(&check.stderr)
-    );
+    let check = sealgate(&[&"check", &"--policy", &bundle.policy(), &"--state", &bundle.state()]);
+    let told =
+        format!("{}{}", String::from_utf8_lossy(&check.stdout), String::from_utf8_lossy(&check.stderr));
     assert_eq!(check.status.code(), Some(1), "{told}");
     assert!(
         told.contains(&format!("policy.toml:{}:", line("colour ="))) && told.contains("colour"),
@@ -251,14 +209,7 @@ period = "5x"
     assert!(metrics.sum("sealgate_policy_reloads_total", &[("result", "failure")]) >= 1.0);
     assert_eq!(generation(&gateway), before);
     // The old rules still stand: 15 bytes pass, an open socket goes on, what was refused still is.
-    assert_eq!(
-        gateway
-            .curl("/body")
-            .body("text/plain", "somewhat longer")
-            .send()
-            .status,
-        200
-    );
+    assert_eq!(gateway.curl("/body").body("text/plain", "somewhat longer").send().status, 200);
     driver.echo("a", &say("somewhat longer"));
     assert_eq!(gateway.curl("/other").token(&token).send().status, 404);
     assert_eq!(gateway.curl("/mine").send().status, 401);
@@ -285,11 +236,7 @@ period = "5x"
     let metrics = gateway.metrics();
     assert_eq!(metrics.sum("sealgate_policy_last_reload_successful", &[]), 1.0);
     assert!(generation(&gateway) > before);
-    gateway
-        .curl("/body")
-        .body("text/plain", "somewhat longer")
-        .send()
-        .problem(413);
+    gateway.curl("/body").body("text/plain", "somewhat longer").send().problem(413);
     driver.echo("a", &say("somewhat longer"));
 }
 
@@ -301,14 +248,7 @@ fn sealgate_check_passes_a_good_bundle() {
     let state = bundle.state();
     let check = sealgate(&[&"check", &"--policy", &bundle.policy(), &"--state", &state]);
     assert_eq!(check.status.code(), Some(0), "{check:?}");
-    let json = sealgate(&[
-        &"check",
-        &"--policy",
-        &bundle.policy(),
-        &"--state",
-        &state,
-        &"--json",
-    ]);
+    let json = sealgate(&[&"check", &"--policy", &bundle.policy(), &"--state", &state, &"--json"]);
     assert!(serde_json::from_slice::<Value>(&json.stdout).is_ok(), "{json:?}");
     // A usage error is something else than a refused configuration.
     let usage = sealgate(&[&"check", &"--nonsense"]);
@@ -331,11 +271,7 @@ fn sealgate_check_passes_a_good_bundle() {
 /// Waits until `/body` takes at most `limit` bytes, 10 or 20.
 fn wait_for_limit(gateway: &Gateway, limit: u32, how: &str) {
     until(how, DEADLINE, || {
-        let status = gateway
-            .curl("/body")
-            .body("text/plain", "somewhat longer")
-            .send()
-            .status;
+        let status = gateway.curl("/body").body("text/plain", "somewhat longer").send().status;
         (status == if limit == 10 { 413 } else { 200 }).then_some(())
     });
 }
@@ -364,29 +300,19 @@ fn sighup_and_every_way_to_replace_a_file_reload() {
     wait_for_limit(&gateway, 20, "write in place again");
     let before = generation(&gateway);
     bundle.write_file("schemas/say.json", &say_schema(30));
-    until("a schema's change", DEADLINE, || {
-        (generation(&gateway) > before).then_some(())
-    });
+    until("a schema's change", DEADLINE, || (generation(&gateway) > before).then_some(()));
 
     // SIGHUP: the process lives and has read what there is.
     gateway.signal(Signal::HUP);
     wait_for_limit(&gateway, 20, "alive after SIGHUP");
     // A broken file noticed by watching shows in the metrics without anybody asking, and mending it as well.
     bundle.write("colour = 1");
-    let state = |gateway: &Gateway| {
-        gateway
-            .metrics()
-            .sum("sealgate_policy_last_reload_successful", &[])
-    };
-    until("the failure shows", DEADLINE, || {
-        (state(&gateway) == 0.0).then_some(())
-    });
+    let state = |gateway: &Gateway| gateway.metrics().sum("sealgate_policy_last_reload_successful", &[]);
+    until("the failure shows", DEADLINE, || (state(&gateway) == 0.0).then_some(()));
     wait_for_limit(&gateway, 20, "the old rules stand");
     bundle.write(&rules(10));
     wait_for_limit(&gateway, 10, "mended");
-    until("the success shows", DEADLINE, || {
-        (state(&gateway) == 1.0).then_some(())
-    });
+    until("the success shows", DEADLINE, || (state(&gateway) == 1.0).then_some(()));
 }
 
 #[test]
@@ -409,11 +335,7 @@ fn a_kubernetes_volume_that_swaps_its_symlink_reloads() {
     let version = |name: &str, limit: u32| {
         let folder = root.join(name);
         fs::create_dir(&folder).unwrap();
-        fs::write(
-            folder.join("policy.toml"),
-            format!("{}{}", Bundle::BASE, rules(limit)),
-        )
-        .unwrap();
+        fs::write(folder.join("policy.toml"), format!("{}{}", Bundle::BASE, rules(limit))).unwrap();
         fs::write(folder.join("say.json"), say_schema(limit)).unwrap();
     };
     version("..2026_01_01_00_00_00.1", 20);
@@ -423,11 +345,7 @@ fn a_kubernetes_volume_that_swaps_its_symlink_reloads() {
     symlink("../..data/say.json", root.join("schemas/say.json")).unwrap();
     let gateway = Gateway::run(&bundle);
     let mut driver = Driver::start(Client::Python, gateway.ca());
-    driver.open(
-        "a",
-        &gateway.ws("/ws-checked"),
-        &Open::token(&bundle.issuer.token("alice")),
-    );
+    driver.open("a", &gateway.ws("/ws-checked"), &Open::token(&bundle.issuer.token("alice")));
     driver.echo("a", &say("somewhat longer"));
     wait_for_limit(&gateway, 20, "the first version");
 
@@ -457,10 +375,7 @@ fn new_certificates_and_keys_come_with_a_reload() {
     let rotated = sealgate_tests::TokenIssuer::new("key-2");
     fs::write(bundle.state().join("jwks.json"), rotated.jwks().to_string()).unwrap();
     reload(&gateway);
-    assert_eq!(
-        gateway.curl("/mine").token(&rotated.token("alice")).send().status,
-        200
-    );
+    assert_eq!(gateway.curl("/mine").token(&rotated.token("alice")).send().status, 200);
     gateway.curl("/mine").token(&token).send().problem(401);
 
     // A key that does not fit, or none at all, is refused, and the old certificate stays.

@@ -87,10 +87,7 @@ fn the_deadline_of_a_drain_holds() {
     gateway.signal(Signal::TERM);
     gateway.wait(DEADLINE);
     let elapsed = start.elapsed();
-    assert!(
-        (Duration::from_millis(900)..Duration::from_secs(8)).contains(&elapsed),
-        "{elapsed:?}"
-    );
+    assert!((Duration::from_millis(900)..Duration::from_secs(8)).contains(&elapsed), "{elapsed:?}");
     bundle.upstream.release();
     let cut = Curl::finish(running);
     assert!(!cut.as_ref().is_ok_and(|reply| reply.status == 200), "{cut:?}");

@@ -110,10 +110,7 @@ fn start_with(rules: &str) -> (Bundle, Gateway) {
 }
 
 fn now() -> f64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .expect("after 1970")
-        .as_secs_f64()
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs_f64()
 }
 
 /// A raw socket, open on `path`.
@@ -128,9 +125,7 @@ fn open_raw(gateway: &Gateway, path: &str, token: &str) -> Wire {
 #[track_caller]
 fn expect_close(wire: &mut Wire, code: u16, what: &str) {
     let close = loop {
-        let frame = wire
-            .message()
-            .unwrap_or_else(|| panic!("{what}: ended without a close frame"));
+        let frame = wire.message().unwrap_or_else(|| panic!("{what}: ended without a close frame"));
         assert!(!frame.masked, "{what}: a server's frame is masked");
         if frame.opcode == 8 {
             break frame;
@@ -149,15 +144,9 @@ fn upstream_got(bundle: &Bundle, data: &[&[u8]], what: &str) {
         let frames = bundle.upstream.frames();
         frames.iter().any(|frame| frame.opcode == 8).then_some(frames)
     });
-    assert!(
-        frames.iter().all(|frame| frame.masked),
-        "{what}: a client's frame is not masked: {frames:?}"
-    );
-    let have: Vec<&[u8]> = frames
-        .iter()
-        .filter(|frame| frame.opcode < 8)
-        .map(|frame| &frame.payload[..])
-        .collect();
+    assert!(frames.iter().all(|frame| frame.masked), "{what}: a client's frame is not masked: {frames:?}");
+    let have: Vec<&[u8]> =
+        frames.iter().filter(|frame| frame.opcode < 8).map(|frame| &frame.payload[..]).collect();
     assert_eq!(have, data, "{what}");
 }
 
@@ -210,22 +199,12 @@ fn the_token_comes_in_a_header_or_in_the_subprotocol_list_and_never_in_the_url()
         let list = Open::bare().subprotocol("im.v1.json").subprotocol(&bearer);
         let open = driver.open("list", &url, &list);
         assert_eq!(open["subprotocol"], "im.v1.json", "{client:?}: {open}");
-        assert!(
-            !open.to_string().contains("sealgate.bearer"),
-            "{client:?}: {open}"
-        );
+        assert!(!open.to_string().contains("sealgate.bearer"), "{client:?}: {open}");
         driver.echo("list", "hello");
         let seen = bundle.upstream.last();
-        assert_eq!(
-            seen.header("sec-websocket-protocol"),
-            Some("im.v1.json"),
-            "{seen:?}"
-        );
+        assert_eq!(seen.header("sec-websocket-protocol"), Some("im.v1.json"), "{seen:?}");
         assert_eq!(seen.header("x-sealgate-subject"), Some("alice"), "{seen:?}");
-        assert!(
-            !format!("{seen:?}").contains(&token),
-            "the upstream got the token: {seen:?}"
-        );
+        assert!(!format!("{seen:?}").contains(&token), "the upstream got the token: {seen:?}");
 
         let before = bundle.upstream.seen().len();
         let refusal = driver.refused("none", &url, &Open::bare(), 401);
@@ -236,31 +215,17 @@ fn the_token_comes_in_a_header_or_in_the_subprotocol_list_and_never_in_the_url()
         );
         driver.refused("url", &format!("{url}?access_token={token}"), &Open::bare(), 401);
         driver.refused("bad", &url, &Open::token("bad"), 401);
-        let bad = Open::bare()
-            .subprotocol("im.v1.json")
-            .subprotocol("sealgate.bearer.bad");
+        let bad = Open::bare().subprotocol("im.v1.json").subprotocol("sealgate.bearer.bad");
         driver.refused("bad list", &url, &bad, 401);
         let twice = Open::token(&token).subprotocol("im.v1.json").subprotocol(&bearer);
         driver.refused("twice", &url, &twice, 400);
-        driver.refused(
-            "expired",
-            &url,
-            &Open::token(&bundle.issuer.with("alice", json!({ "exp": 1 }))),
-            401,
-        );
+        driver.refused("expired", &url, &Open::token(&bundle.issuer.with("alice", json!({ "exp": 1 }))), 401);
         driver.refused("role", &gateway.ws("/ws-admin"), &Open::token(&token), 403);
         driver.refused("nowhere", &gateway.ws("/ws"), &Open::token(&token), 404);
-        assert_eq!(
-            bundle.upstream.seen().len(),
-            before,
-            "a refused upgrade reached the upstream"
-        );
+        assert_eq!(bundle.upstream.seen().len(), before, "a refused upgrade reached the upstream");
     }
     // The subprotocol list is a token's place in a WebSocket upgrade only.
-    let reply = gateway
-        .curl("/guarded")
-        .header(&format!("Sec-WebSocket-Protocol: {bearer}"))
-        .send();
+    let reply = gateway.curl("/guarded").header(&format!("Sec-WebSocket-Protocol: {bearer}")).send();
     assert!(matches!(reply.status, 400 | 401), "{reply:?}");
 }
 
@@ -271,11 +236,7 @@ fn an_origin_that_policy_does_not_name_is_refused() {
     for client in Client::ALL {
         let mut driver = Driver::start(client, gateway.ca());
         let open = Open::token(&token);
-        driver.open(
-            "own",
-            &gateway.ws("/ws/a"),
-            &open.clone().origin("https://chat.example.test"),
-        );
+        driver.open("own", &gateway.ws("/ws/a"), &open.clone().origin("https://chat.example.test"));
         driver.open("none", &gateway.ws("/ws/a"), &open);
         for (id, origin) in [
             ("evil", "https://evil.test"),
@@ -286,17 +247,11 @@ fn an_origin_that_policy_does_not_name_is_refused() {
         ] {
             let refusal = driver.refused(id, &gateway.ws("/ws/a"), &open.clone().origin(origin), 403);
             assert!(
-                refusal["body"]
-                    .as_str()
-                    .is_some_and(|body| body.contains("origin-not-allowed")),
+                refusal["body"].as_str().is_some_and(|body| body.contains("origin-not-allowed")),
                 "{refusal}"
             );
         }
-        driver.open(
-            "any",
-            &gateway.ws("/ws-limited"),
-            &open.clone().origin("https://evil.test"),
-        );
+        driver.open("any", &gateway.ws("/ws-limited"), &open.clone().origin("https://evil.test"));
     }
 }
 
@@ -306,21 +261,14 @@ fn an_upgrade_header_switches_no_rule_off() {
     let upgrade = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
                    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
     // At a route that is no WebSocket, with and without a token; and one that is a WebSocket, without.
-    for (path, token) in [
-        ("/guarded", false),
-        ("/guarded", true),
-        ("/nowhere", false),
-        ("/ws/a", false),
-    ] {
+    for (path, token) in [("/guarded", false), ("/guarded", true), ("/nowhere", false), ("/ws/a", false)] {
         let bearer = if token {
             format!("Authorization: Bearer {}\r\n", bundle.issuer.token("alice"))
         } else {
             String::new()
         };
         let mut wire = gateway.wire();
-        wire.send(format!(
-            "GET {path} HTTP/1.1\r\nHost: localhost\r\n{upgrade}{bearer}\r\n"
-        ));
+        wire.send(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{upgrade}{bearer}\r\n"));
         let reply = wire.response().expect("an answer");
         assert!((400..500).contains(&reply.status), "{path}: {reply:?}");
         reply.problem(reply.status);
@@ -334,7 +282,7 @@ fn an_upgrade_header_switches_no_rule_off() {
         ("short key", 400, "GET", "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: c2hvcnQ=\r\n".to_owned()),
         ("key twice", 400, "GET", format!("{upgrade}{key}")),
         ("POST", 405, "POST", upgrade.to_owned()),
-        ("a body", 400, "GET", format!("{upgrade}Content-Length: 5\r\n")),
+        ("a body", 413, "GET", format!("{upgrade}Content-Length: 5\r\n")),
     ] {
         let mut wire = gateway.wire();
         let body = if name == "a body" { "hello" } else { "" };
@@ -349,12 +297,7 @@ fn an_upgrade_header_switches_no_rule_off() {
     }
     assert_eq!(bundle.upstream.seen().len(), 0, "{:?}", bundle.upstream.seen());
     let mut driver = Driver::start(Client::Python, gateway.ca());
-    driver.refused(
-        "s",
-        &gateway.ws("/ws/a"),
-        &Open::token(&token).subprotocol("unknown.v9"),
-        400,
-    );
+    driver.refused("s", &gateway.ws("/ws/a"), &Open::token(&token).subprotocol("unknown.v9"), 400);
 }
 
 #[test]
@@ -371,62 +314,23 @@ fn a2_messages_are_judged_by_their_type_and_schema() {
         for (id, code, word, message) in [
             ("no JSON", 1007, "not-json", "hello"),
             ("half", 1007, "not-json", r#"{"type":"say","text":"hel"#),
-            (
-                "twice",
-                1007,
-                "not-json",
-                r#"{"type":"say","text":"a","text":"b"}"#,
-            ),
+            ("twice", 1007, "not-json", r#"{"type":"say","text":"a","text":"b"}"#),
             ("schema", 1007, "schema", r#"{"type":"say","text":7}"#),
-            (
-                "more",
-                1007,
-                "schema",
-                r#"{"type":"say","text":"a","admin":true}"#,
-            ),
-            (
-                "unknown type",
-                1008,
-                "unknown-message-type",
-                r#"{"type":"shout","text":"a"}"#,
-            ),
+            ("more", 1007, "schema", r#"{"type":"say","text":"a","admin":true}"#),
+            ("unknown type", 1008, "unknown-message-type", r#"{"type":"shout","text":"a"}"#),
             ("no type", 1008, "unknown-message-type", r#"{"text":"a"}"#),
-            (
-                "type of no text",
-                1008,
-                "unknown-message-type",
-                r#"{"type":["say"],"text":"a"}"#,
-            ),
-            (
-                "only to clients",
-                1008,
-                "unknown-message-type",
-                r#"{"type":"notice"}"#,
-            ),
+            ("type of no text", 1008, "unknown-message-type", r#"{"type":["say"],"text":"a"}"#),
+            ("only to clients", 1008, "unknown-message-type", r#"{"type":"notice"}"#),
             ("an array", 1008, "unknown-message-type", "[1]"),
         ] {
-            let before = bundle
-                .upstream
-                .frames()
-                .iter()
-                .filter(|frame| frame.opcode < 8)
-                .count();
+            let before = bundle.upstream.frames().iter().filter(|frame| frame.opcode < 8).count();
             driver.open(id, &url, &Open::token(&token));
             driver.echo(id, GOOD);
             driver.text(id, message);
             let reason = driver.expect_close(id, code);
             assert!(reason.starts_with(word), "{client:?} {id}: {reason}");
-            let after = bundle
-                .upstream
-                .frames()
-                .iter()
-                .filter(|frame| frame.opcode < 8)
-                .count();
-            assert_eq!(
-                after,
-                before + 1,
-                "{client:?} {id}: a refused message reached the upstream"
-            );
+            let after = bundle.upstream.frames().iter().filter(|frame| frame.opcode < 8).count();
+            assert_eq!(after, before + 1, "{client:?} {id}: a refused message reached the upstream");
         }
         driver.open("binary", &url, &Open::token(&token));
         driver.binary("binary", GOOD.as_bytes());
@@ -437,24 +341,14 @@ fn a2_messages_are_judged_by_their_type_and_schema() {
     // Both ends are closed cleanly: the upstream got a close frame for each refused socket.
     let closed = 2 * 11;
     until("the upstream is told", DEADLINE, || {
-        (bundle
-            .upstream
-            .frames()
-            .iter()
-            .filter(|frame| frame.opcode == 8)
-            .count()
-            >= closed)
-            .then_some(())
+        (bundle.upstream.frames().iter().filter(|frame| frame.opcode == 8).count() >= closed).then_some(())
     });
     // The other direction is judged too: this upstream echoes what only clients may say.
     let mut driver = Driver::start(Client::Python, gateway.ca());
     driver.open("reverse", &url, &Open::token(&token));
     driver.text("reverse", r#"{"type":"typing"}"#);
     let event = driver.next("reverse");
-    assert_eq!(
-        event["event"], "close",
-        "a message that must not go to clients did: {event}"
-    );
+    assert_eq!(event["event"], "close", "a message that must not go to clients did: {event}");
 }
 
 #[test]
@@ -463,11 +357,7 @@ fn offering_compression_neither_gets_it_nor_switches_judging_off() {
     let token = bundle.issuer.token("alice");
     for client in Client::ALL {
         let mut driver = Driver::start(client, gateway.ca());
-        let open = driver.open(
-            "a",
-            &gateway.ws("/ws-checked"),
-            &Open::token(&token).compression(),
-        );
+        let open = driver.open("a", &gateway.ws("/ws-checked"), &Open::token(&token).compression());
         assert!(open["extensions"].is_null(), "{client:?}: {open}");
         let seen = bundle.upstream.last();
         assert_eq!(seen.header("sec-websocket-extensions"), None, "{seen:?}");
@@ -477,10 +367,7 @@ fn offering_compression_neither_gets_it_nor_switches_judging_off() {
     }
     // A compressed frame all the same: RSV1 without the extension is a protocol error.
     let mut wire = open_raw(&gateway, "/ws-checked", &token);
-    wire.send(frame(
-        0xc1,
-        b"\xaa\x56\x2a\xa9\x2c\x48\x55\xb2\x52\x50\x2a\x4e\xac\x54\xd2",
-    ));
+    wire.send(frame(0xc1, b"\xaa\x56\x2a\xa9\x2c\x48\x55\xb2\x52\x50\x2a\x4e\xac\x54\xd2"));
     expect_close(&mut wire, 1002, "RSV1");
 }
 
@@ -492,11 +379,7 @@ fn a_frame_that_breaks_the_protocol_closes_with_its_code_and_goes_no_further() {
     let fragments = |sizes: &[usize]| -> Vec<u8> {
         let last = sizes.len() - 1;
         let first = |at: usize| if at == 0 { 2 } else { 0 } | if at == last { 0x80 } else { 0 };
-        sizes
-            .iter()
-            .enumerate()
-            .flat_map(|(at, size)| frame(first(at), &vec![7; *size]))
-            .collect()
+        sizes.iter().enumerate().flat_map(|(at, size)| frame(first(at), &vec![7; *size])).collect()
     };
     let (bundle, gateway) = start();
     let token = bundle.issuer.token("alice");
@@ -511,25 +394,13 @@ fn a_frame_that_breaks_the_protocol_closes_with_its_code_and_goes_no_further() {
         ("long ping", 1002, frame(0x89, &[0; 126])),
         ("unmasked ping", 1002, unmasked_frame(0x89, b"")),
         ("continuation of nothing", 1002, frame(0x80, b"hello")),
-        (
-            "new message inside one",
-            1002,
-            [frame(0x01, b"a"), frame(0x81, b"b")].concat(),
-        ),
-        (
-            "length in more bytes than needed",
-            1002,
-            [&[0x81, 0xfe, 0, 5, 0, 0, 0, 0][..], b"hello"].concat(),
-        ),
+        ("new message inside one", 1002, [frame(0x01, b"a"), frame(0x81, b"b")].concat()),
+        ("length in more bytes than needed", 1002, [&[0x81, 0xfe, 0, 5, 0, 0, 0, 0][..], b"hello"].concat()),
         ("length with the highest bit", 1002, header_of_negative),
         ("close of one byte", 1002, frame(0x88, &[3])),
         ("close code 1005", 1002, frame(0x88, &1005_u16.to_be_bytes())),
         ("close code 999", 1002, frame(0x88, &999_u16.to_be_bytes())),
-        (
-            "close reason that is not UTF-8",
-            1007,
-            frame(0x88, b"\x03\xe8\xff"),
-        ),
+        ("close reason that is not UTF-8", 1007, frame(0x88, b"\x03\xe8\xff")),
         ("text that is not UTF-8", 1007, frame(0x81, b"caf\xe9")),
         ("text with a surrogate", 1007, frame(0x81, b"\xed\xa0\x80")),
         ("text cut within a character", 1007, frame(0x81, b"\xf0\x9f\xa6")),
@@ -548,20 +419,9 @@ fn a_frame_that_breaks_the_protocol_closes_with_its_code_and_goes_no_further() {
         wire.send(&bytes);
         expect_close(&mut wire, code, name);
     }
-    let got: Vec<Frame> = bundle
-        .upstream
-        .frames()
-        .into_iter()
-        .filter(|frame| frame.opcode != 8)
-        .collect();
-    let whole: Vec<&Frame> = got
-        .iter()
-        .filter(|frame| frame.fin && frame.opcode != 0)
-        .collect();
-    assert!(
-        whole.is_empty(),
-        "a refused message reached the upstream: {whole:?}"
-    );
+    let got: Vec<Frame> = bundle.upstream.frames().into_iter().filter(|frame| frame.opcode != 8).collect();
+    let whole: Vec<&Frame> = got.iter().filter(|frame| frame.fin && frame.opcode != 0).collect();
+    assert!(whole.is_empty(), "a refused message reached the upstream: {whole:?}");
 
     // What is odd and allowed passes: empty messages, limits met exactly, a character across frames, a ping inside a
     // message, an empty continuation, every close code that may be sent.
@@ -575,11 +435,7 @@ fn a_frame_that_breaks_the_protocol_closes_with_its_code_and_goes_no_further() {
             [frame(0x01, b"\xf0\x9f"), frame(0x80, b"\xa6\x80")].concat(),
             "🦀".as_bytes(),
         ),
-        (
-            "ping inside",
-            [frame(0x01, b"a"), frame(0x89, b"p"), frame(0x80, b"b")].concat(),
-            b"ab",
-        ),
+        ("ping inside", [frame(0x01, b"a"), frame(0x89, b"p"), frame(0x80, b"b")].concat(), b"ab"),
     ];
     for (name, bytes, expected) in passed {
         wire.send(&bytes);
@@ -596,10 +452,7 @@ fn a_frame_that_breaks_the_protocol_closes_with_its_code_and_goes_no_further() {
     }
     for code in [1000_u16, 1001, 1003, 3000, 4999] {
         let mut wire = open_raw(&gateway, "/ws/a", &token);
-        wire.send(frame(
-            0x88,
-            &[&code.to_be_bytes()[..], "tschüß".as_bytes()].concat(),
-        ));
+        wire.send(frame(0x88, &[&code.to_be_bytes()[..], "tschüß".as_bytes()].concat()));
         expect_close(&mut wire, code, "a clean close");
     }
 }
@@ -611,14 +464,7 @@ fn a_refusal_closes_the_upstream_side_cleanly_and_delivers_what_was_accepted() {
     let mut wire = open_raw(&gateway, "/ws-checked", &token);
     // In one write: two good messages, then a bad one. The good ones arrive.
     let say = |text: &str| format!(r#"{{"type":"say","text":"{text}"}}"#).into_bytes();
-    wire.send(
-        [
-            frame(0x81, &say("one")),
-            frame(0x81, &say("two")),
-            frame(0x81, b"{}"),
-        ]
-        .concat(),
-    );
+    wire.send([frame(0x81, &say("one")), frame(0x81, &say("two")), frame(0x81, b"{}")].concat());
     expect_close(&mut wire, 1008, "no type");
     upstream_got(&bundle, &[&say("one"), &say("two")], "accepted before the close");
 }
@@ -628,9 +474,7 @@ fn a1_too_many_messages_close_with_4429() {
     let (bundle, gateway) = start();
     for client in Client::ALL {
         let mut driver = Driver::start(client, gateway.ca());
-        let token = bundle
-            .issuer
-            .with("alice", json!({ "sid": format!("{client:?}") }));
+        let token = bundle.issuer.with("alice", json!({ "sid": format!("{client:?}") }));
         driver.open("a", &gateway.ws("/ws-limited"), &Open::token(&token));
         driver.open("b", &gateway.ws("/ws-limited"), &Open::token(&token));
         for n in 0..4 {
@@ -642,9 +486,7 @@ fn a1_too_many_messages_close_with_4429() {
         let reason = driver.expect_close("a", 4429);
         assert!(reason.starts_with("rate-exceeded"), "{reason}");
         // Another session has its own.
-        let other = bundle
-            .issuer
-            .with("alice", json!({ "sid": format!("another {client:?}") }));
+        let other = bundle.issuer.with("alice", json!({ "sid": format!("another {client:?}") }));
         driver.open("c", &gateway.ws("/ws-limited"), &Open::token(&other));
         driver.echo("c", "hello");
 
@@ -677,19 +519,12 @@ fn a3_a_socket_closes_with_4401_when_its_token_expires() {
         let expires = now() as u64 + 3;
         let short = bundle.issuer.with("alice", json!({ "exp": expires }));
         driver.open("short", &gateway.ws("/ws/a"), &Open::token(&short));
-        driver.open(
-            "long",
-            &gateway.ws("/ws/a"),
-            &Open::token(&bundle.issuer.token("alice")),
-        );
+        driver.open("long", &gateway.ws("/ws/a"), &Open::token(&bundle.issuer.token("alice")));
         driver.echo("short", "hello");
         let reason = driver.expect_close("short", 4401);
         assert!(reason.starts_with("token-expired"), "{client:?}: {reason}");
         let late = now() - expires as f64;
-        assert!(
-            (-0.1..2.0).contains(&late),
-            "{client:?}: closed {late} s after the token expired"
-        );
+        assert!((-0.1..2.0).contains(&late), "{client:?}: closed {late} s after the token expired");
         driver.echo("long", "still here");
         driver.refused("again", &gateway.ws("/ws/a"), &Open::token(&short), 401);
     }
@@ -701,30 +536,16 @@ fn an_upstream_that_breaks_the_protocol_harms_no_client() {
     let token = bundle.issuer.token("alice");
     let mut driver = Driver::start(Client::Python, gateway.ca());
     for variant in ["refuse", "accept", "deflate", "subprotocol"] {
-        let event = driver.attempt(
-            variant,
-            &gateway.ws(&format!("/ws/{variant}")),
-            &Open::token(&token),
-        );
+        let event = driver.attempt(variant, &gateway.ws(&format!("/ws/{variant}")), &Open::token(&token));
         assert_eq!(event["event"], "refused", "{variant}: {event}");
-        assert!(
-            matches!(event["status"].as_u64(), Some(403 | 502 | 503)),
-            "{variant}: {event}"
-        );
+        assert!(matches!(event["status"].as_u64(), Some(403 | 502 | 503)), "{variant}: {event}");
     }
     for variant in ["masked", "latin", "gone"] {
-        driver.open(
-            variant,
-            &gateway.ws(&format!("/ws/{variant}")),
-            &Open::token(&token),
-        );
+        driver.open(variant, &gateway.ws(&format!("/ws/{variant}")), &Open::token(&token));
         driver.text(variant, "hello");
         let event = driver.next(variant);
         assert_eq!(event["event"], "close", "{variant}: {event}");
-        assert!(
-            matches!(event["code"].as_u64(), Some(1011..=1014)),
-            "{variant}: {event}"
-        );
+        assert!(matches!(event["code"].as_u64(), Some(1011..=1014)), "{variant}: {event}");
     }
     bundle.upstream.stop();
     let event = driver.attempt("stopped", &gateway.ws("/ws/a"), &Open::token(&token));

@@ -100,14 +100,7 @@ impl Device {
     /// With new keys, from the system's random numbers.
     pub(super) fn new(address: DeviceAddress) -> Self {
         let account = Account::new();
-        Self {
-            address,
-            account,
-            peers: Vec::new(),
-            registered: false,
-            outbox: Vec::new(),
-            seen: 0,
-        }
+        Self { address, account, peers: Vec::new(), registered: false, outbox: Vec::new(), seen: 0 }
     }
 
     pub(super) fn address(&self) -> &DeviceAddress {
@@ -124,27 +117,15 @@ impl Device {
         let signed = |fallback: bool, (id, key): (String, PublicKey)| {
             let id = KeyName::try_from(id).ok()?;
             let signature = self.account.sign(prekey_text(&self.address, fallback, &id, &key));
-            Some(Prekey {
-                id,
-                key,
-                signature: signature.to_bytes().into(),
-            })
+            Some(Prekey { id, key, signature: signature.to_bytes().into() })
         };
         let public =
             |(id, key): (vodozemac::KeyId, Curve25519PublicKey)| (id.to_base64(), key.to_bytes().into());
         let one_time_keys = self.account.one_time_keys().into_iter().map(public);
         let one_time_keys = one_time_keys.filter_map(|key| signed(false, key)).collect();
-        let fallback_key = self
-            .account
-            .fallback_key()
-            .into_iter()
-            .map(public)
-            .find_map(|key| signed(true, key));
-        let upload = KeyUpload {
-            identity: self.identity(),
-            one_time_keys,
-            fallback_key,
-        };
+        let fallback_key =
+            self.account.fallback_key().into_iter().map(public).find_map(|key| signed(true, key));
+        let upload = KeyUpload { identity: self.identity(), one_time_keys, fallback_key };
         // At once, not after the upload: should its answer get lost, these keys must never be offered a second time.
         self.account.mark_keys_as_published();
         upload
@@ -152,18 +133,9 @@ impl Device {
 
     fn identity(&self) -> IdentityKeys {
         let keys = self.account.identity_keys();
-        let (curve25519, ed25519) = (
-            keys.curve25519.to_bytes().into(),
-            (*keys.ed25519.as_bytes()).into(),
-        );
-        let signature = self
-            .account
-            .sign(identity_text(&self.address, &curve25519, &ed25519));
-        IdentityKeys {
-            curve25519,
-            ed25519,
-            signature: signature.to_bytes().into(),
-        }
+        let (curve25519, ed25519) = (keys.curve25519.to_bytes().into(), (*keys.ed25519.as_bytes()).into());
+        let signature = self.account.sign(identity_text(&self.address, &curve25519, &ed25519));
+        IdentityKeys { curve25519, ed25519, signature: signature.to_bytes().into() }
     }
 
     /// Whether we met this device.
@@ -185,18 +157,12 @@ impl Device {
         }
         let text = identity_text(address, &identity.curve25519, &identity.ed25519);
         verify(address, &identity.ed25519, &text, &identity.signature)?;
-        self.peers.push(Peer {
-            address: address.clone(),
-            identity: identity.clone(),
-            sessions: Vec::new(),
-        });
+        self.peers.push(Peer { address: address.clone(), identity: identity.clone(), sessions: Vec::new() });
         Ok(())
     }
 
     pub(super) fn has_session(&self, address: &DeviceAddress) -> bool {
-        self.peers
-            .iter()
-            .any(|peer| peer.address == *address && !peer.sessions.is_empty())
+        self.peers.iter().any(|peer| peer.address == *address && !peer.sessions.is_empty())
     }
 
     /// Begins a session with a claimed prekey, which must be signed by the device that we trust.
@@ -233,23 +199,14 @@ impl Device {
             text: text.to_owned(),
         };
         let payload = Zeroizing::new(serde_json::to_vec(&payload)?);
-        let session = self
-            .peer(to)?
-            .sessions
-            .first_mut()
-            .ok_or(DeviceError::NoSession)?;
+        let session = self.peer(to)?.sessions.first_mut().ok_or(DeviceError::NoSession)?;
         let message = session.encrypt(payload.as_slice())?;
         let kind = match message {
             OlmMessage::PreKey(_) => OlmKind::Prekey,
             OlmMessage::Normal(_) => OlmKind::Normal,
         };
         let ciphertext = message.to_parts().1.try_into().map_err(DeviceError::Length)?;
-        Ok(Sealed {
-            user: to.user.clone(),
-            device: to.device.clone(),
-            kind,
-            ciphertext,
-        })
+        Ok(Sealed { user: to.user.clone(), device: to.device.clone(), kind, ciphertext })
     }
 
     /// Decrypts a message of a device that we trust, and checks that the inside fits the outside.
@@ -265,11 +222,7 @@ impl Device {
             && payload.to == self.address
             && ConversationId::between(&payload.from.user, &payload.to.user)
                 .is_ok_and(|id| id == payload.conversation);
-        if fits {
-            Ok(Incoming { text: payload.text })
-        } else {
-            Err(DeviceError::Mismatch)
-        }
+        if fits { Ok(Incoming { text: payload.text }) } else { Err(DeviceError::Mismatch) }
     }
 
     fn open(&mut self, sender: &DeviceAddress, message: &OlmMessage) -> Result<Vec<u8>, DeviceError> {
@@ -278,10 +231,7 @@ impl Device {
         };
         if let OlmMessage::PreKey(prekey) = message {
             // The same session again: the peer has had no answer from us yet.
-            let known = peer
-                .sessions
-                .iter()
-                .position(|session| session.session_id() == prekey.session_id());
+            let known = peer.sessions.iter().position(|session| session.session_id() == prekey.session_id());
             if let Some(position) = known {
                 let mut session = peer.sessions.remove(position);
                 let opened = session.decrypt(message);
@@ -289,9 +239,7 @@ impl Device {
                 return Ok(opened?);
             }
             let identity = curve(&peer.identity.curve25519);
-            let begun = self
-                .account
-                .create_inbound_session(session_config(), identity, prekey)?;
+            let begun = self.account.create_inbound_session(session_config(), identity, prekey)?;
             peer.keep(begun.session);
             return Ok(begun.plaintext);
         }
@@ -366,10 +314,7 @@ mod tests {
     use super::*;
 
     fn device(user: &str) -> Device {
-        Device::new(DeviceAddress {
-            user: user.parse().unwrap(),
-            device: "d".parse().unwrap(),
-        })
+        Device::new(DeviceAddress { user: user.parse().unwrap(), device: "d".parse().unwrap() })
     }
 
     /// What the backend would hand out for the device's first one-time key.
@@ -435,10 +380,7 @@ mod tests {
         let (mut alice, mut bob) = pair();
         let keys = alice.fresh_keys(1, false);
         bob.begin_session(&alice.address, &claim(&keys)).unwrap();
-        let (there, back) = (
-            deliver(&mut alice, &bob, 1, "there"),
-            deliver(&mut bob, &alice, 1, "back"),
-        );
+        let (there, back) = (deliver(&mut alice, &bob, 1, "there"), deliver(&mut bob, &alice, 1, "back"));
         assert_eq!(bob.decrypt(&there).unwrap().text, "there");
         assert_eq!(alice.decrypt(&back).unwrap().text, "back");
         for seq in 2..5 {
@@ -466,10 +408,7 @@ mod tests {
         assert!(stored(&bob).decrypt(&other).is_err());
         let mut other = good.clone();
         other.sender = device("mallory").address;
-        assert!(matches!(
-            stored(&bob).decrypt(&other),
-            Err(DeviceError::UnknownPeer(_))
-        ));
+        assert!(matches!(stored(&bob).decrypt(&other), Err(DeviceError::UnknownPeer(_))));
         assert_eq!(bob.decrypt(&good).unwrap().text, "hello");
     }
 
@@ -480,10 +419,7 @@ mod tests {
         let (keys, evil) = (bob.fresh_keys(2, false), mallory.fresh_keys(1, false));
 
         // Another device's identity under bob's name: at once for one we know, by its signature for a new one.
-        assert!(matches!(
-            alice.trust(&bob.address, &evil.identity),
-            Err(DeviceError::OtherIdentity(_))
-        ));
+        assert!(matches!(alice.trust(&bob.address, &evil.identity), Err(DeviceError::OtherIdentity(_))));
         assert!(matches!(
             device("carol").trust(&bob.address, &evil.identity),
             Err(DeviceError::Signature(_))
@@ -492,17 +428,11 @@ mod tests {
         // Bob's identity with another's prekey.
         let mut claimed = claim(&keys);
         claimed.prekey = evil.one_time_keys[0].clone();
-        assert!(matches!(
-            alice.begin_session(&bob.address, &claimed),
-            Err(DeviceError::Signature(_))
-        ));
+        assert!(matches!(alice.begin_session(&bob.address, &claimed), Err(DeviceError::Signature(_))));
         // A one-time key passed off as the fallback key, which could then be handed out for ever.
         let mut claimed = claim(&keys);
         claimed.fallback = true;
-        assert!(matches!(
-            alice.begin_session(&bob.address, &claimed),
-            Err(DeviceError::Signature(_))
-        ));
+        assert!(matches!(alice.begin_session(&bob.address, &claimed), Err(DeviceError::Signature(_))));
         assert!(alice.begin_session(&bob.address, &claim(&keys)).is_ok());
     }
 
@@ -515,11 +445,6 @@ mod tests {
         let second = bob.fresh_keys(2, false);
         assert_eq!(second.one_time_keys.len(), 2);
         assert!(second.fallback_key.is_none());
-        assert!(
-            first
-                .one_time_keys
-                .iter()
-                .all(|key| !second.one_time_keys.contains(key))
-        );
+        assert!(first.one_time_keys.iter().all(|key| !second.one_time_keys.contains(key)));
     }
 }

@@ -73,9 +73,7 @@ impl Gateway {
 
         let mut roots = RootCertStore::empty();
         for authority in tls::certificates(ca)? {
-            roots
-                .add(authority)
-                .with_context(|| format!("{} is no authority", ca.display()))?;
+            roots.add(authority).with_context(|| format!("{} is no authority", ca.display()))?;
         }
         let mut config = ClientConfig::builder_with_provider(tls::provider())
             .with_safe_default_protocol_versions()?
@@ -97,10 +95,7 @@ impl Gateway {
     pub(super) async fn log_in(&mut self) -> anyhow::Result<()> {
         self.token = Zeroizing::default();
         let wanted = json!({ "user": self.address.user, "device": self.address.device });
-        let granted: Granted = self
-            .post("/v1/dev/login", &wanted)
-            .await
-            .context("cannot log in")?;
+        let granted: Granted = self.post("/v1/dev/login", &wanted).await.context("cannot log in")?;
         self.token = Zeroizing::new(granted.access_token);
         Ok(())
     }
@@ -122,8 +117,12 @@ impl Gateway {
         path: &str,
         body: &impl Serialize,
     ) -> anyhow::Result<T> {
-        self.ask(Method::POST, path, Some(serde_json::to_vec(body)?))
-            .await
+        self.ask(Method::POST, path, Some(serde_json::to_vec(body)?)).await
+    }
+
+    /// A `POST` that says everything with its path.
+    pub(super) async fn post_to<T: DeserializeOwned>(&mut self, path: &str) -> anyhow::Result<T> {
+        self.ask(Method::POST, path, None).await
     }
 
     async fn ask<T: DeserializeOwned>(
@@ -132,10 +131,7 @@ impl Gateway {
         path: &str,
         body: Option<Vec<u8>>,
     ) -> anyhow::Result<T> {
-        let mut request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(header::HOST, self.authority());
+        let mut request = Request::builder().method(method).uri(path).header(header::HOST, self.authority());
         if !self.token.is_empty() {
             request = request.header(header::AUTHORIZATION, format!("Bearer {}", self.token.as_str()));
         }
@@ -145,18 +141,11 @@ impl Gateway {
         let request = request.body(Full::new(Bytes::from(body.unwrap_or_default())))?;
 
         let response = tokio::time::timeout(ANSWER, self.connection().await?.send_request(request)).await;
-        let response = response
-            .context("the gateway took too long")?
-            .context("the gateway broke off")?;
+        let response = response.context("the gateway took too long")?.context("the gateway broke off")?;
         let status = response.status();
         let body = Limited::new(response.into_body(), MAX_ANSWER).collect();
-        let body = tokio::time::timeout(ANSWER, body)
-            .await
-            .context("the gateway took too long")?;
-        let body = body
-            .map_err(|error| anyhow!(error))
-            .context("the answer broke off")?
-            .to_bytes();
+        let body = tokio::time::timeout(ANSWER, body).await.context("the gateway took too long")?;
+        let body = body.map_err(|error| anyhow!(error)).context("the answer broke off")?.to_bytes();
         if status.is_success() {
             return serde_json::from_slice(&body).context("the answer is not what it should be");
         }
@@ -195,9 +184,7 @@ impl Gateway {
             stream.set_nodelay(true)?;
             self.tls.connect(self.name.clone(), stream).await
         };
-        let connected = tokio::time::timeout(CONNECT, connecting)
-            .await
-            .map_err(std::io::Error::from);
+        let connected = tokio::time::timeout(CONNECT, connecting).await.map_err(std::io::Error::from);
         connected
             .and_then(|stream| stream)
             .with_context(|| format!("cannot reach the gateway at {}", self.authority()))
@@ -211,10 +198,7 @@ impl Gateway {
     pub(super) async fn stream(&self) -> anyhow::Result<Stream> {
         let uri: Uri = format!("wss://{}/v1/stream", self.authority()).parse()?;
         let request = ClientRequestBuilder::new(uri)
-            .with_header(
-                header::AUTHORIZATION.as_str(),
-                format!("Bearer {}", self.token.as_str()),
-            )
+            .with_header(header::AUTHORIZATION.as_str(), format!("Bearer {}", self.token.as_str()))
             .with_sub_protocol(SUBPROTOCOL)
             .into_client_request()?;
         // A ciphertext in base64, and room for what stands around it.
@@ -225,10 +209,7 @@ impl Gateway {
             .max_frame_size(limit);
         let opening =
             tokio_tungstenite::client_async_with_config(request, self.connect().await?, Some(config));
-        match tokio::time::timeout(ANSWER, opening)
-            .await
-            .context("the gateway took too long")?
-        {
+        match tokio::time::timeout(ANSWER, opening).await.context("the gateway took too long")? {
             Ok((socket, _)) => Ok(Stream(socket)),
             Err(Error::Http(response)) if response.status().is_client_error() => {
                 Err(refused(response.status(), response.body().as_deref().unwrap_or_default()).into())
@@ -282,11 +263,9 @@ fn closed(frame: Option<CloseFrame>) -> anyhow::Error {
     let code = u16::from(frame.code);
     let reason = frame.reason.as_str().to_owned();
     match code {
-        4403 | 4409 | 4410 | 4412 => Refused {
-            reason,
-            detail: format!("the gateway closed the stream with {code}"),
+        4403 | 4409 | 4410 | 4412 => {
+            Refused { reason, detail: format!("the gateway closed the stream with {code}") }.into()
         }
-        .into(),
         _ => anyhow!("the gateway closed the stream with {code} {reason}"),
     }
 }
@@ -295,14 +274,9 @@ fn closed(frame: Option<CloseFrame>) -> anyhow::Error {
 fn refused(status: http::StatusCode, body: &[u8]) -> Refused {
     let problem: Value = serde_json::from_slice(body).unwrap_or_default();
     let text = |member: &str| problem.get(member).and_then(Value::as_str);
-    let reason = text("type")
-        .and_then(|kind| kind.rsplit([':', '/', '#']).next())
-        .unwrap_or(status.as_str());
+    let reason = text("type").and_then(|kind| kind.rsplit([':', '/', '#']).next()).unwrap_or(status.as_str());
     let detail = text("detail").or(text("title")).unwrap_or("refused");
-    Refused {
-        reason: reason.to_owned(),
-        detail: detail.to_owned(),
-    }
+    Refused { reason: reason.to_owned(), detail: detail.to_owned() }
 }
 
 #[cfg(test)]
@@ -312,10 +286,7 @@ mod tests {
     #[test]
     fn a_refusal_is_read_from_a_problem_document_or_without_one() {
         let status = http::StatusCode::CONFLICT;
-        let told = refused(
-            status,
-            br#"{"type":"urn:sealgate:problem:queue-full","detail":"full"}"#,
-        );
+        let told = refused(status, br#"{"type":"urn:sealgate:problem:queue-full","detail":"full"}"#);
         assert!(told.is("queue-full"));
         assert_eq!(told.to_string(), "full (queue-full)");
         assert_eq!(refused(status, b"<html>").to_string(), "refused (409)");
@@ -323,10 +294,7 @@ mod tests {
 
     #[test]
     fn only_https_is_spoken() {
-        let address = DeviceAddress {
-            user: "alice".parse().unwrap(),
-            device: "d".parse().unwrap(),
-        };
+        let address = DeviceAddress { user: "alice".parse().unwrap(), device: "d".parse().unwrap() };
         for url in ["http://127.0.0.1:8443", "127.0.0.1:8443", "ws://127.0.0.1"] {
             let url = url.parse().unwrap();
             assert!(Gateway::new(&url, Path::new("/nonexistent"), &address).is_err());

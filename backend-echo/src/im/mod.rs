@@ -146,21 +146,14 @@ impl Place {
             return Ok(Self {
                 url: dev.url.parse().context("dev.json: url is no URL")?,
                 // Relative paths count from where the file is, not from where we happen to be.
-                ca: if dev.ca.exists() {
-                    dev.ca
-                } else {
-                    beside.join(dev.ca)
-                },
+                ca: if dev.ca.exists() { dev.ca } else { beside.join(dev.ca) },
                 folder: args.state.clone().unwrap_or_else(|| beside.join("im")),
             });
         }
         let (Some(url), Some(ca)) = (args.url.clone(), args.ca.clone()) else {
             bail!("say where the gateway is: --dev FILE, or --url and --ca");
         };
-        let folder = args
-            .state
-            .clone()
-            .unwrap_or_else(|| PathBuf::from(".sealgate/im"));
+        let folder = args.state.clone().unwrap_or_else(|| PathBuf::from(".sealgate/im"));
         Ok(Self { url, ca, folder })
     }
 }
@@ -173,27 +166,17 @@ struct Client {
 impl Client {
     /// Uploads this device's keys, with a new fallback key and as many one-time keys as are missing.
     async fn register(&mut self) -> anyhow::Result<KeyCount> {
-        self.refill(KeyCount {
-            one_time_keys: 0,
-            fallback_used: true,
-        })
-        .await
+        self.refill(KeyCount { one_time_keys: 0, fallback_used: true }).await
     }
 
     async fn refill(&mut self, held: KeyCount) -> anyhow::Result<KeyCount> {
         let mut open = self.vault.lock().await?;
-        let upload = open.device.fresh_keys(
-            ONE_TIME_KEYS.saturating_sub(held.one_time_keys),
-            held.fallback_used,
-        );
+        let upload =
+            open.device.fresh_keys(ONE_TIME_KEYS.saturating_sub(held.one_time_keys), held.fallback_used);
         // Before the upload: a key that others may use must not be lost.
         open.save()?;
         let path = format!("/v1/devices/{}/keys", open.device.address().device);
-        let count = self
-            .gateway
-            .put(&path, &upload)
-            .await
-            .context("the keys could not be uploaded")?;
+        let count = self.gateway.put(&path, &upload).await.context("the keys could not be uploaded")?;
         open.device.registered = true;
         open.save()?;
         Ok(count)
@@ -201,10 +184,7 @@ impl Client {
 
     async fn send(&mut self, to: Name, text: String) -> anyhow::Result<()> {
         if text.len() > MAX_TEXT {
-            bail!(
-                "a message has {MAX_TEXT} bytes at most; this one has {}",
-                text.len()
-            );
+            bail!("a message has {MAX_TEXT} bytes at most; this one has {}", text.len());
         }
         let own = self.vault.address().clone();
         if to == own.user {
@@ -227,28 +207,18 @@ impl Client {
         let id = MessageId::now();
         let mut recipients = Vec::with_capacity(list.devices.len());
         for keys in &list.devices {
-            let address = DeviceAddress {
-                user: to.clone(),
-                device: keys.device.clone(),
-            };
+            let address = DeviceAddress { user: to.clone(), device: keys.device.clone() };
             open.device.trust(&address, &keys.identity)?;
             if !open.device.has_session(&address) {
                 let path = format!("/v1/users/{}/devices/{}/claim", address.user, address.device);
-                let claimed: ClaimedKey = self
-                    .gateway
-                    .post(&path, &())
-                    .await
-                    .context("no key to encrypt with")?;
+                let claimed: ClaimedKey =
+                    self.gateway.post_to(&path).await.context("no key to encrypt with")?;
                 open.device.begin_session(&address, &claimed)?;
             }
             recipients.push(open.device.encrypt(&address, id, &conversation, &text)?);
         }
         // The step of the ratchet and what it produced are saved as one, before anything leaves.
-        open.device.outbox.push(Envelope {
-            id,
-            conversation,
-            recipients,
-        });
+        open.device.outbox.push(Envelope { id, conversation, recipients });
         open.save()?;
         send_outbox(&mut self.gateway, &mut open).await?;
         say(&format!(
@@ -329,10 +299,7 @@ impl Client {
         if !open.device.knows(&delivery.sender) {
             let path = format!("/v1/users/{}/devices", delivery.sender.user);
             let list: DeviceList = self.gateway.get(&path).await?;
-            if let Some(keys) = list
-                .devices
-                .iter()
-                .find(|keys| keys.device == delivery.sender.device)
+            if let Some(keys) = list.devices.iter().find(|keys| keys.device == delivery.sender.device)
                 && let Err(error) = open.device.trust(&delivery.sender, &keys.identity)
             {
                 note(&error.to_string());
@@ -342,10 +309,7 @@ impl Client {
         match &read {
             // Shown before it is marked as seen: a crash in between shows it twice rather than never.
             Ok(Incoming { text }) => say(&format!("{}: {}", delivery.sender.user, printable(text)))?,
-            Err(error) => note(&format!(
-                "a message from {} cannot be read: {error}",
-                delivery.sender
-            )),
+            Err(error) => note(&format!("a message from {} cannot be read: {error}", delivery.sender)),
         }
         open.device.seen = delivery.seq;
         open.save()?;
@@ -365,10 +329,7 @@ async fn send_outbox(gateway: &mut Gateway, open: &mut vault::Open<'_>) -> anyho
             }
             Err(error) if error.is::<Refused>() => {
                 open.device.outbox.remove(0);
-                if error
-                    .downcast_ref::<Refused>()
-                    .is_some_and(|refused| refused.is("unregistered"))
-                {
+                if error.downcast_ref::<Refused>().is_some_and(|refused| refused.is("unregistered")) {
                     // The backend lost its memory; the next command registers again.
                     open.device.registered = false;
                 }
@@ -413,9 +374,6 @@ mod tests {
     #[test]
     fn a_text_cannot_play_with_the_terminal() {
         assert_eq!(printable("Grüße, 世界 🙂"), "Grüße, 世界 🙂");
-        assert_eq!(
-            printable("hi\nbob: fake\x1b[2J\u{202e}"),
-            "hi bob: fake\u{fffd}[2J\u{fffd}"
-        );
+        assert_eq!(printable("hi\nbob: fake\x1b[2J\u{202e}"), "hi bob: fake\u{fffd}[2J\u{fffd}");
     }
 }

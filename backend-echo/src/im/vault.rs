@@ -46,15 +46,8 @@ impl Vault {
         let _lock = lock(&folder)?;
         let key = DataKey::load_or_generate(&folder.join("state.key"))
             .context("cannot use the key of the state file")?;
-        let place = DeviceAddress {
-            user: user.clone(),
-            device: user.clone(),
-        };
-        let mut vault = Self {
-            folder,
-            key,
-            address: place,
-        };
+        let place = DeviceAddress { user: user.clone(), device: user.clone() };
+        let mut vault = Self { folder, key, address: place };
         let device = match vault.read(user)? {
             Some(device) => device,
             None => {
@@ -62,10 +55,7 @@ impl Vault {
                     Some(name) => name.clone(),
                     None => random_name()?,
                 };
-                let device = Device::new(DeviceAddress {
-                    user: user.clone(),
-                    device: name,
-                });
+                let device = Device::new(DeviceAddress { user: user.clone(), device: name });
                 vault.write(&device)?;
                 device
             }
@@ -84,11 +74,7 @@ impl Vault {
         let folder = self.folder.clone();
         let lock = tokio::task::spawn_blocking(move || lock(&folder)).await??;
         match self.read(&self.address.user)? {
-            Some(device) => Ok(Open {
-                vault: self,
-                device,
-                _lock: lock,
-            }),
+            Some(device) => Ok(Open { vault: self, device, _lock: lock }),
             None => bail!("the state file {} is gone", self.file().display()),
         }
     }
@@ -109,10 +95,8 @@ impl Vault {
             bail!("{shown} is too long to be a state file");
         }
         let sealed = std::fs::read(&path).with_context(|| format!("cannot read {shown}"))?;
-        let opened = self
-            .key
-            .unseal(&place(user), &sealed)
-            .with_context(|| format!("{shown} cannot be opened"))?;
+        let opened =
+            self.key.unseal(&place(user), &sealed).with_context(|| format!("{shown} cannot be opened"))?;
         let device =
             serde_json::from_slice(&opened).with_context(|| format!("{shown} is of another version"))?;
         Ok(Some(device))
@@ -140,14 +124,9 @@ fn place(user: &Name) -> Vec<u8> {
 
 fn lock(folder: &Path) -> anyhow::Result<File> {
     let path = folder.join("lock");
-    let file = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(&path);
+    let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
     let file = file.with_context(|| format!("cannot open {}", path.display()))?;
-    file.lock()
-        .with_context(|| format!("cannot lock {}", path.display()))?;
+    file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
     Ok(file)
 }
 
@@ -182,17 +161,10 @@ mod tests {
         assert_eq!(again.lock().await.unwrap().device.seen, 7);
         for entry in std::fs::read_dir(folder.path().join("alice")).unwrap() {
             let entry = entry.unwrap();
-            assert_eq!(
-                entry.metadata().unwrap().permissions().mode() & 0o777,
-                0o600,
-                "{entry:?}"
-            );
+            assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{entry:?}");
         }
         let sealed = std::fs::read(vault.file()).unwrap();
-        assert!(
-            !sealed.windows(5).any(|part| part == b"alice"),
-            "the state lies open"
-        );
+        assert!(!sealed.windows(5).any(|part| part == b"alice"), "the state lies open");
     }
 
     #[tokio::test]
@@ -202,11 +174,8 @@ mod tests {
         let mut sealed = std::fs::read(vault.file()).unwrap();
         open(folder.path(), "bob").unwrap();
         for name in ["state", "state.key"] {
-            std::fs::copy(
-                folder.path().join("alice").join(name),
-                folder.path().join("bob").join(name),
-            )
-            .unwrap();
+            std::fs::copy(folder.path().join("alice").join(name), folder.path().join("bob").join(name))
+                .unwrap();
         }
         assert!(open(folder.path(), "bob").is_err());
 
@@ -218,15 +187,9 @@ mod tests {
     #[tokio::test]
     async fn one_process_at_a_time_has_it() {
         let folder = tempfile::tempdir().unwrap();
-        let (one, other) = (
-            open(folder.path(), "alice").unwrap(),
-            open(folder.path(), "alice").unwrap(),
-        );
+        let (one, other) = (open(folder.path(), "alice").unwrap(), open(folder.path(), "alice").unwrap());
         let first = one.lock().await.unwrap();
-        let second = OpenOptions::new()
-            .append(true)
-            .open(other.folder.join("lock"))
-            .unwrap();
+        let second = OpenOptions::new().append(true).open(other.folder.join("lock")).unwrap();
         assert!(second.try_lock().is_err());
         drop(first);
         assert!(second.try_lock().is_ok());

@@ -69,7 +69,7 @@ pub async fn forward(
     let (response, lease) = match sent {
         Ok(answer) => answer,
         Err(error) => {
-            let denial = denial_for(&error, fate.as_deref());
+            let denial = denial_for(&error, fate.as_deref(), permit.body().max_bytes);
             if denial.status().is_server_error() {
                 core.gateway.metrics().upstream_failed(&upstream.name);
                 tracing::warn!(upstream = %upstream.name, %error, "no answer from the backend");
@@ -124,10 +124,10 @@ fn target_uri(path: &str, query: Option<&str>) -> Option<Uri> {
     Some(Uri::from(target.ok()?))
 }
 
-fn denial_for(error: &SendError, fate: Option<&Cell<Fate>>) -> Denial {
+fn denial_for(error: &SendError, fate: Option<&Cell<Fate>>, max_bytes: u64) -> Denial {
     // The client's body may be what broke the exchange.
     match fate.map(Cell::get) {
-        Some(Fate::TooLarge) => return Denial::BodyTooLarge { limit: 0 },
+        Some(Fate::TooLarge) => return Denial::BodyTooLarge { limit: max_bytes },
         Some(Fate::TooSlow) => return Denial::TooSlow,
         Some(Fate::Broken) => return Denial::Malformed { detail: "the body broke off" },
         Some(Fate::Flowing | Fate::Complete) | None => {}

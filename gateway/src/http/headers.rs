@@ -8,8 +8,10 @@ use sealgate_policy::Identity;
 use super::{exchange::RequestId, target::Target};
 
 /// Fields of one hop only (RFC 9110 §7.6.1, RFC 9112 §9).
-const HOP_BY_HOP: [HeaderName; 9] = [
+const HOP_BY_HOP: [HeaderName; 10] = [
     header::CONNECTION,
+    // Answered by us: 100 when the body is wanted.
+    header::EXPECT,
     header::PROXY_AUTHENTICATE,
     header::PROXY_AUTHORIZATION,
     header::TE,
@@ -42,7 +44,8 @@ pub fn strip_request(headers: &mut HeaderMap, token_spent: bool) {
     for name in HOP_BY_HOP.iter().chain(&OURS) {
         headers.remove(name);
     }
-    remove_by_prefix(headers, IDENTITY_PREFIX);
+    // Many backends read `X_Sealgate_Subject` as `X-Sealgate-Subject`; nginx drops such names too.
+    remove_where(headers, |name| name.starts_with(IDENTITY_PREFIX) || name.contains('_'));
     if token_spent {
         headers.remove(header::AUTHORIZATION);
     }
@@ -87,7 +90,7 @@ pub fn strip_response(headers: &mut HeaderMap) {
     headers.remove(header::SERVER);
     headers.remove("x-powered-by");
     headers.remove("alt-svc");
-    remove_by_prefix(headers, IDENTITY_PREFIX);
+    remove_where(headers, |name| name.starts_with(IDENTITY_PREFIX));
 }
 
 /// What every answer carries.
@@ -118,9 +121,9 @@ fn remove_nominated(headers: &mut HeaderMap) {
     }
 }
 
-fn remove_by_prefix(headers: &mut HeaderMap, prefix: &str) {
+fn remove_where(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
     // Names are lower case in a `HeaderMap`. Usually none is found, and nothing allocated.
-    while let Some(name) = headers.keys().find(|name| name.as_str().starts_with(prefix)).cloned() {
+    while let Some(name) = headers.keys().find(|name| unwanted(name.as_str())).cloned() {
         headers.remove(name);
     }
 }
@@ -142,6 +145,7 @@ mod tests {
         let mut headers = map(&[
             ("x-sealgate-subject", "root"),
             ("x-sealgate-anything", "1"),
+            ("x_sealgate_subject", "root"),
             ("x-forwarded-for", "10.0.0.1"),
             ("forwarded", "for=10.0.0.1"),
             ("connection", "keep-alive, x-private"),

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
-use sealgate_policy::{Denial, TokenFault};
+use sealgate_policy::{Denial, RateExceeded, TokenFault};
 use serde_json::json;
 
 use super::{body::ResponseBody, exchange::Exchange, headers};
@@ -51,7 +51,7 @@ fn add_particulars(fields: &mut HeaderMap, denial: &Denial, snapshot: &Snapshot)
             }
         }
         Denial::RateExceeded { rate, retry_after } => {
-            snapshot.rates.write_refusal(*rate, *retry_after, fields);
+            snapshot.rates.write_refusal(&RateExceeded { rate: *rate, retry_after: *retry_after }, fields);
         }
         other => match other.status() {
             StatusCode::SERVICE_UNAVAILABLE => {

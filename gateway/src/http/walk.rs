@@ -90,7 +90,7 @@ async fn admit(
     let taken = snapshot.rates.take(demands.rates(), &demands.rate_facts());
     let revoked = identity.as_deref().is_some_and(|identity| core.gateway.revocations.is_revoked(identity, clock::unix_now()));
     let (standing, rates) = match taken {
-        Ok(standing) => (Some(standing), Ok(())),
+        Ok(standing) => (standing, Ok(())),
         Err(exceeded) => (None, Err(exceeded)),
     };
     let permit = settle(demands, Evidence { rates, revoked })?;

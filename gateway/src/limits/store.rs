@@ -44,10 +44,10 @@ pub struct RateStore {
 }
 
 impl RateStore {
-    /// A store for about `capacity` keys over all rates, at 22 bytes each, with one epoch for its whole life.
+    /// A store for about `capacity` keys over all rates, at 24 bytes each, with one epoch for its whole life.
     pub fn new(capacity: usize) -> Arc<Self> {
-        // A third more cells than keys: with two groups to choose from, hardly any key overflows at that filling.
-        let cells = capacity.saturating_add(capacity / 3).max(1);
+        // Half as many cells again as keys: with two groups to choose from, hardly any key overflows at that filling.
+        let cells = capacity.saturating_add(capacity / 2).max(1);
         let groups_per_shard = cells.div_ceil(SHARDS * WAYS);
         let shard = || Mutex::new(vec![[0u64; 2]; groups_per_shard.saturating_mul(WAYS)]);
         Arc::new(RateStore {
@@ -70,7 +70,10 @@ impl RateStore {
     /// Cells that are in use at `now`: those not fully replenished. Reads all of them; meant for a scrape.
     pub fn in_use(&self, now: Instant) -> usize {
         let now = self.since_epoch(now);
-        self.shards.iter().map(|shard| lock(shard).iter().filter(|[key, tat]| *key != 0 && *tat > now).count()).sum()
+        self.shards
+            .iter()
+            .map(|shard| lock(shard).iter().filter(|[key, tat]| *key != 0 && *tat > now).count())
+            .sum()
     }
 
     /// Nanoseconds since the store's epoch, which all its cells are told in; 0 for anything earlier.
@@ -87,7 +90,8 @@ impl RateStore {
     pub(super) fn overflow_of(&self, rate: u64, now: Instant) -> Arc<Overflow> {
         let now = self.since_epoch(now);
         let mut overflow = lock(&self.overflow);
-        overflow.retain(|_, cells| Arc::strong_count(cells) > 1 || cells.iter().any(|cell| *lock(cell) > now));
+        overflow
+            .retain(|_, cells| Arc::strong_count(cells) > 1 || cells.iter().any(|cell| *lock(cell) > now));
         let cells = overflow.entry(rate).or_insert_with(|| Arc::new(std::array::from_fn(|_| Mutex::new(0))));
         Arc::clone(cells)
     }
@@ -96,7 +100,8 @@ impl RateStore {
     fn place(&self, key: u64) -> (usize, usize, usize) {
         // Disjoint parts of the hash: bits 63..58, 31..0 and 57..26 (of which the upper ones decide).
         let shard = (key >> 58) as usize % SHARDS;
-        let group = |part: u64| ((part & 0xffff_ffff) * self.groups_per_shard as u64 >> 32) as usize * WAYS;
+        let groups = self.groups_per_shard as u64;
+        let group = |part: u64| (((part & 0xffff_ffff) * groups) >> 32) as usize * WAYS;
         (shard, group(key), group(key >> 26))
     }
 }
@@ -104,7 +109,10 @@ impl RateStore {
 impl fmt::Debug for RateStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let cells = self.groups_per_shard * WAYS * SHARDS;
-        f.debug_struct("RateStore").field("cells", &cells).field("overflowed", &self.overflowed()).finish_non_exhaustive()
+        f.debug_struct("RateStore")
+            .field("cells", &cells)
+            .field("overflowed", &self.overflowed())
+            .finish_non_exhaustive()
     }
 }
 
@@ -133,16 +141,21 @@ impl StateStore for Cells<'_> {
         let key = (*key).max(1);
         let (shard_index, first, second) = self.store.place(key);
         let mut shard = lock(at(&self.store.shards, shard_index));
-        if let Some(cell) = self.find(&mut shard, key, first, second) {
-            let known = (cell[0] == key).then_some(cell[1]);
-            return self.decide(known, decide, |tat| *cell = [key, tat]);
+        if let Some([owner, tat]) = self.find(&mut shard, key, first, second) {
+            // A free cell counts from 0, which is as good as never used.
+            let mut known = if *owner == key { *tat } else { 0 };
+            let outcome = self.decide(&mut known, decide);
+            if known > 0 {
+                (*owner, *tat) = (key, known);
+            }
+            return outcome;
         }
         drop(shard);
         if !self.peek {
             self.store.overflowed.fetch_add(1, Ordering::Relaxed);
         }
-        let mut cell = lock(at(self.overflow, shard_index));
-        self.decide(Some(*cell), decide, |tat| *cell = tat)
+        let mut tat = lock(at(self.overflow, shard_index));
+        self.decide(&mut tat, decide)
     }
 }
 
@@ -170,14 +183,14 @@ impl Cells<'_> {
 
     fn decide<T, E>(
         &self,
-        known: Option<u64>,
+        tat: &mut u64,
         decide: impl Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
-        keep: impl FnOnce(u64),
     ) -> Result<T, E> {
-        let farthest = self.now.saturating_add(self.reach);
-        let (outcome, tat) = decide(known.map(|tat| Nanos::new(tat.min(farthest))))?;
+        // Kept even if it then refuses: or every refusal would start the wait anew.
+        *tat = (*tat).min(self.now.saturating_add(self.reach));
+        let (outcome, next) = decide(Some(Nanos::new(*tat)))?;
         if !self.peek {
-            keep(tat.as_u64());
+            *tat = next.as_u64();
         }
         Ok(outcome)
     }

@@ -47,7 +47,9 @@ pub fn bearer(headers: &HeaderMap, websocket: bool) -> Result<Option<Token<'_>>,
 
 fn authorization(headers: &HeaderMap) -> Result<Option<&str>, TokenFault> {
     let mut fields = headers.get_all(AUTHORIZATION).iter();
-    let Some(field) = fields.next() else { return Ok(None) };
+    let Some(field) = fields.next() else {
+        return Ok(None);
+    };
     if fields.next().is_some() {
         return Err(TokenFault::Twice);
     }
@@ -106,7 +108,8 @@ mod tests {
         assert_eq!(found(&[("authorization", "Bearer a.b.c")], false), token());
         assert_eq!(found(&[("authorization", "bEARER   a.b.c")], true), token());
         assert_eq!(found(&[("sec-websocket-protocol", "im.v1.json, sealgate.bearer.a.b.c")], true), token());
-        let split = [("sec-websocket-protocol", "im.v1.json"), ("sec-websocket-protocol", "sealgate.bearer.a.b.c")];
+        let split =
+            [("sec-websocket-protocol", "im.v1.json"), ("sec-websocket-protocol", "sealgate.bearer.a.b.c")];
         assert_eq!(found(&split, true), token());
     }
 
@@ -123,7 +126,8 @@ mod tests {
     fn two_tokens_are_refused_even_when_equal() {
         let one = ("authorization", "Bearer a.b.c");
         let other = ("sec-websocket-protocol", "sealgate.bearer.a.b.c");
-        for fields in [&[one, one][..], &[one, other], &[other, other], &[one, ("authorization", "Basic eA")]] {
+        for fields in [&[one, one][..], &[one, other], &[other, other], &[one, ("authorization", "Basic eA")]]
+        {
             assert_eq!(found(fields, true), Err(TokenFault::Twice), "{fields:?}");
         }
         let list = "sealgate.bearer.a.b.c,sealgate.bearer.a.b.c";
@@ -132,13 +136,23 @@ mod tests {
 
     #[test]
     fn what_no_token_has_is_malformed() {
-        for value in
-            ["Bearer", "Bearer ", "Bearer a.b.c, Bearer d.e.f", "Bearer a.b.c=", "Bearer \"a.b.c\"", "Bearer a b", "Bearer \u{e9}"]
-        {
+        for value in [
+            "Bearer",
+            "Bearer ",
+            "Bearer a.b.c, Bearer d.e.f",
+            "Bearer a.b.c=",
+            "Bearer \"a.b.c\"",
+            "Bearer a b",
+            "Bearer \u{e9}",
+        ] {
             assert_eq!(found(&[("authorization", value)], false), Err(TokenFault::Malformed), "{value}");
         }
         for value in ["sealgate.bearer.", "sealgate.bearer.a=b", "sealgate.bearer.a b"] {
-            assert_eq!(found(&[("sec-websocket-protocol", value)], true), Err(TokenFault::Malformed), "{value}");
+            assert_eq!(
+                found(&[("sec-websocket-protocol", value)], true),
+                Err(TokenFault::Malformed),
+                "{value}"
+            );
         }
     }
 

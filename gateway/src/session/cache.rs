@@ -89,10 +89,19 @@ impl TokenCache {
     }
 
     /// Remembers who the token stands for.
-    pub(super) fn keep(&self, key: TokenKey, generation: Generation, until: u64, now: u64, identity: &Arc<Identity>) {
+    pub(super) fn keep(
+        &self,
+        key: TokenKey,
+        generation: Generation,
+        until: u64,
+        now: u64,
+        identity: &Arc<Identity>,
+    ) {
         let used = self.tick();
         let mut entries = self.entries.borrow_mut();
-        let Some(set) = self.set(key).and_then(|set| entries.get_mut(set)) else { return };
+        let Some(set) = self.set(key).and_then(|set| entries.get_mut(set)) else {
+            return;
+        };
         // The token's own place, or the one least worth keeping: empty, stale, longest unused.
         let worth = |place: &Option<Entry>| match place {
             Some(entry) if entry.key == key => (0, 0),

@@ -93,7 +93,12 @@ mod tests {
 
     #[test]
     fn refuses_duplicates_at_every_depth_and_in_any_spelling() {
-        for text in [r#"{"a":1,"a":1}"#, r#"{"a":1,"\u0061":2}"#, r#"{"x":{"a":1,"a":2}}"#, r#"{"x":[{"a":1,"a":2}]}"#] {
+        for text in [
+            r#"{"a":1,"a":1}"#,
+            r#"{"a":1,"\u0061":2}"#,
+            r#"{"x":{"a":1,"a":2}}"#,
+            r#"{"x":[{"a":1,"a":2}]}"#,
+        ] {
             assert_eq!(object(text.as_bytes()), None, "{text}");
         }
     }
@@ -101,7 +106,19 @@ mod tests {
     #[test]
     fn refuses_what_is_not_one_object() {
         let deep = "[".repeat(10_000);
-        for text in ["", "[]", "1", "null", "{}{}", "{} x", "{\"a\":01}", "\u{feff}{}", "{'a':1}", "{\"a\":1,}", &deep] {
+        for text in [
+            "",
+            "[]",
+            "1",
+            "null",
+            "{}{}",
+            "{} x",
+            "{\"a\":01}",
+            "\u{feff}{}",
+            "{'a':1}",
+            "{\"a\":1,}",
+            &deep,
+        ] {
             assert_eq!(object(text.as_bytes()), None, "{text}");
         }
         assert_eq!(object(b"{\"a\":\"\xff\"}"), None);

@@ -134,7 +134,8 @@ fn keys_of(jwk: &Map<String, Value>) -> Vec<Key> {
     let bytes = |name: &str| text(name).and_then(decode);
 
     let for_signatures = jwk.get("use").is_none_or(|it| it == "sig");
-    let operations = jwk.get("key_ops").map(|it| it.as_array().is_some_and(|ops| ops.iter().any(|op| op == "verify")));
+    let operations =
+        jwk.get("key_ops").map(|it| it.as_array().is_some_and(|ops| ops.iter().any(|op| op == "verify")));
     let private = ["d", "k", "p", "q", "dp", "dq", "qi"].iter().any(|name| jwk.contains_key(*name));
     if !for_signatures || operations == Some(false) || private {
         return Vec::new();
@@ -150,7 +151,9 @@ fn keys_of(jwk: &Map<String, Value>) -> Vec<Key> {
         (Some("RSA"), _) => (&[Algorithm::RS256, Algorithm::PS256], rsa(bytes("n"), bytes("e"))),
         _ => (&[], None),
     };
-    let Some(decoding) = decoding else { return Vec::new() };
+    let Some(decoding) = decoding else {
+        return Vec::new();
+    };
     let allowed = |algorithm: &Algorithm| match (jwk.get("alg"), algorithm) {
         (None, _) => true,
         (Some(name), Algorithm::ES256) => name == "ES256",
@@ -176,7 +179,7 @@ fn rsa(n: Option<Vec<u8>>, e: Option<Vec<u8>>) -> Option<DecodingKey> {
     let trimmed = |bytes: Vec<u8>| bytes.into_iter().skip_while(|byte| *byte == 0).collect::<Vec<u8>>();
     let (n, e) = (trimmed(n?), trimmed(e?));
     let bits = n.len() * 8 - n.first()?.leading_zeros() as usize;
-    let exponent = e.iter().take(9).fold(0u64, |value, byte| value << 8 | u64::from(*byte));
+    let exponent = e.iter().take(9).fold(0u64, |value, byte| (value << 8) | u64::from(*byte));
     let fits = (2048..=8192).contains(&bits) && e.len() <= 8 && exponent >= 65537 && exponent % 2 == 1;
     fits.then(|| DecodingKey::from_rsa_raw_components(&n, &e))
 }
@@ -287,7 +290,9 @@ where
     }
     match Limited::new(response.into_body(), MAX_DOCUMENT_BYTES).collect().await {
         Ok(body) => Ok(body.to_bytes()),
-        Err(error) => Err(error.downcast::<hyper::Error>().map_or(JwksError::TooLong, |error| JwksError::Http(*error))),
+        Err(error) => {
+            Err(error.downcast::<hyper::Error>().map_or(JwksError::TooLong, |error| JwksError::Http(*error)))
+        }
     }
 }
 
@@ -357,7 +362,12 @@ impl KeySource {
 
     /// The keys, or nothing if none could be read so far.
     pub(super) fn keys(&self) -> Option<Arc<KeySet>> {
-        self.shared.current.load().as_ref().map(|current| Arc::clone(&current.keys)).filter(|keys| !keys.is_empty())
+        self.shared
+            .current
+            .load()
+            .as_ref()
+            .map(|current| Arc::clone(&current.keys))
+            .filter(|keys| !keys.is_empty())
     }
 
     /// Changes whenever the keys do.
@@ -430,7 +440,8 @@ impl Shared {
 async fn keep_reading(shared: Arc<Shared>, source: JwksSource, refresh: Duration, fetcher: Arc<KeyFetcher>) {
     let pause = ATTEMPT_PAUSE.min(refresh);
     // A file is read by whoever starts the source; a URL may keep him waiting, so its first attempt is made here.
-    let mut due = Instant::now() + if matches!(source, JwksSource::File(_)) { refresh } else { Duration::ZERO };
+    let mut due =
+        Instant::now() + if matches!(source, JwksSource::File(_)) { refresh } else { Duration::ZERO };
     let mut earliest = Instant::now();
     let mut retry = pause;
     loop {
@@ -465,7 +476,283 @@ fn label(source: &JwksSource) -> String {
         JwksSource::File(path) => path.display().to_string(),
         JwksSource::Url(url) => {
             let uri = url.parse::<Uri>().unwrap_or_default();
-            format!("{}://{}{}", uri.scheme_str().unwrap_or_default(), uri.host().unwrap_or_default(), uri.path())
+            format!(
+                "{}://{}{}",
+                uri.scheme_str().unwrap_or_default(),
+                uri.host().unwrap_or_default(),
+                uri.path()
+            )
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::minting::{Mint, encode, jwks};
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+    use std::sync::atomic::AtomicUsize;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+    use tokio_rustls::TlsAcceptor;
+
+    /// The algorithms for which the set has a key of that name.
+    fn able(key: &Value, id: &str) -> Vec<Algorithm> {
+        let all = [Algorithm::ES256, Algorithm::ES384, Algorithm::EdDSA, Algorithm::RS256, Algorithm::PS256];
+        let set = KeySet::parse(json!({"keys": [key]}).to_string().as_bytes()).unwrap();
+        all.into_iter().filter(|algorithm| set.find(*algorithm, Some(id)).is_some()).collect()
+    }
+
+    fn changed(mut key: Value, name: &str, value: Value) -> Value {
+        key[name] = value;
+        key
+    }
+
+    /// A modulus of so many bits; nobody has the key to it.
+    fn rsa_of(bits: usize, exponent: &[u8]) -> Value {
+        let mut modulus = vec![0xff; bits.div_ceil(8)];
+        modulus[0] >>= (8 - bits % 8) % 8;
+        json!({"kty": "RSA", "kid": "k", "n": encode(&modulus), "e": encode(exponent)})
+    }
+
+    #[test]
+    fn takes_public_signature_keys() {
+        assert_eq!(able(&Mint::es256("k").jwk(), "k"), [Algorithm::ES256]);
+        assert_eq!(able(&Mint::es384("k").jwk(), "k"), [Algorithm::ES384]);
+        assert_eq!(able(&Mint::eddsa("k").jwk(), "k"), [Algorithm::EdDSA]);
+        assert_eq!(able(&changed(Mint::eddsa("k").jwk(), "alg", "Ed25519".into()), "k"), [Algorithm::EdDSA]);
+        let rsa = rsa_of(2048, &[1, 0, 1]);
+        assert_eq!(able(&rsa, "k"), [Algorithm::RS256, Algorithm::PS256]);
+        assert_eq!(able(&changed(rsa.clone(), "alg", "PS256".into()), "k"), [Algorithm::PS256]);
+        assert_eq!(
+            able(&changed(rsa, "key_ops", json!(["verify"])), "k"),
+            [Algorithm::RS256, Algorithm::PS256]
+        );
+    }
+
+    #[test]
+    fn leaves_out_what_must_not_verify_a_token() {
+        let ec = Mint::es256("k").jwk();
+        let text = |name: &str| ec[name].as_str().unwrap().to_owned();
+        let left_out = [
+            ("for encryption", changed(ec.clone(), "use", "enc".into())),
+            ("of no known use", changed(ec.clone(), "use", 1.into())),
+            ("not for verifying", changed(ec.clone(), "key_ops", json!(["encrypt"]))),
+            ("for another algorithm", changed(ec.clone(), "alg", "ES384".into())),
+            ("for a symmetric algorithm", changed(ec.clone(), "alg", "HS256".into())),
+            ("private", changed(ec.clone(), "d", text("x").into())),
+            ("symmetric", json!({"kty": "oct", "kid": "k", "k": encode(&[1; 32])})),
+            ("on another curve", changed(ec.clone(), "crv", "P-521".into())),
+            ("on a curve by another name", changed(ec.clone(), "crv", "p-256".into())),
+            ("with a short coordinate", changed(ec.clone(), "x", encode(&[1; 31]).into())),
+            ("with a long coordinate", changed(ec.clone(), "x", encode(&[1; 33]).into())),
+            ("with a padded coordinate", changed(ec.clone(), "x", format!("{}=", text("x")).into())),
+            ("without a coordinate", changed(ec.clone(), "y", Value::Null)),
+            ("Ed448", json!({"kty": "OKP", "kid": "k", "crv": "Ed448", "x": encode(&[1; 57])})),
+            ("X25519", json!({"kty": "OKP", "kid": "k", "crv": "X25519", "x": encode(&[1; 32])})),
+            ("RSA of 1024 bits", rsa_of(1024, &[1, 0, 1])),
+            ("RSA of 2047 bits", rsa_of(2047, &[1, 0, 1])),
+            ("RSA of 1024 bits behind zeros", {
+                let modulus = [&[0; 128][..], &[0xff; 128]].concat();
+                changed(rsa_of(1024, &[1, 0, 1]), "n", encode(&modulus).into())
+            }),
+            ("RSA of 16384 bits", rsa_of(16384, &[1, 0, 1])),
+            ("RSA with exponent 1", rsa_of(2048, &[1])),
+            ("RSA with exponent 3", rsa_of(2048, &[3])),
+            ("RSA with an even exponent", rsa_of(2048, &[1, 0, 2])),
+            ("RSA with an endless exponent", rsa_of(2048, &[1; 9])),
+            ("of no known type", json!({"kty": "XYZ", "kid": "k"})),
+            ("of no type", json!({"kid": "k"})),
+            ("no object", json!("k")),
+        ];
+        for (name, key) in left_out {
+            assert_eq!(able(&key, "k"), [], "{name}");
+        }
+    }
+
+    #[test]
+    fn refuses_documents_that_are_no_bounded_set() {
+        let parse = |text: &str| KeySet::parse(text.as_bytes()).map(drop).unwrap_err().to_string();
+        for text in ["", "{}", "[]", r#"{"keys":{}}"#, r#"{"keys":[],"keys":[]}"#, "<html>"] {
+            assert_eq!(parse(text), "not a JWK set", "{text}");
+        }
+        assert_eq!(parse(&json!({"keys": vec![json!({}); 65]}).to_string()), "more than 64 keys");
+        assert_eq!(parse(&" ".repeat(MAX_DOCUMENT_BYTES + 1)), "longer than 262144 bytes");
+    }
+
+    #[test]
+    fn the_first_of_two_keys_with_one_name_counts() {
+        let (one, two) = (Mint::es256("k"), Mint::es256("k"));
+        let both = KeySet::parse(jwks(&[&one, &two]).as_bytes()).unwrap();
+        let first = KeySet::parse(jwks(&[&one]).as_bytes()).unwrap();
+        let bytes = |set: &KeySet| {
+            set.find(Algorithm::ES256, Some("k")).unwrap().try_get_as_bytes().unwrap().to_vec()
+        };
+        assert_eq!(bytes(&both), bytes(&first));
+        assert_eq!(both.keys.len(), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn any_document_is_answered(document in any::<Vec<u8>>()) {
+            let _ = KeySet::parse(&document);
+        }
+
+        #[test]
+        fn any_key_is_answered(
+            kty in prop::sample::select(vec!["EC", "RSA", "OKP", "oct"]),
+            crv in prop::sample::select(vec!["P-256", "P-384", "Ed25519"]),
+            values in prop::collection::vec("[A-Za-z0-9_-]{0,90}", 4),
+        ) {
+            let key = json!({"kty": kty, "crv": crv, "x": values[0], "y": values[1], "n": values[2], "e": values[3]});
+            let _ = KeySet::parse(json!({"keys": [key]}).to_string().as_bytes());
+        }
+    }
+
+    /// Answers every connection with one response; counts them.
+    struct Server {
+        port: u16,
+        asked: Arc<AtomicUsize>,
+        _task: AbortOnDrop,
+    }
+
+    impl Server {
+        async fn start(response: String, tls: Option<TlsAcceptor>) -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let asked = Arc::new(AtomicUsize::new(0));
+            let count = Arc::clone(&asked);
+            let task = tokio::spawn(async move {
+                loop {
+                    let (tcp, _) = listener.accept().await.unwrap();
+                    match &tls {
+                        None => answer(tcp, &response, &count).await,
+                        Some(tls) => {
+                            if let Ok(stream) = tls.accept(tcp).await {
+                                answer(stream, &response, &count).await;
+                            }
+                        }
+                    }
+                }
+            });
+            Server { port, asked, _task: AbortOnDrop(task.abort_handle()) }
+        }
+
+        fn asked(&self) -> usize {
+            self.asked.load(Ordering::SeqCst)
+        }
+    }
+
+    async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin, response: &str, count: &AtomicUsize) {
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            if stream.read_buf(&mut request).await.unwrap_or(0) == 0 {
+                return;
+            }
+        }
+        count.fetch_add(1, Ordering::SeqCst);
+        let _ = stream.write_all(response.as_bytes()).await;
+        let _ = stream.shutdown().await;
+    }
+
+    fn ok(body: &str) -> String {
+        format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+    }
+
+    async fn fetched(fetcher: &KeyFetcher, url: String) -> Result<usize, String> {
+        let read = fetcher.read(&JwksSource::Url(url)).await;
+        read.map(|set| set.keys.len()).map_err(|error| error.to_string())
+    }
+
+    #[tokio::test]
+    async fn fetches_over_loopback() {
+        let server = Server::start(ok(&jwks(&[&Mint::es256("k")])), None).await;
+        let fetcher = KeyFetcher::system();
+        for host in ["127.0.0.1", "localhost"] {
+            assert_eq!(
+                fetched(&fetcher, format!("http://{host}:{}/jwks.json?v=1", server.port)).await,
+                Ok(1)
+            );
+        }
+        assert_eq!(server.asked(), 2);
+    }
+
+    #[tokio::test]
+    async fn never_asks_a_stranger_in_the_clear() {
+        let fetcher = KeyFetcher::system();
+        let refused = Err(JwksError::Url.to_string());
+        for url in [
+            "http://192.0.2.1/jwks",
+            "ftp://127.0.0.1/jwks",
+            "file:///etc/passwd",
+            "/jwks",
+            "",
+            "https://a:b@127.0.0.1/jwks",
+        ] {
+            assert_eq!(fetched(&fetcher, url.to_owned()).await, refused, "{url}");
+        }
+    }
+
+    #[tokio::test]
+    async fn takes_nothing_but_200_and_not_without_end() {
+        let fetcher = KeyFetcher::system();
+        let body = jwks(&[&Mint::es256("k")]);
+        let long = " ".repeat(MAX_DOCUMENT_BYTES + 1);
+        let cases = [
+            (
+                "HTTP/1.1 302 Found\r\nlocation: /other\r\ncontent-length: 0\r\n\r\n".to_owned(),
+                "answered with status 302 Found",
+            ),
+            (ok(&body).replace("200 OK", "500 No"), "answered with status 500 Internal Server Error"),
+            (ok("<html>"), "not a JWK set"),
+            (ok(&long), "longer than 262144 bytes"),
+            (format!("HTTP/1.1 200 OK\r\n\r\n{long}"), "longer than 262144 bytes"),
+        ];
+        for (response, expected) in cases {
+            let server = Server::start(response, None).await;
+            let outcome = fetched(&fetcher, format!("http://127.0.0.1:{}/", server.port)).await;
+            assert_eq!(outcome, Err(expected.to_owned()));
+            assert_eq!(server.asked(), 1, "redirects are not followed");
+        }
+    }
+
+    #[tokio::test]
+    async fn verifies_the_server() {
+        let mut authority = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
+        authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let authority_key = rcgen::KeyPair::generate().unwrap();
+        let authority_certificate = authority.self_signed(&authority_key).unwrap();
+        let issuer = rcgen::Issuer::new(authority, authority_key);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = rcgen::CertificateParams::new(vec!["localhost".to_owned()])
+            .unwrap()
+            .signed_by(&key, &issuer)
+            .unwrap();
+        let config = rustls::ServerConfig::builder_with_provider(Arc::new(
+            rustls::crypto::aws_lc_rs::default_provider(),
+        ))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![certificate.der().clone()],
+            rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+        )
+        .unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let server = Server::start(ok(&jwks(&[&Mint::es256("k")])), Some(acceptor)).await;
+
+        let trusting = KeyFetcher::trusting(vec![authority_certificate.der().clone()]);
+        assert_eq!(fetched(&trusting, format!("https://localhost:{}/", server.port)).await, Ok(1));
+        // The name must be in the certificate, the authority trusted, and there must be one.
+        assert!(fetched(&trusting, format!("https://127.0.0.1:{}/", server.port)).await.is_err());
+        let other = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        let distrusting = KeyFetcher::trusting(vec![other.cert.der().clone()]);
+        assert!(fetched(&distrusting, format!("https://localhost:{}/", server.port)).await.is_err());
+        let nobody =
+            fetched(&KeyFetcher::trusting(Vec::new()), format!("https://localhost:{}/", server.port)).await;
+        assert_eq!(nobody, Err(JwksError::NoAuthorities.to_string()));
+        assert_eq!(server.asked(), 1);
     }
 }

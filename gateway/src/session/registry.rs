@@ -58,7 +58,11 @@ impl<S> Registry<S> {
     ///
     /// # Errors
     /// [`RegistryFull`].
-    pub fn register(&self, identity: Option<Arc<Identity>>, sender: S) -> Result<Registration<S>, RegistryFull> {
+    pub fn register(
+        &self,
+        identity: Option<Arc<Identity>>,
+        sender: S,
+    ) -> Result<Registration<S>, RegistryFull> {
         let place = self.inner.borrow_mut().enter(identity, sender)?;
         Ok(Registration { registry: self.clone(), place })
     }
@@ -72,14 +76,20 @@ impl<S> Registry<S> {
         let places = inner.index.range((key, 0)..=(key, u32::MAX)).map(|&(_, place)| place);
         let sockets = places.filter_map(|place| inner.places.get(place as usize)?.as_ref());
         // Hashes may meet; identities do not.
-        let meant = sockets.filter(|socket| socket.identity.as_ref().is_some_and(|identity| target.means(identity)));
+        let meant =
+            sockets.filter(|socket| socket.identity.as_ref().is_some_and(|identity| target.means(identity)));
         meant.map(|socket| each(&socket.sender)).count()
     }
 
     /// Shows a slice of all sockets to `each`: the occupied ones of `places` places from `from` on. Gives where to go
     /// on; nothing at the end. Judging thousands of sockets anew goes slice by slice, so that no message waits behind
     /// it; a socket that comes between slices was judged by the new policy already.
-    pub fn slice(&self, from: u32, places: u32, mut each: impl FnMut(&S, Option<&Arc<Identity>>)) -> Option<u32> {
+    pub fn slice(
+        &self,
+        from: u32,
+        places: u32,
+        mut each: impl FnMut(&S, Option<&Arc<Identity>>),
+    ) -> Option<u32> {
         let inner = self.inner.borrow();
         let slice = inner.places.iter().skip(from as usize).take(places as usize);
         slice.flatten().for_each(|socket| each(&socket.sender, socket.identity.as_ref()));
@@ -131,7 +141,9 @@ impl<S> Inner<S> {
     }
 
     fn keys(&self, identity: Option<&Identity>) -> [Option<u64>; 3] {
-        identity.map_or([None; 3], |identity| Target::all_of(identity).map(|it| it.map(|target| self.key(&target))))
+        identity.map_or([None; 3], |identity| {
+            Target::all_of(identity).map(|it| it.map(|target| self.key(&target)))
+        })
     }
 
     fn key(&self, target: &Target<'_>) -> u64 {
@@ -214,8 +226,11 @@ mod tests {
         assert_eq!(reached(&registry, by_subject()), [1, 2]);
         assert_eq!(reached(&registry, Target::Session { issuer: ISSUER, session: "s2" }), [2]);
         assert_eq!(reached(&registry, Target::Token { issuer: ISSUER, token_id: "t1" }), [1]);
-        assert_eq!(reached(&registry, Target::Token { issuer: ISSUER, token_id: "s1" }), []);
-        assert_eq!(reached(&registry, Target::Subject { issuer: "https://other.example", subject: "alice" }), []);
+        assert_eq!(reached(&registry, Target::Token { issuer: ISSUER, token_id: "s1" }), [0u32; 0]);
+        assert_eq!(
+            reached(&registry, Target::Subject { issuer: "https://other.example", subject: "alice" }),
+            [0u32; 0]
+        );
         drop(first);
         assert_eq!(reached(&registry, by_subject()), [2]);
         assert_eq!(registry.len(), 3);
@@ -237,7 +252,7 @@ mod tests {
     fn slices_cover_every_socket_once() {
         let registry = Registry::new(100);
         let mut guards: Vec<_> = (0..25).map(|number| registry.register(None, number).unwrap()).collect();
-        guards.remove(7);
+        drop(guards.remove(7));
         let (mut seen, mut from) = (Vec::new(), Some(0));
         while let Some(place) = from {
             from = registry.slice(place, 10, |sender, _| seen.push(*sender));
@@ -252,7 +267,7 @@ mod tests {
             let mut list = Vec::new();
             for (number, (action, subject, session, which)) in steps.into_iter().enumerate() {
                 if action == 0 && !list.is_empty() {
-                    list.swap_remove(which.index(list.len()));
+                    drop(list.swap_remove(which.index(list.len())));
                 } else {
                     let (subject, session) = (subject.to_string(), session.to_string());
                     let who = identity(&subject, Some(&session), None);

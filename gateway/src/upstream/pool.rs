@@ -72,7 +72,8 @@ impl Pool {
                 Some(sender) => (sender, true),
                 None => (open(upstream, endpoint).await?, false),
             };
-            if reused && sender.ready().await.is_err() {
+            // Ready means that the exchange before has ended on the wire as well.
+            if reused && !matches!(tokio::time::timeout_at(deadline, sender.ready()).await, Ok(Ok(()))) {
                 continue;
             }
             match tokio::time::timeout_at(deadline, sender.try_send_request(request)).await {
