@@ -721,6 +721,39 @@ mod tests {
         proptest::collection::vec((any::<bool>(), opcode, payload), 1..12)
     }
 
+    fn wire(sender: Sender, frames: &[(bool, u8, Vec<u8>)]) -> Vec<u8> {
+        let frame = |(fin, opcode, payload): &(bool, u8, Vec<u8>)| {
+            let opcode = match opcode {
+                0 => Opcode::Continuation,
+                1 => Opcode::Text,
+                2 => Opcode::Binary,
+                8 => Opcode::Close,
+                _ => Opcode::Ping,
+            };
+            frame(sender, *fin || opcode.is_control(), opcode, payload)
+        };
+        frames.iter().flat_map(frame).collect()
+    }
+
+    /// Bytes to be read; what is written goes nowhere.
+    struct Recording<'a>(&'a [u8]);
+
+    impl std::io::Read for Recording<'_> {
+        fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+            self.0.read(into)
+        }
+    }
+
+    impl std::io::Write for Recording<'_> {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
     proptest! {
         /// However the bytes are cut: the same messages, the same fault, also by the plainest way to say it.
         #[test]
@@ -728,16 +761,7 @@ mod tests {
             frames in frames(), cuts in proptest::collection::vec(1usize..30, 1..60), client: bool, judged: bool,
         ) {
             let sender = if client { Sender::Client } else { Sender::Server };
-            let wire: Vec<u8> = frames
-                .iter()
-                .flat_map(|(fin, opcode, payload)| {
-                    let opcode = [Opcode::Continuation, Opcode::Text, Opcode::Binary][..]
-                        .get(usize::from(*opcode))
-                        .copied()
-                        .unwrap_or(if *opcode == 8 { Opcode::Close } else { Opcode::Ping });
-                    frame(sender, *fin || opcode.is_control(), opcode, payload)
-                })
-                .collect();
+            let wire = wire(sender, &frames);
             let whole = read(sender, judged, &[&wire]);
             let single: Vec<&[u8]> = wire.chunks(1).collect();
             prop_assert_eq!(&whole, &read(sender, judged, &single));
@@ -754,6 +778,54 @@ mod tests {
                 if let Event::Message(MessageKind::Text, payload) = event {
                     prop_assert!(std::str::from_utf8(payload).is_ok());
                 }
+            }
+        }
+
+        /// The same messages, and a fault exactly where tungstenite sees one, from the same bytes.
+        #[test]
+        fn tungstenite_reads_the_same(frames in frames(), client: bool) {
+            use tokio_tungstenite::tungstenite::{self, protocol::Role};
+            let sender = if client { Sender::Client } else { Sender::Server };
+            let wire = wire(sender, &frames);
+            let ours = read(sender, true, &[&wire]);
+
+            let role = if client { Role::Server } else { Role::Client };
+            let mut theirs = tungstenite::WebSocket::from_raw_socket(Recording(wire.as_slice()), role, None);
+            let mut seen = Vec::new();
+            let fault = loop {
+                match theirs.read() {
+                    Ok(tungstenite::Message::Text(text)) => {
+                        seen.push(Event::Message(MessageKind::Text, text.as_bytes().to_vec()));
+                    }
+                    Ok(tungstenite::Message::Binary(bytes)) => {
+                        seen.push(Event::Message(MessageKind::Binary, bytes.to_vec()));
+                    }
+                    Ok(tungstenite::Message::Ping(bytes)) => {
+                        seen.push(Event::Control(Opcode::Ping, bytes.to_vec()));
+                    }
+                    Ok(_) => {}
+                    Err(error) => break error,
+                }
+            };
+            // Limits are ours, and a close frame ends their reading.
+            let is_theirs = |event: &&Event| !matches!(event, Event::Fault(_) | Event::Control(Opcode::Close, _));
+            let ours_until_close: Vec<&Event> = ours.iter().take_while(is_theirs).collect();
+            let is_limited = matches!(
+                ours.last(),
+                Some(Event::Fault(WireFault::TooManyFragments { .. } | WireFault::ControlFlood { .. }))
+            );
+            if is_limited {
+                prop_assert!(seen.len() >= ours_until_close.len());
+            } else {
+                prop_assert_eq!(ours_until_close, seen.iter().collect::<Vec<_>>());
+            }
+            let closed = ours.iter().any(|event| matches!(event, Event::Control(Opcode::Close, _)));
+            let is_order = matches!(
+                ours.last(),
+                Some(Event::Fault(WireFault::NothingToContinue | WireFault::NotContinued))
+            );
+            if is_order && !closed {
+                prop_assert!(matches!(fault, tungstenite::Error::Protocol(_)), "{fault}");
             }
         }
 
