@@ -309,8 +309,10 @@ impl Shared {
         } else {
             ""
         };
-        let body =
-            json!({ "method": seen.method, "target": seen.target, "headers": seen.headers }).to_string();
+        let published = lock(&self.published).get(&seen.target).cloned();
+        let body = published.unwrap_or_else(|| {
+            json!({ "method": seen.method, "target": seen.target, "headers": seen.headers }).to_string()
+        });
         let (length, body) = match status {
             "204" | "304" => (String::new(), String::new()),
             _ => (format!("Content-Length: {}\r\n", body.len()), body),
