@@ -23,12 +23,13 @@ use tokio::{
 };
 
 use crate::{
+    clock,
     edge::Gateway,
     reload::{Cause, Reloader, Request, watch_files},
 };
 
-/// How often ticket keys are looked at; handshakes do so as well.
-const TICKET_CHECK: Duration = Duration::from_secs(10 * 60);
+/// How often what has run out is thrown away.
+const HOUSEKEEPING: Duration = Duration::from_secs(60);
 
 /// Everything beside the cores: reloading, probes, control, health checks.
 pub struct AdminService {
@@ -68,7 +69,7 @@ impl AdminService {
             control::serve(control, self.gateway.clone(), requests),
             scrape::serve(scrape, self.gateway.clone()),
             check_upstreams(&self.gateway),
-            rotate_tickets(&self.gateway),
+            keep_house(&self.gateway),
         );
         Ok(())
     }
@@ -131,13 +132,14 @@ async fn check_upstreams(gateway: &Gateway) {
     }
 }
 
-/// Replaces and erases ticket keys that are due, so that a gateway without handshakes forgets them too.
-async fn rotate_tickets(gateway: &Gateway) {
-    let mut due = tokio::time::interval(TICKET_CHECK);
+/// Erases ticket keys that are due, handshakes or not, and forgets revocations whose tokens have expired.
+async fn keep_house(gateway: &Gateway) {
+    let mut due = tokio::time::interval(HOUSEKEEPING);
     loop {
         due.tick().await;
+        gateway.revocations.forget_expired(clock::unix_now());
         if let Err(error) = gateway.outliving.tickets.rotate() {
-            tracing::error!(%error, "ticket keys could not be replaced; the old ones stay");
+            tracing::error!(%error, "ticket keys could not be replaced; no tickets are given until they can");
         }
     }
 }

@@ -64,10 +64,10 @@ pub fn run(args: &RunArgs, ready: impl FnOnce(&Running)) -> anyhow::Result<u8> {
         keys: KeyFetcher::system(),
         changes: watch::Sender::new(1),
     });
+    // Lives as long as the gateway: issuers' keys are refreshed on it.
+    let background = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     // The policy first: its errors are what an operator most often has to see.
-    let reloader = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?
+    let reloader = background
         .block_on(Reloader::first(PolicySource::from(&args.policy), outliving.clone()))
         .map_err(|error| anyhow::anyhow!("the policy was not taken\n{error}"))?;
 
