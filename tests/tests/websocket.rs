@@ -59,6 +59,16 @@ origins = ["*"]
 inspect = "none"
 
 [[websocket]]
+name = "strict"
+path = "/ws-strict"
+upstream = "backend"
+auth = "required"
+origins = ["https://chat.example.test"]
+require_origin = true
+subprotocols = ["im.v1.json", "im.v2.json"]
+inspect = "none"
+
+[[websocket]]
 name = "limited"
 path = "/ws-limited"
 upstream = "backend"
@@ -256,6 +266,30 @@ fn an_origin_that_policy_does_not_name_is_refused() {
 }
 
 #[test]
+fn a_rule_may_demand_a_subprotocol_and_an_origin() {
+    let (bundle, gateway) = start();
+    let url = gateway.ws("/ws-strict");
+    let good = || Open::token(&bundle.issuer.token("alice")).origin("https://chat.example.test");
+    for client in Client::ALL {
+        let mut driver = Driver::start(client, gateway.ca());
+        let before = bundle.upstream.seen().len();
+        driver.refused("none", &url, &good(), 400);
+        driver.refused("unknown", &url, &good().subprotocol("im.v9.json"), 400);
+        driver.refused("case", &url, &good().subprotocol("IM.v1.json"), 400);
+        let no_origin = Open::token(&bundle.issuer.token("alice")).subprotocol("im.v1.json");
+        driver.refused("no origin", &url, &no_origin, 403);
+        assert_eq!(bundle.upstream.seen().len(), before, "{client:?}");
+        let both = good().subprotocol("im.v9.json").subprotocol("im.v2.json").subprotocol("im.v1.json");
+        let open = driver.open("good", &url, &both);
+        // The upstream chooses among those that are both offered and allowed.
+        assert_eq!(open["subprotocol"], "im.v2.json", "{client:?}: {open}");
+        let offered = bundle.upstream.last();
+        assert_eq!(offered.header("sec-websocket-protocol"), Some("im.v2.json, im.v1.json"), "{client:?}");
+        driver.echo("good", "hello");
+    }
+}
+
+#[test]
 fn an_upgrade_header_switches_no_rule_off() {
     let (bundle, gateway) = start();
     let upgrade = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
@@ -296,8 +330,6 @@ fn an_upgrade_header_switches_no_rule_off() {
         }
     }
     assert_eq!(bundle.upstream.seen().len(), 0, "{:?}", bundle.upstream.seen());
-    let mut driver = Driver::start(Client::Python, gateway.ca());
-    driver.refused("s", &gateway.ws("/ws/a"), &Open::token(&token).subprotocol("unknown.v9"), 400);
 }
 
 #[test]
