@@ -161,11 +161,7 @@ impl Target {
         {
             return Ok(());
         }
-        ensure!(
-            status == 200,
-            "answered {status}: {}",
-            String::from_utf8_lossy(body)
-        );
+        ensure!(status == 200, "answered {status}: {}", String::from_utf8_lossy(body));
         ensure!(
             self.answer.get().is_none(),
             "answer differs from the first: {}",
@@ -202,43 +198,27 @@ pub(crate) async fn visit(
             }
         };
     }
-    while_working(
-        &mut tasks,
-        tokio::time::timeout(OPENING, meter.all_standing(plan.connections)),
-    )
-    .await?
-    .context("connections did not open in time")?;
+    while_working(&mut tasks, tokio::time::timeout(OPENING, meter.all_standing(plan.connections)))
+        .await?
+        .context("connections did not open in time")?;
     while_working(&mut tasks, tokio::time::sleep(plan.warm_up)).await?;
 
     let (units, cpu, started) = (meter.units.get(), processes.cpu()?, Instant::now());
     meter.recording.set(true);
     while_working(&mut tasks, tokio::time::sleep(plan.measured)).await?;
-    let (units, cpu, wall) = (
-        meter.units.get() - units,
-        processes.cpu()? - cpu,
-        started.elapsed(),
-    );
+    let (units, cpu, wall) = (meter.units.get() - units, processes.cpu()? - cpu, started.elapsed());
     meter.recording.set(false);
     processes.unchanged()?;
 
     ensure!(units > 0, "nothing was done in {wall:?}");
     if let Some(rate) = plan.rate {
         let reached = units as f64 / wall.as_secs_f64();
-        ensure!(
-            reached > 0.95 * rate,
-            "{rate} units per second were asked for, {reached:.0} were done"
-        );
+        ensure!(reached > 0.95 * rate, "{rate} units per second were asked for, {reached:.0} were done");
     }
     let mut latencies = meter.latencies.take();
     let mut at = |share| percentile(&mut latencies, share).map(|ns| Duration::from_nanos(u64::from(ns)));
     let (p50, p99) = at(0.5).zip(at(0.99)).context("no unit was timed")?;
-    Ok(Visit {
-        units,
-        cpu,
-        wall,
-        p50,
-        p99,
-    })
+    Ok(Visit { units, cpu, wall, p50, p99 })
 }
 
 /// WebSockets that have each carried one message and now say nothing. Closed when dropped.
@@ -269,12 +249,9 @@ impl Idle {
                 }
             });
         }
-        while_working(
-            &mut tasks,
-            tokio::time::timeout(OPENING, meter.all_standing(count)),
-        )
-        .await?
-        .context("sockets did not open in time")?;
+        while_working(&mut tasks, tokio::time::timeout(OPENING, meter.all_standing(count)))
+            .await?
+            .context("sockets did not open in time")?;
         Ok(Self { tasks })
     }
 
@@ -339,16 +316,11 @@ impl Plan {
             _ => 1,
         };
         let period = self.connections as f64 * burst as f64 / rate;
-        ensure!(
-            period.is_finite() && period > 0.0,
-            "{rate} units per second cannot be kept"
-        );
+        ensure!(period.is_finite() && period > 0.0, "{rate} units per second cannot be kept");
         // Spread evenly, so that connections take turns instead of starting together.
         let first = period * (index + 1) as f64 / self.connections as f64;
-        let timer = TimerFd::new(
-            ClockId::CLOCK_MONOTONIC,
-            TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC,
-        )?;
+        let timer =
+            TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)?;
         timer.set(
             Expiration::IntervalDelayed(
                 Duration::from_secs_f64(first).into(),
@@ -356,10 +328,7 @@ impl Plan {
             ),
             TimerSetTimeFlags::empty(),
         )?;
-        #[expect(
-            deprecated,
-            reason = "its successor is unsafe; a `Timer` owns one descriptor and keeps it"
-        )]
+        #[expect(deprecated, reason = "its successor is unsafe; a `Timer` owns one descriptor and keeps it")]
         let timer = AsyncFd::new(Timer(timer))?;
         Ok(Pace(Some(timer)))
     }
@@ -410,10 +379,7 @@ async fn handshakes(target: Rc<Target>, index: usize, pace: Pace, meter: Rc<Mete
         let started = Instant::now();
         let mut stream = target.connect(&target.http1).await?;
         let kind = stream.get_ref().1.handshake_kind();
-        ensure!(
-            kind == Some(rustls::HandshakeKind::Full),
-            "not a full handshake: {kind:?}"
-        );
+        ensure!(kind == Some(rustls::HandshakeKind::Full), "not a full handshake: {kind:?}");
         exchange(&mut stream, &target, &target.request(turn), &mut buffer).await?;
         meter.unit(started);
         stream.shutdown().await?;
@@ -430,12 +396,7 @@ async fn exchange(
     stream.write_all(request).await?;
     stream.flush().await?;
     let answer = read_answer(stream, buffer).await?;
-    target.check(
-        answer.status,
-        buffer
-            .get(answer.head..answer.head + answer.body)
-            .unwrap_or_default(),
-    )?;
+    target.check(answer.status, buffer.get(answer.head..answer.head + answer.body).unwrap_or_default())?;
     buffer.advance(answer.head + answer.body);
     ensure!(buffer.is_empty(), "more came than was asked for");
     Ok(())
@@ -443,10 +404,7 @@ async fn exchange(
 
 async fn requests2(target: Rc<Target>, index: usize, pace: Pace, meter: Rc<Meter>) -> Result<()> {
     let stream = target.connect(&target.http2).await?;
-    ensure!(
-        stream.get_ref().1.alpn_protocol() == Some(b"h2"),
-        "HTTP/2 was not agreed"
-    );
+    ensure!(stream.get_ref().1.alpn_protocol() == Some(b"h2"), "HTTP/2 was not agreed");
     let (mut sender, connection) = hyper::client::conn::http2::handshake(Here, TokioIo::new(stream)).await?;
     let authorization = http::HeaderValue::try_from(format!("Bearer {}", target.token(index)))?;
     let mut driver = JoinSet::new();
@@ -557,14 +515,7 @@ impl WebSocket {
             String::from_utf8_lossy(&incoming)
         );
         incoming.advance(answer.head);
-        Ok(Self {
-            stream,
-            incoming,
-            outgoing: Vec::new(),
-            index,
-            sent: 0,
-            received: 0,
-        })
+        Ok(Self { stream, incoming, outgoing: Vec::new(), index, sent: 0, received: 0 })
     }
 
     /// Puts the next message into the buffer that [`Self::flush`] sends.
@@ -596,19 +547,13 @@ impl WebSocket {
                 match opcode {
                     TEXT => {
                         let expected = message(self.index, self.received);
-                        ensure!(
-                            payload == expected,
-                            "wrong echo: {}",
-                            String::from_utf8_lossy(payload)
-                        );
+                        ensure!(payload == expected, "wrong echo: {}", String::from_utf8_lossy(payload));
                         self.received += 1;
                         echoed += 1;
                     }
                     PING => put_frame(&mut self.outgoing, PONG, [1, 2, 3, 4], payload),
                     CLOSE => {
-                        let code = payload
-                            .first_chunk()
-                            .map_or(1005, |code| u16::from_be_bytes(*code));
+                        let code = payload.first_chunk().map_or(1005, |code| u16::from_be_bytes(*code));
                         bail!(
                             "closed with {code} {}",
                             String::from_utf8_lossy(payload.get(2..).unwrap_or_default())
@@ -622,10 +567,7 @@ impl WebSocket {
             if frames > 0 {
                 return Ok(echoed);
             }
-            ensure!(
-                self.stream.read_buf(&mut self.incoming).await? > 0,
-                "closed without a close frame"
-            );
+            ensure!(self.stream.read_buf(&mut self.incoming).await? > 0, "closed without a close frame");
         }
     }
 }
@@ -638,11 +580,7 @@ fn message(index: usize, number: u64) -> [u8; MESSAGE_BYTES] {
     let name = (index as u64) << 40 | number;
     for (place, nibble) in bytes.iter_mut().skip(DIGITS_AT).zip((0..16).rev()) {
         let digit = (name >> (nibble * 4) & 0xf) as u8;
-        *place = if digit < 10 {
-            b'0' + digit
-        } else {
-            b'a' + digit - 10
-        };
+        *place = if digit < 10 { b'0' + digit } else { b'a' + digit - 10 };
     }
     bytes
 }
@@ -658,12 +596,7 @@ fn put_frame(out: &mut Vec<u8>, opcode: u8, mask: [u8; 4], payload: &[u8]) {
         }
     }
     out.extend_from_slice(&mask);
-    out.extend(
-        payload
-            .iter()
-            .zip(mask.iter().cycle())
-            .map(|(byte, mask)| byte ^ mask),
-    );
+    out.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
 }
 
 /// First byte, length of the head and length of the payload of the first frame, when it is whole.
@@ -699,11 +632,7 @@ async fn read_answer(stream: &mut (impl AsyncRead + Unpin), buffer: &mut BytesMu
             return Ok(answer);
         }
         let got = stream.read_buf(buffer).await?;
-        ensure!(
-            got > 0,
-            "closed before the answer was whole: {}",
-            String::from_utf8_lossy(buffer)
-        );
+        ensure!(got > 0, "closed before the answer was whole: {}", String::from_utf8_lossy(buffer));
     }
 }
 
@@ -727,12 +656,7 @@ fn answer(bytes: &[u8]) -> Result<Option<Answer>> {
         (_, Some(length)) => length,
         (_, None) => bail!("answer {status} has no length"),
     };
-    Ok((bytes.len() >= head + body).then_some(Answer {
-        status,
-        head,
-        body,
-        accepted,
-    }))
+    Ok((bytes.len() >= head + body).then_some(Answer { status, head, body, accepted }))
 }
 
 /// One request on a connection of its own; for what is not measured. Returns the body of a 200.
@@ -743,12 +667,7 @@ pub(crate) async fn fetch(mut stream: impl AsyncRead + AsyncWrite + Unpin, reque
     let answer = read_answer(&mut stream, &mut buffer).await?;
     buffer.advance(answer.head);
     buffer.truncate(answer.body);
-    ensure!(
-        answer.status == 200,
-        "answered {}: {}",
-        answer.status,
-        String::from_utf8_lossy(&buffer)
-    );
+    ensure!(answer.status == 200, "answered {}: {}", answer.status, String::from_utf8_lossy(&buffer));
     Ok(buffer.freeze())
 }
 
@@ -769,22 +688,7 @@ mod tests {
     fn a_frame_is_masked_and_a_server_must_not() {
         let mut bytes = Vec::new();
         put_frame(&mut bytes, TEXT, [1, 2, 3, 4], b"abcde");
-        assert_eq!(
-            bytes,
-            [
-                0x81,
-                0x85,
-                1,
-                2,
-                3,
-                4,
-                b'a' ^ 1,
-                b'b' ^ 2,
-                b'c' ^ 3,
-                b'd' ^ 4,
-                b'e' ^ 1
-            ]
-        );
+        assert_eq!(bytes, [0x81, 0x85, 1, 2, 3, 4, b'a' ^ 1, b'b' ^ 2, b'c' ^ 3, b'd' ^ 4, b'e' ^ 1]);
         assert!(frame(&bytes).is_err());
     }
 
@@ -806,10 +710,7 @@ mod tests {
         assert!(answer(&whole[..whole.len() - 1]).unwrap().is_none());
         assert!(answer(&whole[..20]).unwrap().is_none());
         let taken = answer(whole).unwrap().unwrap();
-        assert_eq!(
-            (taken.status, &whole[taken.head..][..taken.body]),
-            (200, &b"{}"[..])
-        );
+        assert_eq!((taken.status, &whole[taken.head..][..taken.body]), (200, &b"{}"[..]));
         assert!(answer(b"HTTP/1.1 200 OK\r\n\r\n").is_err());
         let upgrade = b"HTTP/1.1 101 S\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
         assert!(answer(upgrade).unwrap().unwrap().accepted);

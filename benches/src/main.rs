@@ -1,9 +1,5 @@
 //! Compares sealgate with other proxies, side by side on one machine: see `README.md`.
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a command line tool talks to its user"
-)]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool talks to its user")]
 
 mod load;
 mod measure;
@@ -121,9 +117,7 @@ fn run(options: &Options) -> Result<()> {
     if cpus.proxy == cpus.client {
         eprintln!("warning: one CPU for proxy and client: they disturb each other");
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, async {
         tokio::select! {
             done = compare(options, binaries, cpus, open_files) => done,
@@ -134,16 +128,10 @@ fn run(options: &Options) -> Result<()> {
 
 impl Options {
     fn check(&self) -> Result<()> {
-        ensure!(
-            self.seconds > 0.0 && self.seconds <= 3600.0,
-            "--seconds: 0 to 3600"
-        );
+        ensure!(self.seconds > 0.0 && self.seconds <= 3600.0, "--seconds: 0 to 3600");
         ensure!(self.rate.is_none_or(|rate| rate >= 1.0), "--rate: at least 1");
         for (place, kind) in self.proxies.iter().enumerate() {
-            ensure!(
-                !self.proxies.iter().take(place).any(|other| other == kind),
-                "--proxies: {kind} twice"
-            );
+            ensure!(!self.proxies.iter().take(place).any(|other| other == kind), "--proxies: {kind} twice");
         }
         Ok(())
     }
@@ -224,9 +212,7 @@ struct Report<'a> {
 async fn compare(options: &Options, binaries: Binaries, cpus: Cpus, open_files: u64) -> Result<()> {
     let mut report = Report {
         started_unix_s: SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
-        kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?
-            .trim()
-            .to_owned(),
+        kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
         processor: processor(),
         cpus,
         versions: Vec::new(),
@@ -350,8 +336,7 @@ async fn settled(processes: &Processes, mut wait: impl AsyncFnMut(Duration) -> R
 
 impl Workload {
     fn name(self) -> String {
-        self.to_possible_value()
-            .map_or_else(String::new, |value| value.get_name().to_owned())
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
     /// What the client does; nothing for the workload that counts memory.
@@ -361,26 +346,14 @@ impl Workload {
             Self::Requests => Work::Request,
             Self::H2 => Work::Request2,
             Self::Handshakes => Work::Handshake,
-            Self::Echo => Work::Echo {
-                path: "/v1/echo",
-                in_flight,
-            },
-            Self::EchoChecked => Work::Echo {
-                path: "/v1/echo-checked",
-                in_flight,
-            },
+            Self::Echo => Work::Echo { path: "/v1/echo", in_flight },
+            Self::EchoChecked => Work::Echo { path: "/v1/echo-checked", in_flight },
             Self::Idle => return None,
         })
     }
 
     fn section(self, options: &Options, rounds: Vec<Vec<Sample>>) -> Section {
-        let Options {
-            connections,
-            in_flight,
-            seconds,
-            idle_sockets,
-            ..
-        } = options;
+        let Options { connections, in_flight, seconds, idle_sockets, .. } = options;
         let pace = match options.rate {
             Some(rate) => format!("{rate} per second"),
             None => "closed loop".to_owned(),
@@ -415,13 +388,8 @@ impl Workload {
 
 fn processor() -> String {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = text
-        .lines()
-        .find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-    name.map_or_else(
-        || env::consts::ARCH.to_owned(),
-        |(_, name)| name.trim().to_owned(),
-    )
+    let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    name.map_or_else(|| env::consts::ARCH.to_owned(), |(_, name)| name.trim().to_owned())
 }
 
 #[cfg(test)]

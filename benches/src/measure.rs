@@ -136,11 +136,7 @@ impl Spread {
             0 => (sorted.get(middle.checked_sub(1)?)? + upper) / 2.0,
             _ => upper,
         };
-        Some(Self {
-            median,
-            low: *sorted.first()?,
-            high: *sorted.last()?,
-        })
+        Some(Self { median, low: *sorted.first()?, high: *sorted.last()? })
     }
 }
 
@@ -161,30 +157,9 @@ mod tests {
 
     #[test]
     fn spread_of_odd_even_one_and_none() {
-        assert_eq!(
-            Spread::of(&[3.0, 1.0, 2.0]),
-            Some(Spread {
-                median: 2.0,
-                low: 1.0,
-                high: 3.0
-            })
-        );
-        assert_eq!(
-            Spread::of(&[4.0, 1.0, 2.0, 3.0]),
-            Some(Spread {
-                median: 2.5,
-                low: 1.0,
-                high: 4.0
-            })
-        );
-        assert_eq!(
-            Spread::of(&[7.0]),
-            Some(Spread {
-                median: 7.0,
-                low: 7.0,
-                high: 7.0
-            })
-        );
+        assert_eq!(Spread::of(&[3.0, 1.0, 2.0]), Some(Spread { median: 2.0, low: 1.0, high: 3.0 }));
+        assert_eq!(Spread::of(&[4.0, 1.0, 2.0, 3.0]), Some(Spread { median: 2.5, low: 1.0, high: 4.0 }));
+        assert_eq!(Spread::of(&[7.0]), Some(Spread { median: 7.0, low: 7.0, high: 7.0 }));
         assert_eq!(Spread::of(&[]), None);
     }
 
@@ -216,13 +191,7 @@ mod tests {
 
     #[test]
     fn rollup_lines_are_found() {
-        assert_eq!(
-            kib(
-                "[rollup]\nRss:     1704 kB\nPss:  366 kB\nPss_Dirty: 1 kB\n",
-                "Pss:"
-            ),
-            Some(366)
-        );
+        assert_eq!(kib("[rollup]\nRss:     1704 kB\nPss:  366 kB\nPss_Dirty: 1 kB\n", "Pss:"), Some(366));
         assert_eq!(kib("nothing", "Rss:"), None);
     }
 }

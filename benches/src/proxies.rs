@@ -75,10 +75,7 @@ impl Cpus {
         let allowed = sched_getaffinity(Pid::from_raw(0))?;
         let mut all = (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false));
         let proxy = all.next().context("no CPU may be used")?;
-        Ok(Self {
-            proxy,
-            client: all.next().unwrap_or(proxy),
-        })
+        Ok(Self { proxy, client: all.next().unwrap_or(proxy) })
     }
 
     /// Moves this process, and with it the children that it will start, to the client's CPU.
@@ -124,33 +121,14 @@ impl Stage {
         command.arg("--state").arg(folder.path().join("backend"));
         command.args(["--development", "--token-lifetime", "86400"]);
         let mut backend = Running::start(command, cpus.client, &folder.path().join("backend.log"))?;
-        backend
-            .until(async || UnixStream::connect(&socket).await.is_ok())
-            .await
-            .context("backend-echo")?;
-        let keys = ask(
-            &socket,
-            "GET /.well-known/jwks.json HTTP/1.1\r\nHost: localhost\r\n\r\n",
-        )
-        .await;
-        fs::write(
-            folder.path().join("jwks.json"),
-            keys.context("keys from the backend")?,
-        )?;
+        backend.until(async || UnixStream::connect(&socket).await.is_ok()).await.context("backend-echo")?;
+        let keys = ask(&socket, "GET /.well-known/jwks.json HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+        fs::write(folder.path().join("jwks.json"), keys.context("keys from the backend")?)?;
         let mut tokens = Vec::new();
         for number in 0..TOKENS {
             tokens.push(log_in(&socket, number).await.context("token from the backend")?);
         }
-        Ok(Self {
-            cpus,
-            binaries,
-            open_files,
-            authority,
-            tokens,
-            backend,
-            socket,
-            folder,
-        })
+        Ok(Self { cpus, binaries, open_files, authority, tokens, backend, socket, folder })
     }
 
     /// Starts a proxy on a free port and waits until it accepts.
@@ -170,20 +148,12 @@ impl Stage {
             .until(async || TcpStream::connect(address).await.is_ok())
             .await
             .with_context(|| kind.to_string())?;
-        Ok(Proxy {
-            kind,
-            address,
-            running,
-        })
+        Ok(Proxy { kind, address, running })
     }
 
     /// A client of `proxy`.
     pub(crate) fn target(&self, proxy: &Proxy) -> Result<Rc<Target>> {
-        Ok(Rc::new(Target::new(
-            proxy.address,
-            self.authority.clone(),
-            self.tokens.clone(),
-        )?))
+        Ok(Rc::new(Target::new(proxy.address, self.authority.clone(), self.tokens.clone())?))
     }
 
     /// Fails if the backend has ended.
@@ -246,13 +216,7 @@ http {{
         let path = folder.join("nginx.conf");
         fs::write(&path, configuration)?;
         let mut command = Command::new("nginx");
-        command
-            .arg("-e")
-            .arg("stderr")
-            .arg("-p")
-            .arg(folder)
-            .arg("-c")
-            .arg(path);
+        command.arg("-e").arg("stderr").arg("-p").arg(folder).arg("-c").arg(path);
         Ok(command)
     }
 
@@ -295,16 +259,9 @@ backend backend
         let stage = self.folder.path();
         let policy = Path::new(env!("CARGO_MANIFEST_DIR")).join("policy");
         let mut command = Command::new(&self.binaries.sealgate);
-        command
-            .arg("run")
-            .arg("--policy")
-            .arg(policy)
-            .arg("--state")
-            .arg(folder);
+        command.arg("run").arg("--policy").arg(policy).arg("--state").arg(folder);
         command.arg("--listen").arg(format!("127.0.0.1:{port}"));
-        command
-            .arg("--metrics")
-            .arg(format!("127.0.0.1:{}", free_port()?));
+        command.arg("--metrics").arg(format!("127.0.0.1:{}", free_port()?));
         command.args(["--cores", "1"]);
         for (name, value) in [
             ("backend", format!("unix:{}", self.socket.display())),
@@ -345,18 +302,10 @@ pub(crate) fn version(kind: Kind, binaries: &Binaries) -> Result<String> {
     let output = command
         .output()
         .with_context(|| format!("{kind} is not installed (Debian: apt-get install nginx-light haproxy)"))?;
-    ensure!(
-        output.status.success(),
-        "{kind} does not tell its version: {}",
-        output.status
-    );
+    ensure!(output.status.success(), "{kind} does not tell its version: {}", output.status);
     // nginx tells it on standard error.
     let text = [output.stdout, output.stderr].concat();
-    Ok(String::from_utf8_lossy(&text)
-        .lines()
-        .next()
-        .unwrap_or_default()
-        .to_owned())
+    Ok(String::from_utf8_lossy(&text).lines().next().unwrap_or_default().to_owned())
 }
 
 /// A child and all that it starts: one process group, ended and reaped on drop.
@@ -372,19 +321,12 @@ impl Running {
         // Both programs become the one they start, so the process id stays the same.
         let mut pinned = Command::new("taskset");
         pinned.arg("--cpu-list").arg(cpu.to_string());
-        pinned
-            .args(["setpriv", "--pdeathsig", "TERM"])
-            .arg(command.get_program())
-            .args(command.get_args());
+        pinned.args(["setpriv", "--pdeathsig", "TERM"]).arg(command.get_program()).args(command.get_args());
         pinned.process_group(0).stdin(std::process::Stdio::null());
         pinned.stdout(output.try_clone()?).stderr(output);
         let child = pinned.spawn().context("taskset (Debian: util-linux)")?;
         let group = Pid::from_raw(i32::try_from(child.id())?);
-        Ok(Self {
-            child,
-            group,
-            log: log.to_owned(),
-        })
+        Ok(Self { child, group, log: log.to_owned() })
     }
 
     /// Waits for `ready`, and fails early if the process ends.
@@ -392,11 +334,7 @@ impl Running {
         let deadline = Instant::now() + START;
         while !ready().await {
             self.check()?;
-            ensure!(
-                Instant::now() < deadline,
-                "does not listen after {START:?}{}",
-                self.last_words()
-            );
+            ensure!(Instant::now() < deadline, "does not listen after {START:?}{}", self.last_words());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         self.check()
@@ -413,11 +351,7 @@ impl Running {
         let text = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         let skipped = lines.len().saturating_sub(20);
-        lines
-            .into_iter()
-            .skip(skipped)
-            .map(|line| format!("\n  | {line}"))
-            .collect()
+        lines.into_iter().skip(skipped).map(|line| format!("\n  | {line}")).collect()
     }
 }
 
@@ -445,9 +379,7 @@ async fn log_in(socket: &Path, number: usize) -> Result<String> {
     );
     let answer: serde_json::Value = serde_json::from_slice(&ask(socket, &request).await?)?;
     let token = answer.get("access_token").and_then(serde_json::Value::as_str);
-    Ok(token
-        .with_context(|| format!("no access_token in {answer}"))?
-        .to_owned())
+    Ok(token.with_context(|| format!("no access_token in {answer}"))?.to_owned())
 }
 
 async fn ask(socket: &Path, request: &str) -> Result<Bytes> {
@@ -464,16 +396,10 @@ fn mint_certificate(folder: &Path) -> Result<CertificateDer<'static>> {
     let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
     let certificate = CertificateParams::new(vec!["localhost".to_owned()])?.signed_by(&key, &authority)?;
     let (chain, key) = (certificate.pem(), key.serialize_pem());
-    for (name, text) in [
-        ("server.pem", chain.clone()),
-        ("server.key", key.clone()),
-        ("server.both.pem", chain + &key),
-    ] {
-        let mut file = File::options()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(folder.join(name))?;
+    for (name, text) in
+        [("server.pem", chain.clone()), ("server.key", key.clone()), ("server.both.pem", chain + &key)]
+    {
+        let mut file = File::options().write(true).create_new(true).mode(0o600).open(folder.join(name))?;
         std::io::Write::write_all(&mut file, text.as_bytes())?;
     }
     Ok(authority.der().clone())

@@ -97,30 +97,15 @@ impl Section {
                 let figures: Vec<(f64, f64)> = rounds.iter().filter_map(of_round).collect();
                 let own: Vec<f64> = figures.iter().map(|(own, _)| *own).collect();
                 let ratios: Vec<f64> = figures.iter().map(|(own, base)| own / base).collect();
-                Some(Summary {
-                    proxy: *proxy,
-                    figure: Spread::of(&own)?,
-                    ratio: Spread::of(&ratios)?,
-                })
+                Some(Summary { proxy: *proxy, figure: Spread::of(&own)?, ratio: Spread::of(&ratios)? })
             })
             .collect();
-        Self {
-            workload,
-            title,
-            unit,
-            proxies,
-            rounds,
-            summary,
-        }
+        Self { workload, title, unit, proxies, rounds, summary }
     }
 
     /// Median over the rounds of something about the proxy at `place`.
     fn median(&self, place: usize, of: impl Fn(&Sample) -> Option<f64>) -> Option<f64> {
-        let values: Vec<f64> = self
-            .rounds
-            .iter()
-            .filter_map(|round| of(round.get(place)?))
-            .collect();
+        let values: Vec<f64> = self.rounds.iter().filter_map(|round| of(round.get(place)?)).collect();
         Spread::of(&values).map(|spread| spread.median)
     }
 }
@@ -129,32 +114,16 @@ impl fmt::Display for Section {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}: {}", self.workload, self.title)?;
         let base = self.proxies.first().map_or_else(String::new, Kind::to_string);
-        write!(
-            f,
-            "  {:10} {:>9} {:>24}",
-            "",
-            self.unit,
-            format!("ratio to {base}")
-        )?;
-        let timed = self
-            .median(0, |sample| sample.speed.as_ref().map(|speed| speed.per_second))
-            .is_some();
+        write!(f, "  {:10} {:>9} {:>24}", "", self.unit, format!("ratio to {base}"))?;
+        let timed = self.median(0, |sample| sample.speed.as_ref().map(|speed| speed.per_second)).is_some();
         match timed {
-            true => writeln!(
-                f,
-                " {:>10} {:>6} {:>9} {:>9}",
-                "per second", "busy", "p50 µs", "p99 µs"
-            )?,
+            true => writeln!(f, " {:>10} {:>6} {:>9} {:>9}", "per second", "busy", "p50 µs", "p99 µs")?,
             false => writeln!(f, " {:>10}", "by PSS")?,
         }
         for (place, summary) in self.summary.iter().enumerate() {
             let Spread { median, low, high } = summary.ratio;
             let ratio = format!("{median:.2} ({low:.2}–{high:.2})");
-            write!(
-                f,
-                "  {:10} {:>9.2} {ratio:>24}",
-                summary.proxy, summary.figure.median
-            )?;
+            write!(f, "  {:10} {:>9.2} {ratio:>24}", summary.proxy, summary.figure.median)?;
             let mut column = |width: usize, decimals: usize, value: Option<f64>| match value {
                 Some(value) => write!(f, " {value:>width$.decimals$}"),
                 None => Ok(()),
@@ -176,11 +145,7 @@ mod tests {
     use super::*;
 
     fn sample(figure: f64) -> Sample {
-        Sample {
-            figure,
-            speed: None,
-            pss_kib: None,
-        }
+        Sample { figure, speed: None, pss_kib: None }
     }
 
     #[test]
@@ -198,33 +163,10 @@ mod tests {
             vec![Kind::Nginx, Kind::Sealgate],
             rounds,
         );
-        let [nginx, sealgate] = section.summary.as_slice() else {
-            panic!("two proxies")
-        };
-        assert_eq!(
-            nginx.ratio,
-            Spread {
-                median: 1.0,
-                low: 1.0,
-                high: 1.0
-            }
-        );
-        assert_eq!(
-            sealgate.ratio,
-            Spread {
-                median: 0.5,
-                low: 0.5,
-                high: 0.6
-            }
-        );
-        assert_eq!(
-            sealgate.figure,
-            Spread {
-                median: 6.0,
-                low: 5.0,
-                high: 10.0
-            }
-        );
+        let [nginx, sealgate] = section.summary.as_slice() else { panic!("two proxies") };
+        assert_eq!(nginx.ratio, Spread { median: 1.0, low: 1.0, high: 1.0 });
+        assert_eq!(sealgate.ratio, Spread { median: 0.5, low: 0.5, high: 0.6 });
+        assert_eq!(sealgate.figure, Spread { median: 6.0, low: 5.0, high: 10.0 });
         assert!(section.to_string().contains("0.50 (0.50–0.60)"), "{section}");
     }
 

@@ -38,10 +38,7 @@ impl Fixture {
     pub(crate) fn new() -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let key = SigningKey::generate().map_err(|error| anyhow!("{error}"))?;
-        std::fs::write(
-            folder.path().join("jwks.json"),
-            json!({ "keys": [key.public_jwk()] }).to_string(),
-        )?;
+        std::fs::write(folder.path().join("jwks.json"), json!({ "keys": [key.public_jwk()] }).to_string())?;
 
         let bundle = Bundle::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("policy"))?;
         let state = folder.path().display().to_string();
@@ -49,26 +46,19 @@ impl Fixture {
         let policy = Policy::compile(&bundle, &variables).map_err(|errors| anyhow!("{errors}"))?;
         let rates = Rates::build(policy.rates(), &RateStore::new(1 << 16), RateClock::default());
 
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let verifier = runtime.block_on(Verifier::build(policy.issuers(), None, &KeyFetcher::system()));
         let verifier = verifier.map_err(|errors| anyhow!("{errors:?}"))?;
 
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
         let token = sign(&key, "alice", now)?;
-        let identity = verifier
-            .verify(&token, now, &TokenCache::new(8)?)
-            .map_err(|failure| anyhow!("{failure:?}"))?;
+        let identity = verifier.verify(&token, now, &cache(8)?).map_err(|failure| anyhow!("{failure:?}"))?;
         let mut headers = HeaderMap::new();
         headers.insert(header::HOST, HeaderValue::from_static("localhost"));
         headers.insert(header::USER_AGENT, HeaderValue::from_static("sealgate-benches"));
         headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
         headers.insert(header::ACCEPT_LANGUAGE, HeaderValue::from_static("en"));
-        headers.insert(
-            header::AUTHORIZATION,
-            HeaderValue::try_from(format!("Bearer {token}"))?,
-        );
+        headers.insert(header::AUTHORIZATION, HeaderValue::try_from(format!("Bearer {token}"))?);
         Ok(Self {
             policy,
             rates,
@@ -106,25 +96,19 @@ impl Fixture {
     pub(crate) fn permit(&self, facts: &RequestFacts<'_>) -> Result<RequestPermit> {
         let refused = |denial: sealgate_policy::Denial| anyhow!("refused: {}", denial.reason());
         let matched = self.policy.match_request(facts).map_err(refused)?;
-        let demands = matched
-            .judge(facts, Some(Arc::clone(&self.identity)))
-            .map_err(refused)?;
+        let demands = matched.judge(facts, Some(Arc::clone(&self.identity))).map_err(refused)?;
         let rates = self.rates.take(demands.rates(), &demands.rate_facts()).map(drop);
-        settle(
-            demands,
-            Evidence {
-                rates,
-                revoked: false,
-            },
-        )
-        .map_err(refused)
+        settle(demands, Evidence { rates, revoked: false }).map_err(refused)
     }
 
     pub(crate) fn tunnel(&self, path: &str) -> Result<TunnelPermit> {
-        self.permit(&self.facts(path, true))?
-            .into_tunnel()
-            .context("not a websocket")
+        self.permit(&self.facts(path, true))?.into_tunnel().context("not a websocket")
     }
+}
+
+/// An empty cache of verified tokens.
+pub(crate) fn cache(capacity: usize) -> Result<TokenCache> {
+    TokenCache::new(capacity).map_err(|_| anyhow!("no random numbers"))
 }
 
 fn sign(key: &SigningKey, subject: &str, now: u64) -> Result<String> {

@@ -26,10 +26,9 @@ const FRAMES: usize = 16;
 
 pub(crate) fn measure(criterion: &mut Criterion) -> Result<()> {
     let mut group = criterion.benchmark_group("frames");
-    for (sender, mask, who) in [
-        (Sender::Client, Some([1, 2, 3, 4]), "client"),
-        (Sender::Server, None, "server"),
-    ] {
+    for (sender, mask, who) in
+        [(Sender::Client, Some([1, 2, 3, 4]), "client"), (Sender::Server, None, "server")]
+    {
         let mut wire = Vec::new();
         for _ in 0..FRAMES {
             write_frame(&mut wire, Opcode::Text, mask, &[b'x'; 128]);

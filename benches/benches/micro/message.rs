@@ -33,26 +33,13 @@ pub(crate) fn measure(criterion: &mut Criterion, fixture: &Fixture) -> Result<()
 }
 
 fn permit(fixture: &Fixture, tunnel: &TunnelPermit, payload: &[u8]) -> Result<MessagePermit, &'static str> {
-    let message = Message {
-        direction: Direction::ToUpstream,
-        kind: MessageKind::Text,
-        payload,
-    };
-    let demands = tunnel
-        .judge_message(&message)
-        .map_err(|refusal| refusal.denial.reason())?;
+    let message = Message { direction: Direction::ToUpstream, kind: MessageKind::Text, payload };
+    let demands = tunnel.judge_message(&message).map_err(|refusal| refusal.denial.reason())?;
     let rates = match demands.rates() {
         [] => Ok(()),
         wanted => fixture.rates.take(wanted, &demands.rate_facts()).map(drop),
     };
-    settle_message(
-        demands,
-        Evidence {
-            rates,
-            revoked: false,
-        },
-    )
-    .map_err(|refusal| refusal.denial.reason())
+    settle_message(demands, Evidence { rates, revoked: false }).map_err(|refusal| refusal.denial.reason())
 }
 
 fn payload(size: usize) -> String {

@@ -13,15 +13,9 @@ pub(crate) fn measure(criterion: &mut Criterion, fixture: &Fixture) -> Result<()
     let mut group = criterion.benchmark_group("permit");
 
     let peer = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    let facts = ConnectionFacts {
-        peer,
-        open_total: 10,
-        open_from_address: 1,
-    };
+    let facts = ConnectionFacts { peer, open_total: 10, open_from_address: 1 };
     ensure!(fixture.policy.permit_connection(&facts).is_ok());
-    group.bench_function("connection", |b| {
-        b.iter(|| fixture.policy.permit_connection(black_box(&facts)))
-    });
+    group.bench_function("connection", |b| b.iter(|| fixture.policy.permit_connection(black_box(&facts))));
 
     let facts = fixture.facts("/v1/echo", false);
     fixture.permit(&facts)?;
@@ -29,9 +23,7 @@ pub(crate) fn measure(criterion: &mut Criterion, fixture: &Fixture) -> Result<()
 
     let strange = fixture.facts("/v1/nothing", false);
     ensure!(fixture.policy.match_request(&strange).is_err());
-    group.bench_function("no-route", |b| {
-        b.iter(|| fixture.policy.match_request(black_box(&strange)))
-    });
+    group.bench_function("no-route", |b| b.iter(|| fixture.policy.match_request(black_box(&strange))));
     group.finish();
     Ok(())
 }

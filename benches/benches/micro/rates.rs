@@ -28,10 +28,7 @@ pub(crate) fn measure(criterion: &mut Criterion, fixture: &Fixture) -> Result<()
     group.bench_function("two", |b| b.iter(|| rates.take(black_box(&two), &facts("alice"))));
     let mut turn = subjects.iter().cycle();
     group.bench_function("one-of-10000", |b| {
-        b.iter(|| {
-            turn.next()
-                .map(|subject| rates.take(black_box(&one), &facts(subject)))
-        });
+        b.iter(|| turn.next().map(|subject| rates.take(black_box(&one), &facts(subject))));
     });
     group.finish();
     Ok(())
