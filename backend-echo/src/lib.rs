@@ -2,7 +2,7 @@
 //!
 //! A small instant-messaging server that stands behind the gateway: end-to-end encrypted messages
 //! with a queue per device, prekeys, a development login, and an echo for proving and measuring the
-//! gateway. It sees ciphertext only; the keys stay with the devices ([`im`]).
+//! gateway. It sees ciphertext only; the keys stay with the devices ([`mod@im`]).
 //!
 //! It trusts the identity headers `X-Sealgate-Subject`, `X-Sealgate-Session` and
 //! `X-Sealgate-Roles`, because nobody but the gateway can reach it: it listens on unix sockets of

@@ -82,7 +82,7 @@ impl Options {
         self.state.join("backend.sock")
     }
 
-    pub(crate) fn drain(&self) -> Duration {
+    pub(crate) fn drain_time(&self) -> Duration {
         Duration::from_secs(self.drain.into())
     }
 }

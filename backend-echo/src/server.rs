@@ -55,7 +55,7 @@ impl Backend {
 /// Held while a connection, or the WebSocket it became, is open.
 pub(crate) type Open = Arc<OwnedSemaphorePermit>;
 
-/// Serves until `shutdown` resolves; then finishes what runs, for at most [`Options::drain`] seconds.
+/// Serves until `shutdown` resolves; then finishes what runs, for at most [`Options::drain`](field@Options::drain) seconds.
 ///
 /// # Errors
 /// If the state folder, the database, a key or a listener cannot be had. Nothing is served then.
@@ -85,7 +85,7 @@ pub async fn serve(options: Options, shutdown: impl Future<Output = ()>) -> anyh
     shutdown.await;
     stop.send_replace(true);
     tasks.shutdown().await;
-    if tokio::time::timeout(options.drain(), slots.acquire_many(MAX_CONNECTIONS)).await.is_err() {
+    if tokio::time::timeout(options.drain_time(), slots.acquire_many(MAX_CONNECTIONS)).await.is_err() {
         tracing::warn!("connections were still open at the end of the drain time");
     }
     backend.store.close().await;

@@ -148,12 +148,12 @@ async fn echo_gives_back_bodies_up_to_its_limit() {
 #[tokio::test]
 async fn echo_gives_back_messages_in_order() {
     let backend = Backend::start().await;
-    let mut echo = backend.socket_to("/v1/echo", None, Some("chat, echo.v1")).await.unwrap();
+    let echo = backend.socket_to("/v1/echo", None, Some("chat, echo.v1")).await.unwrap();
     assert_eq!(echo.chosen.as_deref(), Some("echo.v1"));
     let mut messages: Vec<_> = (0..500)
         .map(|number: usize| {
             let text = format!("{number} {}", "ü".repeat(number * 7));
-            if number % 2 == 0 { Message::text(text) } else { Message::binary(text) }
+            if number.is_multiple_of(2) { Message::text(text) } else { Message::binary(text) }
         })
         .collect();
     messages.push(Message::Ping(Bytes::from_static(b"?")));

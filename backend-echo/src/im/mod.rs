@@ -1,7 +1,7 @@
 //! `im`: a command-line client that sends and receives end-to-end encrypted messages through the gateway.
 //!
-//! Keys and sessions stay in a sealed file of this device ([`vault`]); what goes over the wire ([`gateway`]) is encrypted
-//! for one receiving device each ([`device`]).
+//! Keys and sessions stay in a sealed file of this device (`vault`); what goes over the wire (`gateway`) is encrypted
+//! for one receiving device each (`device`).
 
 mod device;
 mod gateway;
