@@ -98,10 +98,7 @@ impl Bundle {
     }
 
     fn read_once(dir: &Path) -> Result<Self, BundleError> {
-        let mut bundle = Self {
-            root: dir.to_owned(),
-            files: BTreeMap::new(),
-        };
+        let mut bundle = Self { root: dir.to_owned(), files: BTreeMap::new() };
         let policy = dir.join("policy.toml");
         match fs::metadata(&policy) {
             Ok(_) => bundle.add(&policy, "policy.toml".into())?,
@@ -121,14 +118,9 @@ impl Bundle {
 
     fn add_folder(&mut self, folder: &Path, prefix: &str, depth: usize) -> Result<(), BundleError> {
         if depth == MAX_DEPTH {
-            return Err(BundleError::TooDeep {
-                path: folder.to_owned(),
-            });
+            return Err(BundleError::TooDeep { path: folder.to_owned() });
         }
-        let io = |source| BundleError::Io {
-            path: folder.to_owned(),
-            source,
-        };
+        let io = |source| BundleError::Io { path: folder.to_owned(), source };
         for entry in fs::read_dir(folder).map_err(io)? {
             let path = entry.map_err(io)?.path();
             let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
@@ -149,28 +141,18 @@ impl Bundle {
 
     fn add(&mut self, path: &Path, relative: String) -> Result<(), BundleError> {
         if self.files.len() == MAX_FILES {
-            return Err(BundleError::TooMany {
-                root: self.root.clone(),
-            });
+            return Err(BundleError::TooMany { root: self.root.clone() });
         }
-        let io = |source| BundleError::Io {
-            path: path.to_owned(),
-            source,
-        };
+        let io = |source| BundleError::Io { path: path.to_owned(), source };
         // A named pipe or device would block or never end.
         if !fs::metadata(path).map_err(io)?.is_file() {
             return Err(io(io::Error::other("not a regular file")));
         }
         let mut bytes = Vec::new();
         let file = fs::File::open(path).map_err(io)?;
-        let length = file
-            .take(MAX_FILE_BYTES + 1)
-            .read_to_end(&mut bytes)
-            .map_err(io)?;
+        let length = file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(io)?;
         if u64::try_from(length).map_or(true, |length| length > MAX_FILE_BYTES) {
-            return Err(BundleError::TooLarge {
-                path: path.to_owned(),
-            });
+            return Err(BundleError::TooLarge { path: path.to_owned() });
         }
         self.files.insert(relative, bytes);
         Ok(())
@@ -198,10 +180,7 @@ impl Bundle {
         if let Some(overlay) = files.remove("development.toml") {
             files.insert("policy.d/development.toml".into(), overlay);
         }
-        Some(Self {
-            root: PathBuf::new(),
-            files,
-        })
+        Some(Self { root: PathBuf::new(), files })
     }
 }
 
@@ -215,10 +194,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path();
         assert!(matches!(Bundle::read(root), Err(BundleError::NoPolicy { .. })));
-        assert!(matches!(
-            Bundle::read(&root.join("none")),
-            Err(BundleError::Io { .. })
-        ));
+        assert!(matches!(Bundle::read(&root.join("none")), Err(BundleError::Io { .. })));
         // As Kubernetes lays out a ConfigMap.
         let data = root.join("..2026_01_01");
         fs::create_dir_all(data.join("schemas/deep")).unwrap();
@@ -232,10 +208,7 @@ mod tests {
         fs::create_dir(root.join("certs")).unwrap();
         fs::write(root.join("certs/server.key"), "not the policy's").unwrap();
         let bundle = Bundle::read(root).unwrap();
-        assert_eq!(
-            bundle.files.keys().collect::<Vec<_>>(),
-            ["policy.toml", "schemas/deep/x.json"]
-        );
+        assert_eq!(bundle.files.keys().collect::<Vec<_>>(), ["policy.toml", "schemas/deep/x.json"]);
 
         symlink("..", data.join("schemas/loop")).unwrap();
         assert!(matches!(Bundle::read(root), Err(BundleError::TooDeep { .. })));
@@ -259,10 +232,7 @@ mod tests {
     #[test]
     fn every_shipped_bundle_is_there() {
         for name in Bundle::SHIPPED {
-            assert!(
-                Bundle::shipped(name).is_some_and(|bundle| !bundle.files.is_empty()),
-                "{name}"
-            );
+            assert!(Bundle::shipped(name).is_some_and(|bundle| !bundle.files.is_empty()), "{name}");
         }
         assert!(Bundle::shipped("other").is_none());
     }

@@ -173,12 +173,7 @@ struct Row {
 }
 
 const fn row(reason: &'static str, status: u16, close: u16, title: &'static str) -> Row {
-    Row {
-        reason,
-        status,
-        close,
-        title,
-    }
+    Row { reason, status, close, title }
 }
 
 impl Denial {
@@ -488,10 +483,7 @@ mod tests {
             Denial::MessageTooBig { limit: 1 },
             Denial::TooManyFragments { limit: 1 },
             Denial::Protocol { detail: "a test" },
-            Denial::RateExceeded {
-                rate: RateIndex(0),
-                retry_after: Duration::from_millis(1),
-            },
+            Denial::RateExceeded { rate: RateIndex(0), retry_after: Duration::from_millis(1) },
             Denial::ControlFlood,
             Denial::TooManyConnections,
             Denial::Overloaded,
@@ -506,25 +498,18 @@ mod tests {
 
     #[test]
     fn reasons_are_the_closed_set_and_codes_are_the_agreed_ones() {
-        let agreed = [
-            1002, 1003, 1007, 1008, 1009, 1011, 1012, 1013, 4401, 4403, 4408, 4409, 4410, 4412, 4422, 4429,
-        ];
+        let agreed =
+            [1002, 1003, 1007, 1008, 1009, 1011, 1012, 1013, 4401, 4403, 4408, 4409, 4410, 4412, 4422, 4429];
         let mut seen = BTreeSet::new();
         let mut codes = BTreeSet::new();
         for denial in every_denial() {
             seen.insert(denial.reason());
             codes.insert(denial.close_code());
             assert_eq!(denial.status().as_u16(), denial.row().status);
-            assert!(
-                denial.status().is_client_error() || denial.status().is_server_error(),
-                "{denial}"
-            );
+            assert!(denial.status().is_client_error() || denial.status().is_server_error(), "{denial}");
             assert!(agreed.contains(&denial.close_code()), "{denial}");
             // Reason and detail must fit a close frame: 123 bytes (RFC 6455 §5.5.1).
-            assert!(
-                denial.reason().len() + 2 + denial.detail().len() <= 123,
-                "{denial}"
-            );
+            assert!(denial.reason().len() + 2 + denial.detail().len() <= 123, "{denial}");
         }
         assert_eq!(seen, Denial::ALL_REASONS.iter().copied().collect());
         assert_eq!(Denial::ALL_REASONS.len(), seen.len(), "a reason stands twice");

@@ -35,10 +35,7 @@ impl PolicyError {
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
         let line = before.matches('\n').count() + 1;
         let column = before.get(line_start..).map_or(0, |start| start.chars().count()) + 1;
-        let source_line = text
-            .get(line_start..)
-            .and_then(|rest| rest.lines().next())
-            .unwrap_or_default();
+        let source_line = text.get(line_start..).and_then(|rest| rest.lines().next()).unwrap_or_default();
         Self {
             file: file.to_owned(),
             line: u32::try_from(line).unwrap_or(u32::MAX),
@@ -53,14 +50,7 @@ impl PolicyError {
 /// `file:line:column: key: message`, then the line and a caret.
 impl fmt::Display for PolicyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            file,
-            line,
-            column,
-            key,
-            message,
-            source_line,
-        } = self;
+        let Self { file, line, column, key, message, source_line } = self;
         write!(f, "{file}:{line}:{column}: ")?;
         if !key.is_empty() {
             write!(f, "{key}: ")?;
@@ -100,12 +90,9 @@ mod tests {
 
     #[test]
     fn shows_the_line_with_a_caret() {
-        let error = PolicyError::at("policy.toml", "a = 1\n\tü = x\n", 11, "ü".into(), "bad".into());
+        let error = PolicyError::at("policy.toml", "a = 1\n\tü = x\n", 12, "ü".into(), "bad".into());
         assert_eq!((error.line, error.column), (2, 6));
-        assert_eq!(
-            error.to_string(),
-            "policy.toml:2:6: ü: bad\n  |\n2 | \tü = x\n  | \t    ^"
-        );
+        assert_eq!(error.to_string(), "policy.toml:2:6: ü: bad\n  |\n2 | \tü = x\n  | \t    ^");
         let end = PolicyError::at("f", "x", 99, String::new(), "m".into());
         assert_eq!((end.line, end.column, end.source_line.as_str()), (1, 2, "x"));
     }

@@ -69,15 +69,7 @@ impl Identity {
     /// Bytes that are not visible ASCII are percent-encoded (UTF-8), `%` and, in a role, `,` too, so that the
     /// upstream can always decode and nobody can smuggle a role or a line end in a claim.
     pub fn new(parts: IdentityParts) -> Self {
-        let IdentityParts {
-            issuer,
-            subject,
-            session,
-            token_id,
-            roles,
-            department,
-            ..
-        } = &parts;
+        let IdentityParts { issuer, subject, session, token_id, roles, department, .. } = &parts;
         let single = [
             (SUBJECT, Some(subject.as_str())),
             (SESSION, session.as_deref()),
@@ -91,11 +83,7 @@ impl Identity {
             .filter_map(|(name, value)| Some((name, header_value(&encoded(value))?)))
             .collect();
         if !roles.is_empty() {
-            let joined = roles
-                .iter()
-                .map(|role| encoded(role))
-                .collect::<Vec<_>>()
-                .join(",");
+            let joined = roles.iter().map(|role| encoded(role)).collect::<Vec<_>>().join(",");
             upstream_headers.extend(header_value(&joined).map(|value| (ROLES, value)));
         }
         Self {
@@ -122,10 +110,7 @@ fn header_value(encoded: &str) -> Option<HeaderValue> {
 
 fn encoded(value: &str) -> String {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
-    let digit = |nibble: u8| {
-        HEX.get(usize::from(nibble))
-            .map_or('0', |&digit| char::from(digit))
-    };
+    let digit = |nibble: u8| HEX.get(usize::from(nibble)).map_or('0', |&digit| char::from(digit));
     let mut out = String::with_capacity(value.len());
     for byte in value.bytes() {
         if byte.is_ascii_graphic() && byte != b'%' && byte != b',' {
@@ -151,21 +136,13 @@ mod tests {
             ..IdentityParts::default()
         });
         let header = |name: &HeaderName| {
-            identity
-                .upstream_headers
-                .iter()
-                .find(|(n, _)| n == name)
-                .map(|(_, v)| v.to_str().unwrap())
+            identity.upstream_headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.to_str().unwrap())
         };
         assert_eq!(header(&SUBJECT), Some("Zo%C3%AB%0D%0AX-Evil:%201"));
         assert_eq!(header(&ROLES), Some("user,a%2Cadmin"));
         assert_eq!(header(&DEPARTMENT), Some("50%25"));
         assert_eq!(header(&ISSUER), Some("https://id.example"));
         assert_eq!(header(&SESSION), None);
-        assert!(
-            IDENTITY_HEADERS
-                .iter()
-                .all(|name| name.as_str().starts_with(IDENTITY_HEADER_PREFIX))
-        );
+        assert!(IDENTITY_HEADERS.iter().all(|name| name.as_str().starts_with(IDENTITY_HEADER_PREFIX)));
     }
 }

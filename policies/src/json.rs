@@ -42,9 +42,7 @@ impl Schema {
             .validator
             .iter_errors(value)
             .next()
-            .map_or_else(String::new, |error| {
-                printable_pointer(error.instance_path().as_str())
-            }))
+            .map_or_else(String::new, |error| printable_pointer(error.instance_path().as_str())))
     }
 }
 
@@ -56,11 +54,7 @@ impl fmt::Debug for Schema {
 
 /// A pointer may hold the peer's keys: what is not visible ASCII becomes `?`, and a long one is cut.
 fn printable_pointer(pointer: &str) -> String {
-    pointer
-        .chars()
-        .map(|c| if c.is_ascii_graphic() { c } else { '?' })
-        .take(MAX_POINTER)
-        .collect()
+    pointer.chars().map(|c| if c.is_ascii_graphic() { c } else { '?' }).take(MAX_POINTER).collect()
 }
 
 /// Splits an RFC 6901 pointer into unescaped tokens; `None` if it is none.
@@ -71,10 +65,8 @@ pub(crate) fn pointer_tokens(pointer: &str) -> Option<Vec<String>> {
     let tokens = pointer.strip_prefix('/')?.split('/');
     tokens
         .map(|token| {
-            let escapes_hold = token
-                .split('~')
-                .skip(1)
-                .all(|rest| rest.starts_with('0') || rest.starts_with('1'));
+            let escapes_hold =
+                token.split('~').skip(1).all(|rest| rest.starts_with('0') || rest.starts_with('1'));
             escapes_hold.then(|| token.replace("~1", "/").replace("~0", "~"))
         })
         .collect()
@@ -124,9 +116,7 @@ impl<'de> Visitor<'de> for Strict {
     }
 
     fn visit_f64<E: de::Error>(self, value: f64) -> Result<Value, E> {
-        Number::from_f64(value)
-            .map(Value::Number)
-            .ok_or_else(|| E::custom("number out of range"))
+        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("number out of range"))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {
@@ -161,10 +151,7 @@ impl<'de> Visitor<'de> for Strict {
 ///
 /// Falls back to the deepest ancestor that exists.
 pub(crate) fn locate(text: &str, tokens: &[String]) -> usize {
-    let mut scanner = Scanner {
-        bytes: text.as_bytes(),
-        at: 0,
-    };
+    let mut scanner = Scanner { bytes: text.as_bytes(), at: 0 };
     scanner.space();
     let mut found = scanner.at;
     for token in tokens {
@@ -290,33 +277,20 @@ mod tests {
         }
         assert!(parse("[".repeat(200).as_bytes()).is_err());
         assert!(parse(b"\"\xff\"").is_err());
-        for good in [
-            r#" {"a":{"a":1},"b":[null,true,-1,1.5,"x"]} "#,
-            "0",
-            "18446744073709551615",
-        ] {
-            assert_eq!(
-                parse(good.as_bytes()).unwrap(),
-                serde_json::from_str::<Value>(good).unwrap()
-            );
+        for good in [r#" {"a":{"a":1},"b":[null,true,-1,1.5,"x"]} "#, "0", "18446744073709551615"] {
+            assert_eq!(parse(good.as_bytes()).unwrap(), serde_json::from_str::<Value>(good).unwrap());
         }
     }
 
     #[test]
     fn pointers() {
         assert_eq!(pointer_tokens(""), Some(vec![]));
-        assert_eq!(
-            pointer_tokens("/a~1b/~0/"),
-            Some(vec!["a/b".into(), "~".into(), String::new()])
-        );
+        assert_eq!(pointer_tokens("/a~1b/~0/"), Some(vec!["a/b".into(), "~".into(), String::new()]));
         for bad in ["a", "/~", "/a~2", "/~01~"] {
             assert_eq!(pointer_tokens(bad), None, "{bad}");
         }
         let value = parse(br#"{"a":[{"t":"x"}]}"#).unwrap();
-        assert_eq!(
-            lookup(&value, &pointer_tokens("/a/0/t").unwrap()),
-            Some(&"x".into())
-        );
+        assert_eq!(lookup(&value, &pointer_tokens("/a/0/t").unwrap()), Some(&"x".into()));
         assert_eq!(lookup(&value, &pointer_tokens("/a/1/t").unwrap()), None);
         assert_eq!(printable_pointer("/a\nb\u{e9}"), "/a?b?");
     }

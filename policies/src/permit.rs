@@ -17,8 +17,9 @@ use serde_json::{Map, Value};
 use crate::denial::Denial;
 use crate::identity::Identity;
 use crate::json::{self, Schema};
-use crate::matcher::{self, CanonicalPath};
+use crate::path;
 use crate::policy::{Mode, Policy, RateFacts, RateIndex, UpstreamIndex};
+use crate::routes::CanonicalPath;
 use crate::rule::{
     Authentication, BodyRule, MessageRule, OnRefusal, RateList, Rule, TunnelLimits, TunnelRule,
 };
@@ -151,18 +152,13 @@ impl Policy {
     /// [`Denial::NoWebsocket`].
     pub fn match_request(&self, facts: &RequestFacts<'_>) -> Result<RouteMatch, Denial> {
         if let Some(query) = facts.query {
-            if query.len() > matcher::MAX_QUERY {
+            if query.len() > path::MAX_QUERY {
                 return Err(Denial::UriTooLong);
             }
-            matcher::check_query(query)?;
+            path::check_query(query)?;
         }
-        let (rule, path) = self
-            .routes
-            .find(facts.host, facts.method, facts.path, facts.websocket)?;
-        Ok(RouteMatch {
-            rule: Arc::clone(rule),
-            path,
-        })
+        let (rule, path) = self.routes.find(facts.host, facts.method, facts.path, facts.websocket)?;
+        Ok(RouteMatch { rule: Arc::clone(rule), path })
     }
 }
 
@@ -191,15 +187,7 @@ impl RouteMatch {
         // A rule that asks for no token vouches for none upstream.
         let identity = identity.filter(|_| rule.authentication == Authentication::Required);
         let shadowed = noted(rule.mode, judge_head(&rule, facts, identity.as_deref()))?;
-        Ok(RequestDemands {
-            subject: Subject {
-                rule,
-                path,
-                address: facts.peer,
-                identity,
-                shadowed,
-            },
-        })
+        Ok(RequestDemands { subject: Subject { rule, path, address: facts.peer, identity, shadowed } })
     }
 }
 
@@ -210,10 +198,7 @@ fn judge_sizes(rule: &Rule, facts: &RequestFacts<'_>) -> Result<(), Denial> {
     if too_long || (facts.has_body && limit == 0) {
         return Err(Denial::BodyTooLarge { limit });
     }
-    let query_limit = rule
-        .query
-        .as_ref()
-        .map_or(matcher::MAX_QUERY, |query| query.max_bytes);
+    let query_limit = rule.query.as_ref().map_or(path::MAX_QUERY, |query| query.max_bytes);
     if facts.query.is_some_and(|query| query.len() > query_limit) {
         return Err(Denial::UriTooLong);
     }
@@ -251,23 +236,15 @@ fn judge_head(rule: &Rule, facts: &RequestFacts<'_>, identity: Option<&Identity>
 
 /// Whether the client offers a subprotocol that the rule allows (RFC 6455 §4.1: names are compared exactly).
 fn offers_one_of(allowed: &[String], headers: &HeaderMap) -> bool {
-    let lists = headers
-        .get_all(header::SEC_WEBSOCKET_PROTOCOL)
-        .iter()
-        .filter_map(|list| list.to_str().ok());
-    let mut offered = lists
-        .flat_map(|list| list.split(','))
-        .map(|name| name.trim_matches([' ', '\t']));
+    let lists = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|list| list.to_str().ok());
+    let mut offered = lists.flat_map(|list| list.split(',')).map(|name| name.trim_matches([' ', '\t']));
     offered.any(|name| allowed.iter().any(|known| known == name))
 }
 
 /// Holds a query against its schema: an object of strings, or of arrays of strings where a name stands twice.
 fn judge_query(schema: &Schema, query: &str) -> Result<(), Denial> {
-    let decode = |text: &str| {
-        form_decoded(text).ok_or(Denial::Malformed {
-            detail: "the query is not UTF-8",
-        })
-    };
+    let decode =
+        |text: &str| form_decoded(text).ok_or(Denial::Malformed { detail: "the query is not UTF-8" });
     let mut object = Map::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -280,9 +257,7 @@ fn judge_query(schema: &Schema, query: &str) -> Result<(), Denial> {
             },
         }
     }
-    schema
-        .check(&Value::Object(object))
-        .map_err(|pointer| Denial::Schema { pointer })
+    schema.check(&Value::Object(object)).map_err(|pointer| Denial::Schema { pointer })
 }
 
 /// Decodes `application/x-www-form-urlencoded`; `None` if the result is not UTF-8.
@@ -292,7 +267,7 @@ fn form_decoded(text: &str) -> Option<String> {
     while let Some(byte) = bytes.next() {
         out.push(match byte {
             b'+' => b' ',
-            b'%' => matcher::hex_byte(bytes.next()?, bytes.next()?)?,
+            b'%' => path::hex_byte(bytes.next()?, bytes.next()?)?,
             _ => byte,
         });
     }
@@ -423,17 +398,13 @@ impl RequestPermit {
                 .map_err(|_| Denial::NotJson)
                 .and_then(|value| schema.check(&value).map_err(|pointer| Denial::Schema { pointer })),
         };
-        Ok(BodyPermit {
-            shadowed: noted(rule.mode, judged)?,
-        })
+        Ok(BodyPermit { shadowed: noted(rule.mode, judged)? })
     }
 
     /// Permission to open the WebSocket; `None` if the rule is a route.
     pub fn into_tunnel(self) -> Option<TunnelPermit> {
         self.subject.rule.tunnel.as_ref()?;
-        Some(TunnelPermit {
-            subject: self.subject,
-        })
+        Some(TunnelPermit { subject: self.subject })
     }
 }
 
@@ -548,8 +519,7 @@ impl TunnelPermit {
 
     /// Whether messages of this direction are looked into; if not, they need no unmasking to be judged.
     pub fn inspects(&self, direction: Direction) -> bool {
-        self.tunnel()
-            .is_none_or(|tunnel| tunnel.table(direction).is_some())
+        self.tunnel().is_none_or(|tunnel| tunnel.table(direction).is_some())
     }
 
     fn tunnel(&self) -> Option<&TunnelRule> {
@@ -562,10 +532,7 @@ impl TunnelPermit {
     /// [`Refusal`] with [`Denial::MessageTooBig`], [`Denial::MessageKind`], [`Denial::NotJson`],
     /// [`Denial::UnknownMessageType`] or [`Denial::Schema`].
     pub fn judge_message(&self, message: &Message<'_>) -> Result<MessageDemands<'_>, Refusal> {
-        let close = |denial| Refusal {
-            denial,
-            action: OnRefusal::Close,
-        };
+        let close = |denial| Refusal { denial, action: OnRefusal::Close };
         let Some(tunnel) = self.tunnel() else {
             return Err(close(Denial::Internal));
         };
@@ -576,11 +543,7 @@ impl TunnelPermit {
         let from_client = message.direction == Direction::ToUpstream;
         let mut demands = MessageDemands {
             tunnel: self,
-            rates: if from_client {
-                &tunnel.message_rates
-            } else {
-                RateList::NONE
-            },
+            rates: if from_client { &tunnel.message_rates } else { RateList::NONE },
             message: None,
             activity: from_client && tunnel.activity,
             shadowed: None,
@@ -603,18 +566,12 @@ impl<'t> MessageDemands<'t> {
             MessageKind::Binary => tunnel.kinds.binary,
         };
         if !allowed {
-            return Err(Refusal {
-                denial: Denial::MessageKind,
-                action: OnRefusal::Close,
-            });
+            return Err(Refusal { denial: Denial::MessageKind, action: OnRefusal::Close });
         }
         let Some(table) = tunnel.table(message.direction) else {
             return Ok(());
         };
-        let unknown = |denial| Refusal {
-            denial,
-            action: table.on_unknown,
-        };
+        let unknown = |denial| Refusal { denial, action: table.on_unknown };
         let value = json::parse(message.payload).map_err(|_| unknown(Denial::NotJson))?;
         let rule = json::lookup(&value, &table.pointer)
             .and_then(Value::as_str)
@@ -625,10 +582,9 @@ impl<'t> MessageDemands<'t> {
         self.activity = rule.activity;
         match &rule.schema {
             None => Ok(()),
-            Some(schema) => schema.check(&value).map_err(|pointer| Refusal {
-                denial: Denial::Schema { pointer },
-                action: rule.on_refusal,
-            }),
+            Some(schema) => schema
+                .check(&value)
+                .map_err(|pointer| Refusal { denial: Denial::Schema { pointer }, action: rule.on_refusal }),
         }
     }
 
@@ -664,18 +620,10 @@ impl<'t> MessageDemands<'t> {
 /// [`Refusal`] with [`Denial::Revoked`] (always closes) or [`Denial::RateExceeded`].
 pub fn settle_message(demands: MessageDemands<'_>, evidence: Evidence) -> Result<MessagePermit, Refusal> {
     match weigh(&evidence, demands.tunnel.subject.rule.mode, demands.rates) {
-        Ok(note) => Ok(MessagePermit {
-            activity: demands.activity,
-            shadowed: demands.shadowed.or(note),
-        }),
-        Err(Denial::Revoked) => Err(Refusal {
-            denial: Denial::Revoked,
-            action: OnRefusal::Close,
-        }),
+        Ok(note) => Ok(MessagePermit { activity: demands.activity, shadowed: demands.shadowed.or(note) }),
+        Err(Denial::Revoked) => Err(Refusal { denial: Denial::Revoked, action: OnRefusal::Close }),
         Err(denial) => {
-            let action = demands
-                .message
-                .map_or(OnRefusal::Close, |message| message.on_refusal);
+            let action = demands.message.map_or(OnRefusal::Close, |message| message.on_refusal);
             Err(Refusal { denial, action })
         }
     }
@@ -690,5 +638,552 @@ impl MessagePermit {
     /// What would have been refused, were rule or rate not in shadow mode.
     pub fn shadowed(&self) -> Option<&Denial> {
         self.shadowed.as_ref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::net::Ipv4Addr;
+
+    use http::{HeaderName, HeaderValue, StatusCode};
+
+    use super::*;
+    use crate::bundle::Bundle;
+    use crate::identity::IdentityParts;
+
+    const POLICY: &str = r#"
+version = 1
+[connections]
+max_total = 3
+max_per_address = 2
+[[issuer]]
+name = "i"
+issuer = "https://i.example"
+audience = ["a"]
+algorithms = ["ES256"]
+jwks = "file:jwks.json"
+[[upstream]]
+name = "first"
+endpoints = ["unix:/first"]
+[[upstream]]
+name = "second"
+endpoints = ["unix:/second"]
+[[rate]]
+name = "shadow"
+per = ["address"]
+quota = 1
+period = "1s"
+mode = "shadow"
+[[rate]]
+name = "enforced"
+per = ["subject"]
+quota = 1
+period = "1s"
+
+[[route]]
+name = "any-item"
+path = "/items/{id}"
+methods = ["GET", "DELETE"]
+upstream = "first"
+rates = ["shadow", "enforced"]
+[[route]]
+name = "special-item"
+path = "/items/special"
+methods = ["GET"]
+upstream = "first"
+[[route]]
+name = "tree"
+path = "/items/**"
+methods = ["GET"]
+upstream = "first"
+auth = "none"
+[[route]]
+name = "host-item"
+host = "a.example"
+path = "/items/{id}"
+methods = ["GET"]
+upstream = "second"
+auth = "none"
+[[route]]
+name = "wild-item"
+host = "*.example"
+path = "/items/{id}"
+methods = ["GET"]
+upstream = "second"
+auth = "none"
+[[route]]
+name = "deep"
+path = "/deep/{a}/x"
+methods = ["GET"]
+upstream = "first"
+auth = "none"
+[[route]]
+name = "deep-literal"
+path = "/deep/b/y"
+methods = ["GET"]
+upstream = "first"
+auth = "none"
+[[route]]
+name = "checked"
+path = "/checked"
+methods = ["POST"]
+upstream = "first"
+roles = ["user"]
+body = { max_bytes = "64B", schema = "schemas/a.json" }
+[[route]]
+name = "shadowed"
+path = "/shadowed"
+methods = ["POST"]
+upstream = "first"
+roles = ["user"]
+rates = ["enforced"]
+body = { max_bytes = "64B", schema = "schemas/a.json" }
+mode = "shadow"
+[[route]]
+name = "search"
+path = "/search"
+methods = ["GET"]
+upstream = "first"
+auth = "none"
+query = { max_bytes = "40B", schema = "schemas/query.json" }
+[[websocket]]
+name = "socket"
+path = "/socket"
+upstream = "second"
+origins = ["https://a.example"]
+subprotocols = ["v1", "v2"]
+max_message = "100B"
+message_rates = ["shadow"]
+unknown = "answer"
+[[websocket.message]]
+type = "say"
+direction = "to-upstream"
+schema = "schemas/say.json"
+action = "message.send"
+rates = ["enforced"]
+activity = true
+on_refusal = "answer"
+[[websocket.message]]
+type = "beat"
+direction = "both"
+[[websocket]]
+name = "blind"
+path = "/blind"
+upstream = "second"
+auth = "none"
+message_rates = ["shadow"]
+max_message = "100B"
+[[websocket]]
+name = "checked-too"
+path = "/checked"
+upstream = "second"
+auth = "none"
+[[websocket]]
+name = "shadow-socket"
+path = "/shadow-socket"
+upstream = "second"
+auth = "none"
+mode = "shadow"
+[[websocket.message]]
+type = "say"
+direction = "to-upstream"
+"#;
+
+    fn policy() -> Policy {
+        let schemas = [
+            ("schemas/a.json", r#"{"properties":{"a":{"type":"integer"}},"additionalProperties":false}"#),
+            (
+                "schemas/say.json",
+                r#"{"properties":{"text":{"type":"string","maxLength":5}},"required":["text"]}"#,
+            ),
+            (
+                "schemas/query.json",
+                r#"{"properties":{"q":{"type":"string"},"tag":{"type":["string","array"],"maxItems":2}},"required":["q"],"additionalProperties":false}"#,
+            ),
+        ];
+        let files = schemas.into_iter().chain([("policy.toml", POLICY)]);
+        let files = files.map(|(name, text)| (name.to_owned(), text.as_bytes().to_owned())).collect();
+        let bundle = Bundle { root: "/b".into(), files };
+        Policy::compile(&bundle, &BTreeMap::new()).unwrap_or_else(|errors| panic!("{errors}"))
+    }
+
+    /// A request, to be told only what matters.
+    struct Ask {
+        method: Method,
+        host: &'static str,
+        path: String,
+        query: Option<String>,
+        headers: HeaderMap,
+        websocket: bool,
+        body: Option<&'static str>,
+        roles: Option<&'static [&'static str]>,
+    }
+
+    fn ask(method: Method, path: &str) -> Ask {
+        Ask {
+            method,
+            host: "other.test",
+            path: path.to_owned(),
+            query: None,
+            headers: HeaderMap::new(),
+            websocket: false,
+            body: None,
+            roles: None,
+        }
+    }
+
+    fn get(path: &str) -> Ask {
+        ask(Method::GET, path)
+    }
+
+    fn socket(path: &str) -> Ask {
+        Ask { websocket: true, ..get(path).header("sec-websocket-protocol", "v0, v2") }
+    }
+
+    impl Ask {
+        fn host(self, host: &'static str) -> Self {
+            Self { host, ..self }
+        }
+
+        fn query(self, query: &str) -> Self {
+            Self { query: Some(query.to_owned()), ..self }
+        }
+
+        fn roles(self, roles: &'static [&'static str]) -> Self {
+            Self { roles: Some(roles), ..self }
+        }
+
+        fn header(mut self, name: &'static str, value: &'static str) -> Self {
+            self.headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+            self
+        }
+
+        fn body(self, body: &'static str) -> Self {
+            Self { body: Some(body), ..self.header("content-type", "application/json") }
+        }
+
+        fn judge(&self, policy: &Policy) -> Result<RequestDemands, Denial> {
+            let facts = RequestFacts {
+                peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
+                host: self.host,
+                method: &self.method,
+                path: &self.path,
+                query: self.query.as_deref(),
+                headers: &self.headers,
+                websocket: self.websocket,
+                content_length: self.body.map(|body| body.len() as u64),
+                has_body: self.body.is_some(),
+            };
+            let identity = self.roles.map(|roles| {
+                Arc::new(Identity::new(IdentityParts {
+                    issuer: "https://i.example".into(),
+                    subject: "alice".into(),
+                    session: Some("s1".into()),
+                    roles: roles.iter().map(|role| (*role).to_owned()).collect(),
+                    ..IdentityParts::default()
+                }))
+            });
+            policy.match_request(&facts)?.judge(&facts, identity)
+        }
+
+        fn rule(&self, policy: &Policy) -> Result<Arc<str>, Denial> {
+            self.judge(policy).map(|demands| Arc::clone(&demands.rule().name))
+        }
+
+        fn permit(&self, policy: &Policy) -> RequestPermit {
+            settle(self.judge(policy).unwrap(), nothing_against_it()).unwrap()
+        }
+    }
+
+    fn nothing_against_it() -> Evidence {
+        Evidence { rates: Ok(()), revoked: false }
+    }
+
+    fn exceeded(rate: usize) -> Evidence {
+        let rates = Err(RateExceeded { rate: RateIndex(rate), retry_after: Duration::from_secs(2) });
+        Evidence { rates, revoked: false }
+    }
+
+    const REVOKED: Evidence = Evidence { rates: Ok(()), revoked: true };
+
+    #[test]
+    fn connections_are_counted() {
+        let policy = policy();
+        let permit = |open_total, open_from_address| {
+            let peer = IpAddr::V4(Ipv4Addr::LOCALHOST);
+            policy
+                .permit_connection(&ConnectionFacts { peer, open_total, open_from_address })
+                .map(|p| p.peer())
+        };
+        assert!(permit(2, 1).is_ok());
+        assert_eq!(permit(3, 0), Err(Denial::TooManyConnections));
+        assert_eq!(permit(2, 2), Err(Denial::TooManyConnections));
+    }
+
+    #[test]
+    fn the_most_specific_rule_decides() {
+        let policy = policy();
+        let rule = |ask: Ask| ask.roles(&["user"]).rule(&policy).map(|name| name.to_string());
+        assert_eq!(rule(get("/items/7")).as_deref(), Ok("any-item"));
+        assert_eq!(rule(get("/items/special")).as_deref(), Ok("special-item"));
+        assert_eq!(rule(get("/items/7/8")).as_deref(), Ok("tree"));
+        assert_eq!(rule(get("/items/")).as_deref(), Ok("tree"));
+        assert_eq!(rule(get("/items")), Err(Denial::NoRoute));
+        assert_eq!(rule(get("/items/7").host("a.example")).as_deref(), Ok("host-item"));
+        assert_eq!(rule(get("/items/7").host("b.example")).as_deref(), Ok("wild-item"));
+        assert_eq!(rule(get("/items/7").host("c.b.example")).as_deref(), Ok("any-item"), "one label only");
+        assert_eq!(rule(get("/items/7").host("example")).as_deref(), Ok("any-item"));
+        // The router takes back a literal that leads nowhere.
+        assert_eq!(rule(get("/deep/b/x")).as_deref(), Ok("deep"));
+        assert_eq!(rule(get("/deep/b/y")).as_deref(), Ok("deep-literal"));
+        // A host's own rules without the method leave it to the general ones.
+        assert_eq!(rule(ask(Method::DELETE, "/items/7").host("a.example")).as_deref(), Ok("any-item"));
+        assert_eq!(rule(ask(Method::HEAD, "/items/special")).as_deref(), Ok("special-item"));
+        assert_eq!(rule(get("/%69tems/special")).as_deref(), Ok("special-item"));
+    }
+
+    #[test]
+    fn what_is_not_there_is_refused_by_its_own_name() {
+        let policy = policy();
+        let rule = |ask: Ask| ask.rule(&policy).unwrap_err();
+        assert_eq!(
+            rule(ask(Method::POST, "/items/7")),
+            Denial::MethodNotAllowed { allow: "DELETE, GET".into() }
+        );
+        assert_eq!(rule(ask(Method::PUT, "/checked")), Denial::MethodNotAllowed { allow: "POST".into() });
+        assert_eq!(rule(get("/checked")), Denial::UpgradeRequired);
+        assert_eq!(rule(get("/socket")), Denial::UpgradeRequired);
+        assert_eq!(rule(socket("/search")), Denial::NoWebsocket);
+        assert_eq!(rule(socket("/none")), Denial::NoRoute);
+        let post = Ask { method: Method::POST, ..socket("/socket") };
+        assert_eq!(rule(post), Denial::MethodNotAllowed { allow: "GET".into() });
+        assert!(matches!(rule(get("/items/../checked")), Denial::Malformed { .. }));
+        assert!(matches!(rule(get("/search").query("q=%zz")), Denial::Malformed { .. }));
+        assert_eq!(rule(get("/search").query(&"q".repeat(path::MAX_QUERY + 1))), Denial::UriTooLong);
+    }
+
+    #[test]
+    fn an_unknown_host_is_misdirected() {
+        let toml = "version = 1\n[[upstream]]\nname = \"u\"\nendpoints = [\"unix:/u\"]\n[[route]]\nname = \"r\"\nhost = \"a.example\"\npath = \"/\"\nmethods = [\"GET\"]\nupstream = \"u\"\nauth = \"none\"\n";
+        let files = [("policy.toml".to_owned(), toml.as_bytes().to_owned())].into();
+        let policy = Policy::compile(&Bundle { root: "/b".into(), files }, &BTreeMap::new()).unwrap();
+        assert!(get("/").host("a.example").rule(&policy).is_ok());
+        assert_eq!(get("/").host("b.example").rule(&policy), Err(Denial::Misdirected));
+        assert_eq!(Denial::Misdirected.status(), StatusCode::MISDIRECTED_REQUEST);
+    }
+
+    #[test]
+    fn tokens_and_roles() {
+        let policy = policy();
+        let post = || ask(Method::POST, "/checked").body("{}");
+        assert_eq!(post().rule(&policy), Err(Denial::TokenMissing));
+        assert_eq!(post().roles(&[]).rule(&policy), Err(Denial::RoleMissing));
+        assert_eq!(post().roles(&["users"]).rule(&policy), Err(Denial::RoleMissing));
+        assert!(post().roles(&["x", "user"]).rule(&policy).is_ok());
+        // Nobody vouches for a token that no rule asked for.
+        let open = get("/items/7/8").roles(&["user"]).judge(&policy).unwrap();
+        assert!(open.identity().is_none() && open.rate_facts().subject.is_none());
+    }
+
+    #[test]
+    fn bodies() {
+        let policy = policy();
+        let post = |body| ask(Method::POST, "/checked").roles(&["user"]).body(body);
+        let permit = post("{}").permit(&policy);
+        assert_eq!(*permit.body(), BodyRule { max_bytes: 64, buffered: true });
+        assert!(permit.judge_body(b"{\"a\":1}").is_ok_and(|permit| permit.shadowed().is_none()));
+        let schema = |pointer: &str| Denial::Schema { pointer: pointer.into() };
+        assert_eq!(permit.judge_body(b"{\"a\":\"x\"}").unwrap_err(), schema("/a"));
+        assert_eq!(permit.judge_body(b"{\"b\":1}").unwrap_err(), schema(""));
+        assert_eq!(permit.judge_body(b"{").unwrap_err(), Denial::NotJson);
+        assert_eq!(permit.judge_body(b"").unwrap_err(), Denial::NotJson);
+        assert_eq!(permit.judge_body(&[b' '; 65]).unwrap_err(), Denial::BodyTooLarge { limit: 64 });
+        // Declared too long, missing, or brought where none is taken.
+        let long = post("{                                                                }");
+        assert_eq!(long.rule(&policy), Err(Denial::BodyTooLarge { limit: 64 }));
+        let none = ask(Method::POST, "/checked").roles(&["user"]);
+        assert_eq!(none.rule(&policy), Err(Denial::NotJson));
+        let unasked = ask(Method::DELETE, "/items/7").roles(&["user"]).body("{}");
+        assert_eq!(unasked.rule(&policy), Err(Denial::BodyTooLarge { limit: 0 }));
+    }
+
+    #[test]
+    fn queries() {
+        let policy = policy();
+        let search = |query: &str| get("/search").query(query).rule(&policy).map(|_| ());
+        assert_eq!(search("q=a+b%20c"), Ok(()));
+        assert_eq!(search("q=1&tag=a&tag=b"), Ok(()));
+        let schema = |pointer: &str| Err(Denial::Schema { pointer: pointer.into() });
+        assert_eq!(search("q=1&tag=a&tag=b&tag=c"), schema("/tag"));
+        assert_eq!(search("q=1&q=2"), schema("/q"), "twice is an array");
+        assert_eq!(search("x=1&q=1"), schema(""));
+        assert_eq!(search(""), schema(""));
+        assert_eq!(
+            get("/search").rule(&policy).map(|_| ()),
+            schema(""),
+            "required, and there is no query at all"
+        );
+        assert_eq!(search("q=%ff"), Err(Denial::Malformed { detail: "the query is not UTF-8" }));
+        assert_eq!(search(&"q=".repeat(21)), Err(Denial::UriTooLong));
+        let none = get("/items/7/8").query("a=1");
+        assert_eq!(none.rule(&policy), Err(Denial::QueryNotAllowed));
+        assert!(get("/items/7/8").query("").rule(&policy).is_ok());
+    }
+
+    #[test]
+    fn what_goes_on_is_what_was_judged() {
+        let policy = policy();
+        let permit = get("/items/%7Ea%2cb").roles(&[]).permit(&policy);
+        assert_eq!(permit.path(), "/items/~a%2Cb");
+        assert_eq!(permit.upstream(), UpstreamIndex(0));
+        assert_eq!(permit.identity().map(|identity| identity.subject.as_str()), Some("alice"));
+        assert!(permit.into_tunnel().is_none());
+        assert_eq!(get("/%69tems/special").roles(&[]).permit(&policy).path(), "/items/special");
+    }
+
+    #[test]
+    fn evidence_decides_and_enforced_rates_come_first() {
+        let policy = policy();
+        let demands = || get("/items/7").roles(&[]).judge(&policy).unwrap();
+        assert_eq!(demands().rates(), [RateIndex(1), RateIndex(0)]);
+        let facts = demands();
+        let facts = facts.rate_facts();
+        assert_eq!((facts.subject, facts.session, facts.route), (Some("alice"), Some("s1"), "any-item"));
+        assert!(settle(demands(), nothing_against_it()).is_ok());
+        let denial = settle(demands(), exceeded(1)).unwrap_err();
+        assert_eq!((denial.reason(), denial.retry_after()), ("rate-exceeded", Some(2)));
+        let permit = settle(demands(), exceeded(0)).unwrap();
+        assert_eq!(permit.shadowed().map(Denial::reason), Some("rate-exceeded"));
+        assert!(settle(demands(), exceeded(9)).is_err(), "an unknown rate enforces");
+        assert_eq!(settle(demands(), REVOKED).unwrap_err(), Denial::Revoked);
+    }
+
+    #[test]
+    fn shadow_mode_lets_pass_and_says_so() {
+        let policy = policy();
+        let ask = || ask(Method::POST, "/shadowed").body("{}");
+        let shadowed = |ask: &Ask| ask.permit(&policy).shadowed().map(Denial::reason);
+        assert_eq!(shadowed(&ask().roles(&["user"])), None);
+        assert_eq!(shadowed(&ask().roles(&[])), Some("role-missing"));
+        assert_eq!(shadowed(&ask()), Some("token-missing"));
+        assert_eq!(shadowed(&ask().roles(&["user"]).query("a=1")), Some("query-not-allowed"));
+        let demands = ask().roles(&["user"]).judge(&policy).unwrap();
+        let permit = settle(demands, exceeded(1)).unwrap();
+        assert_eq!(permit.shadowed().map(Denial::reason), Some("rate-exceeded"));
+        assert_eq!(permit.judge_body(b"no").unwrap().shadowed(), Some(&Denial::NotJson));
+        // Sizes and revocation are enforced all the same.
+        assert!(permit.judge_body(&[b' '; 65]).is_err());
+        let demands = ask().roles(&["user"]).judge(&policy).unwrap();
+        assert_eq!(settle(demands, REVOKED).unwrap_err(), Denial::Revoked);
+    }
+
+    #[test]
+    fn opening_a_websocket() {
+        let policy = policy();
+        let open = || socket("/socket").roles(&[]);
+        assert!(open().rule(&policy).is_ok());
+        assert_eq!(socket("/socket").rule(&policy), Err(Denial::TokenMissing));
+        assert!(open().header("origin", "https://a.example").rule(&policy).is_ok());
+        assert_eq!(open().header("origin", "https://b.example").rule(&policy), Err(Denial::OriginNotAllowed));
+        let silent = Ask { websocket: true, ..get("/socket").roles(&[]) };
+        assert_eq!(silent.rule(&policy), Err(Denial::SubprotocolNotAllowed));
+        let connect = Ask { method: Method::CONNECT, ..open() };
+        assert!(connect.rule(&policy).is_ok(), "RFC 8441");
+        let tunnel = open().permit(&policy).into_tunnel().unwrap();
+        assert_eq!(
+            (tunnel.subprotocols(), tunnel.subprotocol_required()),
+            (&["v1".into(), "v2".into()][..], true)
+        );
+        assert_eq!((tunnel.upstream(), tunnel.path()), (UpstreamIndex(1), "/socket"));
+        assert_eq!(tunnel.limits().max_message, 100);
+        assert!(tunnel.inspects(Direction::ToUpstream) && tunnel.inspects(Direction::ToClient));
+        // The path's route is another rule.
+        assert_eq!(socket("/checked").rule(&policy).as_deref(), Ok("checked-too"));
+    }
+
+    fn text(direction: Direction, payload: &[u8]) -> Message<'_> {
+        Message { direction, kind: MessageKind::Text, payload }
+    }
+
+    #[test]
+    fn messages_are_judged_by_type_and_direction() {
+        let policy = policy();
+        let tunnel = socket("/socket").roles(&[]).permit(&policy).into_tunnel().unwrap();
+        let up = |payload: &'static [u8]| tunnel.judge_message(&text(Direction::ToUpstream, payload));
+        let down = |payload: &'static [u8]| tunnel.judge_message(&text(Direction::ToClient, payload));
+
+        let say = up(br#"{"type":"say","text":"hi"}"#).unwrap();
+        assert_eq!(
+            (say.message_type(), say.action(), say.activity()),
+            (Some("say"), Some("message.send"), true)
+        );
+        assert_eq!(say.rates(), [RateIndex(1), RateIndex(0)]);
+        assert_eq!(say.rate_facts().message_type, Some("say"));
+        let permit = settle_message(say, nothing_against_it()).unwrap();
+        assert!(permit.activity() && permit.shadowed().is_none());
+
+        let beat = up(br#"{"type":"beat"}"#).unwrap();
+        assert_eq!((beat.rates(), beat.activity()), (&[RateIndex(0)][..], false));
+        assert!(down(br#"{"type":"beat"}"#).unwrap().rates().is_empty(), "message_rates are the client's");
+
+        let refusal = |judged: Result<MessageDemands<'_>, Refusal>| {
+            judged.map(|_| ()).map_err(|refusal| (refusal.denial.reason(), refusal.action)).unwrap_err()
+        };
+        assert_eq!(refusal(up(br#"{"type":"say","text":"longer"}"#)), ("schema", OnRefusal::Answer));
+        assert_eq!(
+            refusal(down(br#"{"type":"say","text":"hi"}"#)),
+            ("unknown-message-type", OnRefusal::Answer)
+        );
+        assert_eq!(refusal(up(br#"{"type":5}"#)), ("unknown-message-type", OnRefusal::Answer));
+        assert_eq!(refusal(up(br#"["say"]"#)), ("unknown-message-type", OnRefusal::Answer));
+        assert_eq!(refusal(up(b"say")), ("not-json", OnRefusal::Answer));
+        assert_eq!(refusal(up(&[b' '; 101])), ("message-too-big", OnRefusal::Close));
+        let binary = Message { kind: MessageKind::Binary, ..text(Direction::ToUpstream, b"{}") };
+        assert_eq!(refusal(tunnel.judge_message(&binary)), ("message-kind", OnRefusal::Close));
+    }
+
+    #[test]
+    fn evidence_decides_on_messages() {
+        let policy = policy();
+        let tunnel = socket("/socket").roles(&[]).permit(&policy).into_tunnel().unwrap();
+        let payload: &[u8] = br#"{"type":"say","text":"hi"}"#;
+        let settle = |evidence| {
+            let demands = tunnel.judge_message(&text(Direction::ToUpstream, payload)).unwrap();
+            settle_message(demands, evidence)
+        };
+        let refusal = settle(exceeded(1)).unwrap_err();
+        assert_eq!((refusal.denial.close_code(), refusal.action), (4429, OnRefusal::Answer));
+        let permit = settle(exceeded(0)).unwrap();
+        assert_eq!(permit.shadowed().map(Denial::reason), Some("rate-exceeded"));
+        let refusal = settle(REVOKED).unwrap_err();
+        assert_eq!((refusal.denial.close_code(), refusal.action), (4410, OnRefusal::Close));
+    }
+
+    #[test]
+    fn a_blind_tunnel_counts_but_does_not_look() {
+        let policy = policy();
+        let blind = Ask { websocket: true, ..get("/blind") };
+        let tunnel = blind.permit(&policy).into_tunnel().unwrap();
+        assert!(!tunnel.inspects(Direction::ToUpstream) && !tunnel.inspects(Direction::ToClient));
+        let demands = tunnel.judge_message(&text(Direction::ToUpstream, b"anything")).unwrap();
+        assert_eq!((demands.rates(), demands.activity()), (&[RateIndex(0)][..], true));
+        let down = Message { kind: MessageKind::Binary, ..text(Direction::ToClient, b"\xff") };
+        let demands = tunnel.judge_message(&down).unwrap();
+        assert!(demands.rates().is_empty() && !demands.activity());
+        assert!(tunnel.judge_message(&text(Direction::ToClient, &[b' '; 101])).is_err());
+    }
+
+    #[test]
+    fn a_shadow_socket_lets_pass_and_says_so() {
+        let policy = policy();
+        let shadow =
+            Ask { websocket: true, ..get("/shadow-socket").header("origin", "https://elsewhere.example") };
+        let tunnel = shadow.permit(&policy).into_tunnel().unwrap();
+        assert_eq!(tunnel.shadowed(), Some(&Denial::OriginNotAllowed));
+        let demands = tunnel.judge_message(&text(Direction::ToUpstream, b"not json")).unwrap();
+        let permit = settle_message(demands, nothing_against_it()).unwrap();
+        assert_eq!(permit.shadowed(), Some(&Denial::NotJson));
+        assert!(tunnel.judge_message(&text(Direction::ToUpstream, &[b' '; 70_000])).is_err(), "sizes hold");
     }
 }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::matcher::Routes;
+use crate::routes::Routes;
 use crate::rule::Rule;
 
 /// One immutable snapshot of all rules. Share it in an `Arc`; judge one connection, request or message by one.

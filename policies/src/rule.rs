@@ -95,17 +95,11 @@ pub(crate) struct RateList {
 }
 
 impl RateList {
-    pub(crate) const NONE: &Self = &Self {
-        all: Vec::new(),
-        enforced: 0,
-    };
+    pub(crate) const NONE: &Self = &Self { all: Vec::new(), enforced: 0 };
 
     /// Whether this rate only counts. An unknown one enforces.
     pub(crate) fn is_shadow(&self, rate: RateIndex) -> bool {
-        self.all
-            .iter()
-            .position(|&index| index == rate)
-            .is_some_and(|place| place >= self.enforced)
+        self.all.iter().position(|&index| index == rate).is_some_and(|place| place >= self.enforced)
     }
 }
 

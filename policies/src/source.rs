@@ -1,6 +1,6 @@
 //! The bundle's TOML files as one document: merged, variables replaced, every value with its place.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::str;
 
 use jsonschema::error::{TypeKind, ValidationErrorKind};
@@ -43,8 +43,7 @@ pub(crate) fn load<'b>(
     let mut files = Vec::new();
     let mut tables = Vec::new();
     let overlay = |name: &str| {
-        name.strip_prefix("policy.d/")
-            .is_some_and(|rest| rest.ends_with(".toml") && !rest.contains('/'))
+        name.strip_prefix("policy.d/").is_some_and(|rest| rest.ends_with(".toml") && !rest.contains('/'))
     };
     for (name, bytes) in &bundle.files {
         if name != "policy.toml" && !overlay(name) {
@@ -55,13 +54,7 @@ pub(crate) fn load<'b>(
             Err(error) => {
                 let text =
                     str::from_utf8(bytes.get(..error.valid_up_to()).unwrap_or_default()).unwrap_or_default();
-                errors.push(PolicyError::at(
-                    name,
-                    text,
-                    text.len(),
-                    String::new(),
-                    "not UTF-8".into(),
-                ));
+                errors.push(PolicyError::at(name, text, text.len(), String::new(), "not UTF-8".into()));
                 continue;
             }
         };
@@ -79,27 +72,13 @@ pub(crate) fn load<'b>(
     order.sort_by_key(main_first);
     let order: Vec<_> = order.into_iter().map(|(index, _)| index).collect();
     if !bundle.files.contains_key("policy.toml") {
-        errors.push(PolicyError::at(
-            "policy.toml",
-            "",
-            0,
-            String::new(),
-            "there is no such file".into(),
-        ));
+        errors.push(PolicyError::at("policy.toml", "", 0, String::new(), "there is no such file".into()));
     }
     if !errors.is_empty() {
         return Err(errors);
     }
-    let sources = Sources {
-        files,
-        places: HashMap::new(),
-        value: Value::Null,
-    };
-    let mut merger = Merger {
-        sources,
-        errors,
-        variables: Variables::default(),
-    };
+    let sources = Sources { files, places: HashMap::new(), value: Value::Null };
+    let mut merger = Merger { sources, errors, variables: Variables::default() };
     for &file in &order {
         if let Some(table) = tables.get(file) {
             merger.define_variables(table);
@@ -113,11 +92,7 @@ pub(crate) fn load<'b>(
         }
     }
     merger.sources.value = Value::Object(document);
-    if merger.errors.is_empty() {
-        Ok(merger.sources)
-    } else {
-        Err(merger.errors)
-    }
+    if merger.errors.is_empty() { Ok(merger.sources) } else { Err(merger.errors) }
 }
 
 struct Merger<'b> {
@@ -133,10 +108,7 @@ impl Merger<'_> {
         };
         for (key, value) in variables {
             if let DeValue::String(text) = value.get_ref() {
-                self.variables
-                    .defined
-                    .entry(key.get_ref().to_string())
-                    .or_insert_with(|| text.to_string());
+                self.variables.defined.entry(key.get_ref().to_string()).or_insert_with(|| text.to_string());
             }
         }
     }
@@ -146,11 +118,7 @@ impl Merger<'_> {
             let name = key.get_ref().as_ref();
             let pointer = child("", name);
             let first = self.sources.places.get(&pointer).copied();
-            let place = Place {
-                file,
-                key: key.span().start,
-                value: value.span().start,
-            };
+            let place = Place { file, key: key.span().start, value: value.span().start };
             match (into.get_mut(name), value.get_ref()) {
                 (None, _) => {
                     let value = self.convert(&pointer, place, value.get_ref());
@@ -160,11 +128,7 @@ impl Merger<'_> {
                     for item in more {
                         let pointer = child(&pointer, &items.len().to_string());
                         let offset = item.span().start;
-                        let place = Place {
-                            file,
-                            key: offset,
-                            value: offset,
-                        };
+                        let place = Place { file, key: offset, value: offset };
                         items.push(self.convert(&pointer, place, item.get_ref()));
                     }
                 }
@@ -172,11 +136,7 @@ impl Merger<'_> {
                     let mut merged = std::mem::take(known);
                     for (key, value) in more {
                         let pointer = child(&pointer, key.get_ref());
-                        let place = Place {
-                            file,
-                            key: key.span().start,
-                            value: value.span().start,
-                        };
+                        let place = Place { file, key: key.span().start, value: value.span().start };
                         if let Some(first) = self.sources.places.get(&pointer).copied() {
                             self.twice(&pointer, place, first);
                         } else {
@@ -198,13 +158,10 @@ impl Merger<'_> {
     }
 
     fn twice(&mut self, pointer: &str, place: Place, first: Place) {
-        let earlier = self
-            .sources
-            .at(first.file, first.key, String::new(), String::new());
+        let earlier = self.sources.at(first.file, first.key, String::new(), String::new());
         let message = format!("defined twice; first at {}:{}", earlier.file, earlier.line);
         let key = self.sources.key(pointer);
-        self.errors
-            .push(self.sources.at(place.file, place.key, key, message));
+        self.errors.push(self.sources.at(place.file, place.key, key, message));
     }
 
     /// Turns TOML into JSON, remembers where it stood and replaces variables.
@@ -212,9 +169,7 @@ impl Merger<'_> {
         self.sources.places.insert(pointer.to_owned(), place);
         let fault = |merger: &mut Self, message: String| {
             let key = pointer.trim_start_matches('/').replace('/', ".");
-            merger
-                .errors
-                .push(merger.sources.at(place.file, place.value, key, message));
+            merger.errors.push(merger.sources.at(place.file, place.value, key, message));
             Value::Null
         };
         match value {
@@ -236,11 +191,7 @@ impl Merger<'_> {
                 let mut array = Vec::new();
                 for (index, item) in items.iter().enumerate() {
                     let offset = item.span().start;
-                    let place = Place {
-                        file: place.file,
-                        key: offset,
-                        value: offset,
-                    };
+                    let place = Place { file: place.file, key: offset, value: offset };
                     array.push(self.convert(&child(pointer, &index.to_string()), place, item.get_ref()));
                 }
                 Value::Array(array)
@@ -249,11 +200,7 @@ impl Merger<'_> {
                 let mut object = Map::new();
                 for (key, value) in table {
                     let name = key.get_ref();
-                    let place = Place {
-                        file: place.file,
-                        key: key.span().start,
-                        value: value.span().start,
-                    };
+                    let place = Place { file: place.file, key: key.span().start, value: value.span().start };
                     let value = self.convert(&child(pointer, name), place, value.get_ref());
                     object.insert(name.to_string(), value);
                 }
@@ -286,14 +233,11 @@ impl Variables {
                 continue;
             }
             out.push_str(before);
-            let (name, after) = after
-                .split_once('}')
-                .ok_or("`${` without `}`; a literal `${` is written `$${`")?;
+            let (name, after) =
+                after.split_once('}').ok_or("`${` without `}`; a literal `${` is written `$${`")?;
             out.push_str(&self.value_of(name, open)?);
             if out.len() > MAX_STRING {
-                return Err(format!(
-                    "longer than {MAX_STRING} bytes with its variables replaced"
-                ));
+                return Err(format!("longer than {MAX_STRING} bytes with its variables replaced"));
             }
             rest = after;
         }
@@ -306,12 +250,7 @@ impl Variables {
             return Ok(given.clone());
         }
         let Some(defined) = self.defined.get(name) else {
-            let known: Vec<_> = self
-                .given
-                .keys()
-                .chain(self.defined.keys())
-                .map(String::as_str)
-                .collect();
+            let known: Vec<_> = self.given.keys().chain(self.defined.keys()).map(String::as_str).collect();
             return Err(format!("unknown variable `{name}`{}", hint(name, &known)));
         };
         if !open.insert(name.to_owned()) {
@@ -341,11 +280,7 @@ impl Sources<'_> {
                 (Some(place), _) => break *place,
                 (None, Some(slash)) => known = known.get(..slash).unwrap_or_default(),
                 (None, None) => {
-                    break Place {
-                        file: self.main_file(),
-                        key: 0,
-                        value: 0,
-                    };
+                    break Place { file: self.main_file(), key: 0, value: 0 };
                 }
             }
         };
@@ -353,10 +288,7 @@ impl Sources<'_> {
     }
 
     fn main_file(&self) -> usize {
-        self.files
-            .iter()
-            .position(|(name, _)| *name == "policy.toml")
-            .unwrap_or_default()
+        self.files.iter().position(|(name, _)| *name == "policy.toml").unwrap_or_default()
     }
 
     /// `/route/3/rates/0` as `route.login.rates[0]`: tables are called by their name where they have one.
@@ -439,13 +371,9 @@ fn expectation(fault: &jsonschema::ValidationError<'_>, schema: Option<&Value>) 
         Value::Array(_) => "a list".to_owned(),
         Value::Object(_) => "a table".to_owned(),
     };
-    let description = schema
-        .and_then(|schema| schema.get("description"))
-        .and_then(Value::as_str);
+    let description = schema.and_then(|schema| schema.get("description")).and_then(Value::as_str);
     match fault.kind() {
-        ValidationErrorKind::Required {
-            property: Value::String(name),
-        } => format!("`{name}` is missing"),
+        ValidationErrorKind::Required { property: Value::String(name) } => format!("`{name}` is missing"),
         ValidationErrorKind::Type { kind } => {
             let name = |kind: &str| match kind {
                 "array" => "a list".to_owned(),
@@ -456,11 +384,9 @@ fn expectation(fault: &jsonschema::ValidationError<'_>, schema: Option<&Value>) 
             };
             let kinds = match kind {
                 TypeKind::Single(kind) => name(&kind.to_string()),
-                TypeKind::Multiple(kinds) => kinds
-                    .iter()
-                    .map(|kind| name(&kind.to_string()))
-                    .collect::<Vec<_>>()
-                    .join(" or "),
+                TypeKind::Multiple(kinds) => {
+                    kinds.iter().map(|kind| name(&kind.to_string())).collect::<Vec<_>>().join(" or ")
+                }
             };
             // A type may say it better than its JSON kind ("a duration such as …").
             let expected = match description {
@@ -470,12 +396,7 @@ fn expectation(fault: &jsonschema::ValidationError<'_>, schema: Option<&Value>) 
             format!("expected {expected}, found {found}")
         }
         ValidationErrorKind::Enum { options } => {
-            let options: Vec<_> = options
-                .as_array()
-                .into_iter()
-                .flatten()
-                .map(Value::to_string)
-                .collect();
+            let options: Vec<_> = options.as_array().into_iter().flatten().map(Value::to_string).collect();
             format!("expected one of {}, found {found}", options.join(", "))
         }
         ValidationErrorKind::Minimum { limit } => format!("expected at least {limit}, found {found}"),
@@ -491,12 +412,14 @@ fn expectation(fault: &jsonschema::ValidationError<'_>, schema: Option<&Value>) 
 
 /// The near miss, or what there is: helps whoever mistyped.
 pub(crate) fn hint(name: &str, known: &[&str]) -> String {
+    // A name defined twice is reported elsewhere, and here said once.
+    let known: BTreeSet<_> = known.iter().copied().collect();
     let near = known.iter().map(|known| (distance(name, known), known)).min();
     match near {
         Some((distance, known)) if distance <= 2 && distance < name.len() => {
             format!("; did you mean `{known}`?")
         }
-        Some(_) => format!("; there are {}", known.join(", ")),
+        Some(_) => format!("; there are {}", known.into_iter().collect::<Vec<_>>().join(", ")),
         None => "; there are none".to_owned(),
     }
 }

@@ -16,13 +16,8 @@ pub(crate) struct SizeText(pub(crate) u64);
 
 /// At most nine digits: 10⁹ days of milliseconds still fit 64 bits.
 const DIGITS: usize = 9;
-const DURATION_UNITS: [(&str, u64); 5] = [
-    ("d", 86_400_000),
-    ("h", 3_600_000),
-    ("m", 60_000),
-    ("s", 1_000),
-    ("ms", 1),
-];
+const DURATION_UNITS: [(&str, u64); 5] =
+    [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 const SIZE_UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 
 const DURATION_EXPECTED: &str = "a duration such as \"500ms\", \"30s\", \"15m\", \"12h\" or \"730d\"";
@@ -61,10 +56,7 @@ impl SizeText {
 
 impl std::fmt::Display for DurationText {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&format(
-            u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX),
-            &DURATION_UNITS,
-        ))
+        f.write_str(&format(u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX), &DURATION_UNITS))
     }
 }
 
@@ -126,34 +118,18 @@ mod tests {
                 "{text}"
             );
         }
-        for bad in [
-            "",
-            "5",
-            "s",
-            "5x",
-            "-5s",
-            "1.5s",
-            " 5s",
-            "5s ",
-            "5 s",
-            "1h30m",
-            "5S",
-            "1000000000s",
-            "٣s",
-        ] {
+        for bad in
+            ["", "5", "s", "5x", "-5s", "1.5s", " 5s", "5s ", "5 s", "1h30m", "5S", "1000000000s", "٣s"]
+        {
             assert_eq!(DurationText::parse(bad), None, "{bad}");
         }
     }
 
     #[test]
     fn sizes() {
-        for (text, bytes) in [
-            ("0B", 0),
-            ("512B", 512),
-            ("64KiB", 65_536),
-            ("1MiB", 1 << 20),
-            ("2GiB", 2 << 30),
-        ] {
+        for (text, bytes) in
+            [("0B", 0), ("512B", 512), ("64KiB", 65_536), ("1MiB", 1 << 20), ("2GiB", 2 << 30)]
+        {
             assert_eq!(SizeText::parse(text), Some(SizeText(bytes)), "{text}");
         }
         for bad in ["", "64", "64kb", "64KB", "64K", "-1B", "1.5KiB", "1000000000B"] {

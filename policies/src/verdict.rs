@@ -52,17 +52,10 @@ impl TestOutcome {
 pub fn run_tests(policy: &Policy, bundle: &Bundle) -> Vec<TestOutcome> {
     let mut outcomes = Vec::new();
     for (file, bytes) in &bundle.files {
-        let Some(stem) = file
-            .strip_prefix("tests/")
-            .and_then(|name| name.strip_suffix(".toml"))
-        else {
+        let Some(stem) = file.strip_prefix("tests/").and_then(|name| name.strip_suffix(".toml")) else {
             continue;
         };
-        let outcome = |name: String, failure| TestOutcome {
-            file: file.clone(),
-            name,
-            failure,
-        };
+        let outcome = |name: String, failure| TestOutcome { file: file.clone(), name, failure };
         match parse(bytes) {
             Err(error) => outcomes.push(outcome(stem.to_owned(), Some(error))),
             Ok(tests) => outcomes.extend(tests.into_iter().map(|test| {
@@ -176,23 +169,16 @@ fn parse(bytes: &[u8]) -> Result<Vec<Test>, String> {
     let table: toml::Table = toml::from_str(text).map_err(|error| error.to_string())?;
     // From the text, not from the table: only so errors show the line.
     if table.contains_key("test") {
-        toml::from_str::<Tests>(text)
-            .map(|tests| tests.test)
-            .map_err(|error| error.to_string())
+        toml::from_str::<Tests>(text).map(|tests| tests.test).map_err(|error| error.to_string())
     } else {
-        toml::from_str::<Test>(text)
-            .map(|test| vec![test])
-            .map_err(|error| error.to_string())
+        toml::from_str::<Test>(text).map(|test| vec![test]).map_err(|error| error.to_string())
     }
 }
 
 /// What came of it.
 #[derive(Debug)]
 enum Verdict {
-    Allowed {
-        rule: Arc<str>,
-        shadowed: Option<Denial>,
-    },
+    Allowed { rule: Arc<str>, shadowed: Option<Denial> },
     Refused(Refusal),
 }
 
@@ -203,11 +189,7 @@ fn run(policy: &Policy, test: &Test) -> Result<(), String> {
         (_, None, None) | (_, Some(_), Some(_)) => Err("expect wants either `allow` or `deny`".to_owned()),
         (Verdict::Allowed { rule, shadowed }, Some(wanted), None) => {
             differs("rule", Some(wanted), Some(&**rule))?;
-            differs(
-                "shadowed",
-                expected.shadowed.as_deref(),
-                shadowed.as_ref().map(Denial::reason),
-            )
+            differs("shadowed", expected.shadowed.as_deref(), shadowed.as_ref().map(Denial::reason))
         }
         (Verdict::Refused(refusal), None, Some(wanted)) => {
             let denial = &refusal.denial;
@@ -221,11 +203,8 @@ fn run(policy: &Policy, test: &Test) -> Result<(), String> {
                 differs("close code", Some(&number(wanted)), Some(&close))?;
             }
             if let Some(wanted) = &expected.pointer {
-                let found = if let Denial::Schema { pointer } = denial {
-                    Some(pointer.as_str())
-                } else {
-                    None
-                };
+                let found =
+                    if let Denial::Schema { pointer } = denial { Some(pointer.as_str()) } else { None };
                 differs("pointer", Some(wanted), found)?;
             }
             let answered = refusal.action == OnRefusal::Answer;
@@ -239,10 +218,9 @@ fn run(policy: &Policy, test: &Test) -> Result<(), String> {
         (Verdict::Allowed { rule, .. }, None, Some(wanted)) => {
             Err(format!("expected a denial `{wanted}`, but `{rule}` allows it"))
         }
-        (Verdict::Refused(refusal), Some(wanted), None) => Err(format!(
-            "expected `{wanted}` to allow it, but it is refused: {}",
-            refusal.denial
-        )),
+        (Verdict::Refused(refusal), Some(wanted), None) => {
+            Err(format!("expected `{wanted}` to allow it, but it is refused: {}", refusal.denial))
+        }
     }
 }
 
@@ -250,11 +228,7 @@ fn differs(what: &str, expected: Option<&str>, found: Option<&str>) -> Result<()
     if expected == found {
         return Ok(());
     }
-    Err(format!(
-        "expected {what} `{}`, found `{}`",
-        expected.unwrap_or("none"),
-        found.unwrap_or("none")
-    ))
+    Err(format!("expected {what} `{}`, found `{}`", expected.unwrap_or("none"), found.unwrap_or("none")))
 }
 
 /// The walk that the gateway makes, without the gateway.
@@ -286,9 +260,7 @@ fn judge(policy: &Policy, test: &Test) -> Result<Verdict, String> {
         Some(method) => method.parse().map_err(|_| format!("`{method}` is no method"))?,
         None => default,
     };
-    let length = body
-        .as_ref()
-        .map(|body| u64::try_from(body.len()).unwrap_or(u64::MAX));
+    let length = body.as_ref().map(|body| u64::try_from(body.len()).unwrap_or(u64::MAX));
     let mut facts = RequestFacts {
         peer: request.peer.unwrap_or(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1))),
         host: request.host.as_deref().unwrap_or("localhost"),
@@ -314,10 +286,8 @@ fn judge(policy: &Policy, test: &Test) -> Result<Verdict, String> {
             ..IdentityParts::default()
         }))
     });
-    Ok(
-        walk(policy, &facts, identity, body.as_deref(), test.message.as_ref())
-            .unwrap_or_else(Verdict::Refused),
-    )
+    Ok(walk(policy, &facts, identity, body.as_deref(), test.message.as_ref())
+        .unwrap_or_else(Verdict::Refused))
 }
 
 fn walk(
@@ -327,18 +297,10 @@ fn walk(
     body: Option<&str>,
     message: Option<&Sent>,
 ) -> Result<Verdict, Refusal> {
-    let close = |denial| Refusal {
-        denial,
-        action: OnRefusal::Close,
-    };
-    let room = || Evidence {
-        rates: Ok(()),
-        revoked: false,
-    };
-    let demands = policy
-        .match_request(facts)
-        .and_then(|matched| matched.judge(facts, identity))
-        .map_err(close)?;
+    let close = |denial| Refusal { denial, action: OnRefusal::Close };
+    let room = || Evidence { rates: Ok(()), revoked: false };
+    let demands =
+        policy.match_request(facts).and_then(|matched| matched.judge(facts, identity)).map_err(close)?;
     let permit = settle(demands, room()).map_err(close)?;
     let rule = Arc::clone(&permit.rule().name);
     let mut shadowed = permit.shadowed().cloned();
@@ -354,11 +316,7 @@ fn walk(
             Way::ToUpstream => Direction::ToUpstream,
             Way::ToClient => Direction::ToClient,
         };
-        let demands = tunnel.judge_message(&Message {
-            direction,
-            kind,
-            payload: &payload,
-        })?;
+        let demands = tunnel.judge_message(&Message { direction, kind, payload: &payload })?;
         let permit = settle_message(demands, room())?;
         shadowed = shadowed.or_else(|| permit.shadowed().cloned());
     }
@@ -367,4 +325,56 @@ fn walk(
 
 fn header_value(text: &str) -> Result<HeaderValue, String> {
     HeaderValue::from_str(text).map_err(|_| format!("`{text}` is no header value"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failures(tests: &str) -> Vec<Option<String>> {
+        let mut bundle = Bundle::shipped("enterprise").unwrap();
+        bundle.files.retain(|name, _| !name.starts_with("tests/"));
+        bundle.files.insert("tests/x.toml".into(), tests.into());
+        let policy = Policy::compile(&bundle, &[("state".into(), "/s".into())].into()).unwrap();
+        run_tests(&policy, &bundle).into_iter().map(|outcome| outcome.failure).collect()
+    }
+
+    #[test]
+    fn a_verdict_that_does_not_hold_is_told() {
+        for (test, failure) in [
+            ("request = { path = \"/healthz\" }\nexpect = { allow = \"health\" }", None),
+            (
+                "request = { path = \"/healthz\" }\nexpect = { allow = \"jwks\" }",
+                Some("expected rule `jwks`, found `health`"),
+            ),
+            (
+                "request = { path = \"/healthz\" }\nexpect = { deny = \"no-route\" }",
+                Some("`health` allows it"),
+            ),
+            ("request = { path = \"/x\" }\nexpect = { allow = \"health\" }", Some("it is refused: no-route")),
+            (
+                "request = { path = \"/x\" }\nexpect = { deny = \"no-route\", status = 403 }",
+                Some("expected status `403`, found `404`"),
+            ),
+            ("request = { path = \"/x\" }\nexpect = { deny = \"no-route\", close = 1 }", Some("close code")),
+            ("request = { path = \"/x\" }\nexpect = { }", Some("either `allow` or `deny`")),
+            (
+                "request = { path = \"/x\" }\nexpect = { deny = \"no-route\", stauts = 404 }",
+                Some("unknown field `stauts`"),
+            ),
+            (
+                "request = { path = \"/x\", method = \"A B\" }\nexpect = { allow = \"x\" }",
+                Some("`A B` is no method"),
+            ),
+            ("request = 1", Some("line 1")),
+            ("]", Some("line 1")),
+        ] {
+            let found = failures(test);
+            match (found.as_slice(), failure) {
+                ([None], None) => {}
+                ([Some(found)], Some(part)) if found.contains(part) => {}
+                _ => panic!("{test}: expected {failure:?}, found {found:?}"),
+            }
+        }
+    }
 }

@@ -1,0 +1,569 @@
+//! Document → Policy: names resolved, ranges checked, matchers and schemas built. Nothing is live until all is.
+
+mod rules;
+mod schemas;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::num::NonZeroU32;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ring::digest;
+
+use crate::bundle::Bundle;
+use crate::compile::rules::Known;
+use crate::compile::schemas::SchemaFiles;
+use crate::document::{
+    AlgorithmDocument, AuditRequestsDocument, BalanceDocument, CertificateDocument, ConnectionsDocument,
+    Document, GroupDocument, HealthDocument, IssuerDocument, ModeDocument, NameText, RateDocument,
+    RateKeyDocument, SessionDocument, TlsDocument, TlsVersionDocument, UpstreamDocument, UpstreamTlsDocument,
+};
+use crate::errors::{PolicyError, PolicyErrors};
+use crate::policy::{
+    Algorithm, AuditPolicy, AuditRequests, Balance, CertificateSource, ClaimNames, ConnectionPolicy,
+    Endpoint, Group, Health, Issuer, JwksSource, Mode, Policy, Rate, RateKey, SessionPolicy, Source,
+    TlsPolicy, TlsVersions, Upstream, UpstreamTls,
+};
+use crate::routes::{Host, Routes};
+use crate::source::{self, Sources};
+use crate::units::{DurationText, SizeText};
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3_600);
+const DAY: Duration = Duration::from_secs(86_400);
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+const GIB: u64 = 1024 * MIB;
+
+impl Policy {
+    /// Compiles a bundle: `policy.toml` and any `policy.d/*.toml` (in the order of their names), with all schemas.
+    ///
+    /// Arrays of tables concatenate; a table or a name defined twice is an error. `variables` override the
+    /// defaults under `[variables]`.
+    ///
+    /// # Errors
+    /// Every error there is, by file, line, column and key. Syntax errors hide what comes after them, and a key
+    /// that is missing hides errors of meaning; nothing else hides anything.
+    pub fn compile(bundle: &Bundle, variables: &BTreeMap<String, String>) -> Result<Self, PolicyErrors> {
+        compile(bundle, variables).map_err(|mut errors| {
+            errors.sort_by(|a, b| {
+                // `policy.toml` before `policy.d/…` before `schemas/…`.
+                let order = |error: &PolicyError| (error.file != "policy.toml", error.file.clone());
+                (order(a), a.line, a.column).cmp(&(order(b), b.line, b.column))
+            });
+            errors.dedup();
+            PolicyErrors(errors)
+        })
+    }
+}
+
+fn compile(bundle: &Bundle, variables: &BTreeMap<String, String>) -> Result<Policy, Vec<PolicyError>> {
+    let (schemas, mut errors) = SchemaFiles::read(bundle);
+    let mut sources = match source::load(bundle, variables) {
+        Ok(sources) => sources,
+        Err(more) => {
+            errors.extend(more);
+            return Err(errors);
+        }
+    };
+    errors.extend(sources.check_structure());
+    // What the structure check took out may have been needed; then its errors must do.
+    let document: Document = match serde_json::from_value(sources.value.clone()) {
+        Ok(document) => document,
+        Err(error) => {
+            if errors.is_empty() {
+                errors.push(sources.error("", format!("internal: schema and parser differ: {error}")));
+            }
+            return Err(errors);
+        }
+    };
+    let mut compiler =
+        Compiler { sources: &sources, bundle, schemas: &schemas, errors, rule_names: HashMap::new() };
+    let policy = compiler.policy(&document, hash(bundle, variables));
+    if compiler.errors.is_empty() { Ok(policy) } else { Err(compiler.errors) }
+}
+
+/// SHA-256 over names and contents, each with its length before it, so that no two bundles look alike.
+fn hash(bundle: &Bundle, variables: &BTreeMap<String, String>) -> String {
+    let mut context = digest::Context::new(&digest::SHA256);
+    let mut add = |bytes: &[u8]| {
+        context.update(&u64::try_from(bytes.len()).unwrap_or(u64::MAX).to_be_bytes());
+        context.update(bytes);
+    };
+    for (name, bytes) in &bundle.files {
+        add(name.as_bytes());
+        add(bytes);
+    }
+    add(b"variables");
+    for (name, value) in variables {
+        add(name.as_bytes());
+        add(value.as_bytes());
+    }
+    context.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Collects errors by JSON pointer while it builds. Where something is wrong it goes on with something harmless:
+/// with any error nothing of it is used.
+struct Compiler<'a> {
+    sources: &'a Sources<'a>,
+    bundle: &'a Bundle,
+    schemas: &'a SchemaFiles,
+    errors: Vec<PolicyError>,
+    /// Names of routes and websockets, with the pointer of the first.
+    rule_names: HashMap<String, String>,
+}
+
+impl Compiler<'_> {
+    fn policy(&mut self, document: &Document, hash: String) -> Policy {
+        let session = self.session(&document.session);
+        let certificates =
+            each(&document.certificate, "/certificate", |at, certificate| self.certificate(at, certificate));
+        let mut names = HashMap::new();
+        let issuers =
+            each(&document.issuer, "/issuer", |at, issuer| self.issuer(at, issuer, &session, &mut names));
+        let mut names = HashMap::new();
+        let upstreams =
+            each(&document.upstream, "/upstream", |at, upstream| self.upstream(at, upstream, &mut names));
+        let mut names = HashMap::new();
+        let rates = each(&document.rate, "/rate", |at, rate| self.rate(at, rate, &mut names));
+
+        let mut known = Known { upstreams: &upstreams, rates: &rates, rules: Vec::new(), any_auth: false };
+        let mut routes = Routes::default();
+        for (index, route) in document.route.iter().enumerate() {
+            self.route(format!("/route/{index}"), route, &mut known, &mut routes);
+        }
+        for (index, websocket) in document.websocket.iter().enumerate() {
+            self.websocket(format!("/websocket/{index}"), websocket, &mut known, &mut routes);
+        }
+        if known.any_auth && issuers.is_empty() {
+            self.error("/issuer", "a rule wants a token, and there is no [[issuer]] whose tokens count");
+        }
+        let Known { rules, .. } = known;
+        Policy {
+            hash,
+            tls: self.tls(&document.tls),
+            connections: self.connections(&document.connections),
+            certificates,
+            issuers,
+            session,
+            audit: AuditPolicy {
+                requests: match document.audit.requests {
+                    Some(AuditRequestsDocument::All) => AuditRequests::All,
+                    Some(AuditRequestsDocument::Refused) | None => AuditRequests::Refused,
+                    Some(AuditRequestsDocument::None) => AuditRequests::None,
+                },
+            },
+            upstreams,
+            rates,
+            rules,
+            routes,
+        }
+    }
+
+    fn error(&mut self, pointer: &str, message: impl Into<String>) {
+        self.errors.push(self.sources.error(pointer, message));
+    }
+
+    fn duration(
+        &mut self,
+        pointer: &str,
+        text: Option<DurationText>,
+        default: Duration,
+        range: RangeInclusive<Duration>,
+    ) -> Duration {
+        let Some(DurationText(duration)) = text else {
+            return default;
+        };
+        if !range.contains(&duration) {
+            let (low, high) = (DurationText(*range.start()), DurationText(*range.end()));
+            self.error(pointer, format!("expected \"{low}\" to \"{high}\""));
+        }
+        duration
+    }
+
+    fn size(
+        &mut self,
+        pointer: &str,
+        text: Option<SizeText>,
+        default: u64,
+        range: RangeInclusive<u64>,
+    ) -> u64 {
+        let Some(SizeText(size)) = text else {
+            return default;
+        };
+        if !range.contains(&size) {
+            let (low, high) = (SizeText(*range.start()), SizeText(*range.end()));
+            self.error(pointer, format!("expected \"{low}\" to \"{high}\""));
+        }
+        size
+    }
+
+    fn size32(
+        &mut self,
+        pointer: &str,
+        text: Option<SizeText>,
+        default: u64,
+        range: RangeInclusive<u64>,
+    ) -> u32 {
+        // Saturates only above the range, and then there is an error.
+        u32::try_from(self.size(pointer, text, default, range)).unwrap_or(u32::MAX)
+    }
+
+    fn unique(&mut self, at: &str, name: &NameText, names: &mut HashMap<String, String>) -> Arc<str> {
+        let pointer = format!("{at}/name");
+        if let Some(first) = names.insert(name.0.clone(), pointer.clone()) {
+            let first = self.sources.error(&first, "");
+            self.error(
+                &pointer,
+                format!("`{}` is defined twice; first at {}:{}", name.0, first.file, first.line),
+            );
+        }
+        name.0.as_str().into()
+    }
+
+    fn tls(&mut self, document: &TlsDocument) -> TlsPolicy {
+        let versions = match document.versions.as_deref() {
+            None => TlsVersions::Tls12And13,
+            Some(list) if !list.contains(&TlsVersionDocument::Tls13) => {
+                self.error("/tls/versions", "\"1.3\" is always offered; expected it in the list");
+                TlsVersions::Tls13
+            }
+            Some(list) if list.contains(&TlsVersionDocument::Tls12) => TlsVersions::Tls12And13,
+            Some(_) => TlsVersions::Tls13,
+        };
+        let all = [
+            GroupDocument::X25519MlKem768,
+            GroupDocument::X25519,
+            GroupDocument::Secp256r1,
+            GroupDocument::Secp384r1,
+        ];
+        let listed = document.groups.as_deref().unwrap_or(&all);
+        let mut groups = Vec::new();
+        for (index, group) in listed.iter().enumerate() {
+            let group = match group {
+                GroupDocument::X25519MlKem768 => Group::X25519MlKem768,
+                GroupDocument::X25519 => Group::X25519,
+                GroupDocument::Secp256r1 => Group::Secp256r1,
+                GroupDocument::Secp384r1 => Group::Secp384r1,
+            };
+            if groups.contains(&group) {
+                self.error(&format!("/tls/groups/{index}"), "the group stands twice");
+            }
+            groups.push(group);
+        }
+        // The hybrid exists in TLS 1.3 only; alone it would leave TLS 1.2 without key exchange.
+        if versions == TlsVersions::Tls12And13 && groups == [Group::X25519MlKem768] {
+            self.error("/tls/groups", "TLS 1.2 needs one of \"X25519\", \"P-256\", \"P-384\" too");
+        }
+        let hsts = document.hsts.as_ref().map(|hsts| {
+            let age =
+                self.duration("/tls/hsts/max_age", Some(hsts.max_age), DAY, Duration::ZERO..=DAY * 3_660);
+            if hsts.preload && (!hsts.include_subdomains || age < DAY * 365) {
+                let message = "preload wants include_subdomains and a max_age of at least \"365d\"";
+                self.error("/tls/hsts/preload", message);
+            }
+            let subdomains = if hsts.include_subdomains { "; includeSubDomains" } else { "" };
+            let preload = if hsts.preload { "; preload" } else { "" };
+            format!("max-age={}{subdomains}{preload}", age.as_secs())
+        });
+        TlsPolicy { versions, groups, hsts, tickets: document.tickets.unwrap_or(true) }
+    }
+
+    fn connections(&mut self, document: &ConnectionsDocument) -> ConnectionPolicy {
+        let d = document;
+        let mut time = |key: &str, text, default, range| {
+            self.duration(&format!("/connections/{key}"), text, default, range)
+        };
+        let short = MILLISECOND * 100..=MINUTE * 5;
+        ConnectionPolicy {
+            max_total: d.max_total.unwrap_or(20_000),
+            max_per_address: d.max_per_address.unwrap_or(200),
+            handshake_timeout: time("handshake_timeout", d.handshake_timeout, SECOND * 5, short.clone()),
+            header_timeout: time("header_timeout", d.header_timeout, SECOND * 10, short),
+            idle_timeout: time("idle_timeout", d.idle_timeout, SECOND * 75, SECOND..=HOUR),
+            body_timeout: time("body_timeout", d.body_timeout, SECOND * 30, MILLISECOND * 100..=HOUR),
+            drain_timeout: time("drain_timeout", d.drain_timeout, SECOND * 30, Duration::ZERO..=HOUR),
+            max_header_bytes: self.size32(
+                "/connections/max_header_bytes",
+                d.max_header_bytes,
+                16 * KIB,
+                KIB..=MIB,
+            ),
+            max_headers: d.max_headers.unwrap_or(100),
+            h2_max_streams: d.h2_max_streams.unwrap_or(100),
+            http2: d.http2.unwrap_or(true),
+        }
+    }
+
+    fn session(&mut self, document: &SessionDocument) -> SessionPolicy {
+        let session = SessionPolicy {
+            idle: self.duration("/session/idle", document.idle, MINUTE * 15, MINUTE..=DAY * 30),
+            lifetime: self.duration("/session/lifetime", document.lifetime, HOUR * 12, MINUTE..=DAY * 400),
+            skew: self.duration("/session/skew", document.skew, SECOND * 30, Duration::ZERO..=MINUTE * 5),
+        };
+        if session.idle > session.lifetime {
+            self.error("/session/idle", "expected at most session.lifetime");
+        }
+        session
+    }
+
+    fn source(&mut self, pointer: &str, text: &str) -> Source {
+        match text.split_once(':') {
+            Some(("file", path)) if !path.is_empty() => Source::File(self.bundle.root.join(path)),
+            Some(("env", name)) if !name.is_empty() && !name.contains(['=', '\0']) => {
+                Source::Env(name.to_owned())
+            }
+            _ => {
+                self.error(pointer, "expected \"file:PATH\" or \"env:NAME\"");
+                Source::Env(String::new())
+            }
+        }
+    }
+
+    fn certificate(&mut self, at: &str, document: &CertificateDocument) -> CertificateSource {
+        for (index, name) in document.names.iter().enumerate() {
+            if !matches!(Host::parse(name), Ok(Host::Exact(_) | Host::Wildcard(_))) {
+                let message = "expected a host name in lower case, or \"*.\" and one";
+                self.error(&format!("{at}/names/{index}"), message);
+            }
+        }
+        CertificateSource {
+            names: document.names.clone(),
+            chain: self.source(&format!("{at}/chain"), &document.chain),
+            key: self.source(&format!("{at}/key"), &document.key),
+        }
+    }
+
+    fn issuer(
+        &mut self,
+        at: &str,
+        document: &IssuerDocument,
+        session: &SessionPolicy,
+        names: &mut HashMap<String, String>,
+    ) -> Issuer {
+        let d = document;
+        let refresh = self.duration(&format!("{at}/refresh"), d.refresh, MINUTE * 5, SECOND * 10..=DAY);
+        let skew = self.duration(&format!("{at}/skew"), d.skew, session.skew, Duration::ZERO..=MINUTE * 5);
+        let max_token_bytes =
+            self.size32(&format!("{at}/max_token_bytes"), d.max_token_bytes, 8 * KIB, 256..=64 * KIB);
+        let jwks = match d.jwks.split_once(':') {
+            Some(("file", path)) if !path.is_empty() => JwksSource::File(self.bundle.root.join(path)),
+            Some(("https", rest)) if rest.len() > 2 && d.jwks.parse::<http::Uri>().is_ok() => {
+                JwksSource::Url(d.jwks.clone())
+            }
+            _ => {
+                self.error(&format!("{at}/jwks"), "expected \"file:PATH\" or an \"https:\" URL");
+                JwksSource::Url(String::new())
+            }
+        };
+        let claim = |name: &Option<String>, default: &str| name.clone().unwrap_or_else(|| default.to_owned());
+        Issuer {
+            name: self.unique(at, &d.name, names),
+            issuer: d.issuer.clone(),
+            audience: d.audience.clone(),
+            algorithms: d
+                .algorithms
+                .iter()
+                .map(|algorithm| match algorithm {
+                    AlgorithmDocument::ES256 => Algorithm::ES256,
+                    AlgorithmDocument::ES384 => Algorithm::ES384,
+                    AlgorithmDocument::EdDSA => Algorithm::EdDSA,
+                    AlgorithmDocument::RS256 => Algorithm::RS256,
+                    AlgorithmDocument::PS256 => Algorithm::PS256,
+                })
+                .collect(),
+            types: d.types.clone().unwrap_or_else(|| vec!["at+jwt".to_owned()]),
+            jwks,
+            refresh,
+            skew,
+            max_token_bytes,
+            claims: ClaimNames {
+                subject: claim(&d.claims.subject, "sub"),
+                session: claim(&d.claims.session, "sid"),
+                roles: claim(&d.claims.roles, "roles"),
+                department: claim(&d.claims.department, "dept"),
+            },
+        }
+    }
+
+    fn upstream(
+        &mut self,
+        at: &str,
+        document: &UpstreamDocument,
+        names: &mut HashMap<String, String>,
+    ) -> Upstream {
+        let d = document;
+        let mut endpoints = Vec::new();
+        let mut over_tls = HashSet::new();
+        for (index, text) in d.endpoints.iter().enumerate() {
+            let Some((endpoint, tls)) = endpoint(text) else {
+                let message = "expected \"unix:/PATH\", \"tcp:HOST:PORT\" or \"tls:HOST:PORT\"";
+                self.error(&format!("{at}/endpoints/{index}"), message);
+                continue;
+            };
+            if endpoints.contains(&endpoint) {
+                self.error(&format!("{at}/endpoints/{index}"), "the endpoint stands twice");
+            }
+            over_tls.insert(tls);
+            endpoints.push(endpoint);
+        }
+        if over_tls.len() > 1 {
+            self.error(&format!("{at}/endpoints"), "expected all endpoints with \"tls:\", or none");
+        }
+        if d.tls.is_some() && over_tls.contains(&false) {
+            self.error(&format!("{at}/tls"), "only for \"tls:\" endpoints");
+        }
+        let all_over_tls = over_tls.contains(&true) && over_tls.len() == 1;
+        let tls = all_over_tls.then(|| self.upstream_tls(at, d.tls.as_ref(), &endpoints));
+        let health = d.health.as_ref().map(|health| self.health(&format!("{at}/health"), health));
+        let mut time =
+            |key: &str, text, default, range| self.duration(&format!("{at}/{key}"), text, default, range);
+        let ten = MILLISECOND * 10;
+        Upstream {
+            endpoints,
+            tls,
+            balance: match d.balance {
+                Some(BalanceDocument::RoundRobin) | None => Balance::RoundRobin,
+                Some(BalanceDocument::ConsistentHash) => Balance::ConsistentHash,
+            },
+            connect_timeout: time("connect_timeout", d.connect_timeout, SECOND * 2, ten..=MINUTE * 5),
+            response_timeout: time("response_timeout", d.response_timeout, SECOND * 30, ten..=HOUR),
+            idle_timeout: time("idle_timeout", d.idle_timeout, SECOND * 60, SECOND..=HOUR),
+            max_idle: d.max_idle.unwrap_or(256),
+            health,
+            name: self.unique(at, &d.name, names),
+        }
+    }
+
+    fn upstream_tls(
+        &mut self,
+        at: &str,
+        document: Option<&UpstreamTlsDocument>,
+        endpoints: &[Endpoint],
+    ) -> UpstreamTls {
+        let default = UpstreamTlsDocument::default();
+        let d = document.unwrap_or(&default);
+        let mut source = |key: &str, text: &Option<String>| {
+            text.as_ref().map(|text| self.source(&format!("{at}/tls/{key}"), text))
+        };
+        let ca = source("ca", &d.ca);
+        let client_certificate = source("client_certificate", &d.client_certificate);
+        let client_key = source("client_key", &d.client_key);
+        if client_certificate.is_some() != client_key.is_some() {
+            self.error(&format!("{at}/tls"), "client_certificate and client_key come together");
+        }
+        let hosts: HashSet<_> = endpoints
+            .iter()
+            .filter_map(|endpoint| match endpoint {
+                Endpoint::Tcp { host, .. } => Some(host),
+                Endpoint::Unix(_) => None,
+            })
+            .collect();
+        if d.server_name.is_none() && hosts.len() > 1 {
+            self.error(&format!("{at}/endpoints"), "hosts of several names need one tls.server_name");
+        }
+        let host = || hosts.iter().next().map_or_else(String::new, |host| (*host).clone());
+        UpstreamTls {
+            ca,
+            server_name: d.server_name.clone().unwrap_or_else(host),
+            client_certificate,
+            client_key,
+        }
+    }
+
+    fn health(&mut self, at: &str, document: &HealthDocument) -> Health {
+        let d = document;
+        if !matches!(crate::path::canonical_path(&d.path), Ok(path) if path == d.path) {
+            self.error(&format!("{at}/path"), "expected a path in canonical form, without query");
+        }
+        let health = Health {
+            path: d.path.clone(),
+            interval: self.duration(
+                &format!("{at}/interval"),
+                d.interval,
+                SECOND * 5,
+                MILLISECOND * 100..=HOUR,
+            ),
+            timeout: self.duration(&format!("{at}/timeout"), d.timeout, SECOND, MILLISECOND * 10..=MINUTE),
+            healthy: d.healthy.unwrap_or(1),
+            unhealthy: d.unhealthy.unwrap_or(3),
+        };
+        if health.timeout > health.interval {
+            self.error(&format!("{at}/timeout"), "expected at most the interval");
+        }
+        health
+    }
+
+    fn rate(&mut self, at: &str, document: &RateDocument, names: &mut HashMap<String, String>) -> Rate {
+        let mut per: Vec<_> = document
+            .per
+            .iter()
+            .map(|key| match key {
+                RateKeyDocument::Address => RateKey::Address,
+                RateKeyDocument::Subject => RateKey::Subject,
+                RateKeyDocument::Session => RateKey::Session,
+                RateKeyDocument::Route => RateKey::Route,
+                RateKeyDocument::MessageType => RateKey::MessageType,
+            })
+            .collect();
+        per.sort_unstable();
+        per.dedup();
+        if per.len() < document.per.len() {
+            self.error(&format!("{at}/per"), "a key stands twice");
+        }
+        let period =
+            self.duration(&format!("{at}/period"), Some(document.period), SECOND, MILLISECOND..=DAY * 366);
+        // INVARIANT: the schema gives both a minimum of 1.
+        let quota = NonZeroU32::new(document.quota).unwrap_or(NonZeroU32::MIN);
+        if period.as_nanos() < u128::from(quota.get()) {
+            self.error(&format!("{at}/quota"), "more than one in a nanosecond");
+        }
+        Rate {
+            name: self.unique(at, &document.name, names),
+            per,
+            quota,
+            period,
+            burst: document.burst.and_then(NonZeroU32::new).unwrap_or(quota),
+            mode: mode(document.mode),
+        }
+    }
+}
+
+fn each<D, P>(documents: &[D], pointer: &str, mut compile: impl FnMut(&str, &D) -> P) -> Vec<P> {
+    let numbered = documents.iter().enumerate();
+    numbered.map(|(index, document)| compile(&format!("{pointer}/{index}"), document)).collect()
+}
+
+const fn mode(document: ModeDocument) -> Mode {
+    match document {
+        ModeDocument::Enforce => Mode::Enforce,
+        ModeDocument::Shadow => Mode::Shadow,
+    }
+}
+
+/// Parses an endpoint; true for TLS.
+fn endpoint(text: &str) -> Option<(Endpoint, bool)> {
+    let (scheme, rest) = text.split_once(':')?;
+    if scheme == "unix" {
+        return rest.starts_with('/').then(|| (Endpoint::Unix(PathBuf::from(rest)), false));
+    }
+    let (host, port) = rest.rsplit_once(':')?;
+    let port = port.parse().ok().filter(|port| *port > 0 && !rest.ends_with(['+']))?;
+    let Ok(Host::Exact(host)) = Host::parse(host) else {
+        return None;
+    };
+    let host = host.trim_matches(['[', ']']).to_owned();
+    let endpoint = Endpoint::Tcp { host, port };
+    match scheme {
+        "tcp" => Some((endpoint, false)),
+        "tls" => Some((endpoint, true)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,476 @@
+//! `[[route]]` and `[[websocket]]` → rules, each put where its host, path and methods say.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use http::Method;
+
+use crate::compile::{Compiler, DAY, GIB, HOUR, KIB, MIB, MILLISECOND, SECOND, mode};
+use crate::document::{
+    AuthDocument, BodyDocument, DirectionDocument, Hosts, InspectDocument, KindDocument, MessageDocument,
+    MethodDocument, ModeDocument, NameText, OnRefusalDocument, QueryDocument, RouteDocument,
+    WebsocketDocument,
+};
+use crate::json::{self, Schema};
+use crate::matcher::{ContentTypes, Origins};
+use crate::path::{MAX_QUERY, PathPattern};
+use crate::policy::{Mode, Rate, RateIndex, RateKey, RuleId, Upstream, UpstreamIndex};
+use crate::routes::{Host, Routes};
+use crate::rule::{
+    Authentication, BodyRule, Kinds, MessageRule, MessageTable, OnRefusal, QueryRule, RateList, Rule,
+    TunnelLimits, TunnelRule,
+};
+use crate::source::{child, hint};
+
+/// What a route and a websocket have in common, with the pointer to it.
+struct Common<'d> {
+    at: String,
+    name: &'d NameText,
+    host: &'d Hosts,
+    path: &'d str,
+    upstream: &'d str,
+    auth: AuthDocument,
+    roles: &'d [String],
+    action: Option<&'d str>,
+    rates: &'d [String],
+    query: Option<&'d QueryDocument>,
+    mode: ModeDocument,
+}
+
+/// What rules refer to, and the rules so far.
+pub(super) struct Known<'a> {
+    pub(super) upstreams: &'a [Upstream],
+    pub(super) rates: &'a [Rate],
+    pub(super) rules: Vec<Arc<Rule>>,
+    pub(super) any_auth: bool,
+}
+
+impl Compiler<'_> {
+    pub(super) fn route(
+        &mut self,
+        at: String,
+        document: &RouteDocument,
+        known: &mut Known<'_>,
+        routes: &mut Routes,
+    ) {
+        let d = document;
+        let common = Common {
+            at,
+            name: &d.name,
+            host: &d.host,
+            path: &d.path,
+            upstream: &d.upstream,
+            auth: d.auth,
+            roles: &d.roles,
+            action: d.action.as_deref(),
+            rates: &d.rates,
+            query: d.query.as_ref(),
+            mode: d.mode,
+        };
+        let mut rule = self.rule(&common, known);
+        rule.activity = d.activity.unwrap_or(true);
+        if let Some(body) = &d.body {
+            self.body(&common.at, body, &mut rule);
+            // Servers and proxies disagree about bodies of these (RFC 9110 §9.3.1).
+            let bodiless = [MethodDocument::Get, MethodDocument::Head];
+            if d.methods.iter().any(|method| bodiless.contains(method)) {
+                self.error(
+                    &format!("{}/body", common.at),
+                    "GET and HEAD take no body; make it a route of its own",
+                );
+            }
+        }
+        let mut methods = Vec::new();
+        for (index, method) in d.methods.iter().enumerate() {
+            let method = match method {
+                MethodDocument::Get => Method::GET,
+                MethodDocument::Head => Method::HEAD,
+                MethodDocument::Post => Method::POST,
+                MethodDocument::Put => Method::PUT,
+                MethodDocument::Patch => Method::PATCH,
+                MethodDocument::Delete => Method::DELETE,
+                MethodDocument::Options => Method::OPTIONS,
+            };
+            if methods.contains(&method) {
+                self.error(&format!("{}/methods/{index}", common.at), "the method stands twice");
+            } else {
+                methods.push(method);
+            }
+        }
+        self.place(&common, Some(&methods), rule, known, routes);
+    }
+
+    /// The part that routes and websockets share.
+    fn rule(&mut self, common: &Common<'_>, known: &mut Known<'_>) -> Rule {
+        let at = &common.at;
+        let mut names = std::mem::take(&mut self.rule_names);
+        let name = self.unique(at, common.name, &mut names);
+        self.rule_names = names;
+        let upstream = known.upstreams.iter().position(|upstream| *upstream.name == *common.upstream);
+        if upstream.is_none() {
+            let names: Vec<_> = known.upstreams.iter().map(|upstream| &*upstream.name).collect();
+            let message = format!("unknown upstream `{}`{}", common.upstream, hint(common.upstream, &names));
+            self.error(&format!("{at}/upstream"), message);
+        }
+        let authentication = match common.auth {
+            AuthDocument::None => Authentication::None,
+            AuthDocument::Required => Authentication::Required,
+        };
+        known.any_auth |= authentication == Authentication::Required;
+        if authentication == Authentication::None && !common.roles.is_empty() {
+            self.error(&format!("{at}/roles"), "roles come with a token, and auth is \"none\"");
+        }
+        let query = common.query.map(|query| {
+            let limit = u64::try_from(MAX_QUERY).unwrap_or(u64::MAX);
+            let max_bytes = self.size(&format!("{at}/query/max_bytes"), query.max_bytes, 2 * KIB, 1..=limit);
+            QueryRule {
+                max_bytes: usize::try_from(max_bytes).unwrap_or(MAX_QUERY),
+                schema: self.schema(&format!("{at}/query/schema"), query.schema.as_deref()),
+            }
+        });
+        Rule {
+            id: RuleId(u32::try_from(known.rules.len()).unwrap_or(u32::MAX)),
+            name,
+            mode: mode(common.mode),
+            upstream: UpstreamIndex(upstream.unwrap_or(usize::MAX)),
+            authentication,
+            action: common.action.map(Into::into),
+            activity: true,
+            roles: common.roles.to_vec(),
+            rates: self.rates(&format!("{at}/rates"), common.rates, authentication, false, known.rates),
+            query,
+            body: BodyRule { max_bytes: 0, buffered: false },
+            content_types: ContentTypes::Any,
+            body_schema: None,
+            tunnel: None,
+        }
+    }
+
+    /// Puts a finished rule where its host, path and methods say.
+    fn place(
+        &mut self,
+        common: &Common<'_>,
+        methods: Option<&[Method]>,
+        rule: Rule,
+        known: &mut Known<'_>,
+        routes: &mut Routes,
+    ) {
+        let at = &common.at;
+        let rule = Arc::new(rule);
+        known.rules.push(Arc::clone(&rule));
+        let path = match PathPattern::parse(common.path) {
+            Ok(path) => path,
+            Err(message) => return self.error(&format!("{at}/path"), message),
+        };
+        let hosts: Vec<_> = match common.host {
+            Hosts::One(host) => vec![(format!("{at}/host"), host)],
+            Hosts::Several(hosts) => {
+                hosts.iter().enumerate().map(|(index, host)| (format!("{at}/host/{index}"), host)).collect()
+            }
+        };
+        for (pointer, host) in hosts {
+            let host = match Host::parse(host) {
+                Ok(host) => host,
+                Err(message) => {
+                    self.error(&pointer, message);
+                    continue;
+                }
+            };
+            if let Err(other) = routes.insert(host, &path, methods, &rule) {
+                let message = format!("equal to `{}`: same host, path and method", other.name);
+                self.error(&format!("{at}/path"), message);
+            }
+        }
+    }
+
+    fn body(&mut self, at: &str, document: &BodyDocument, rule: &mut Rule) {
+        let buffered = document.schema.is_some();
+        // A body with a schema is held in memory until it is judged.
+        let highest = if buffered { 16 * MIB } else { 64 * GIB };
+        let max_bytes = self.size(&format!("{at}/body/max_bytes"), Some(document.max_bytes), 0, 1..=highest);
+        rule.body = BodyRule { max_bytes, buffered };
+        rule.body_schema = self.schema(&format!("{at}/body/schema"), document.schema.as_deref());
+        rule.content_types = match &document.content_types {
+            None if buffered => ContentTypes::Listed(vec!["application/json".to_owned()]),
+            None => ContentTypes::Any,
+            Some(list) => {
+                for (index, essence) in list.iter().enumerate() {
+                    let plain = |part: &str| {
+                        !part.is_empty()
+                            && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$&-^_.+".contains(&b))
+                    };
+                    let pointer = format!("{at}/body/content_types/{index}");
+                    if !essence.split_once('/').is_some_and(|(kind, subkind)| plain(kind) && plain(subkind)) {
+                        self.error(
+                            &pointer,
+                            "expected a media type without parameters, such as \"application/json\"",
+                        );
+                    } else if buffered && !(essence.ends_with("/json") || essence.ends_with("+json")) {
+                        self.error(&pointer, "a body with a schema must be JSON");
+                    }
+                }
+                ContentTypes::Listed(list.clone())
+            }
+        };
+    }
+
+    /// Resolves names of rates, and sees that their keys will have a value where they are taken.
+    fn rates(
+        &mut self,
+        pointer: &str,
+        names: &[String],
+        authentication: Authentication,
+        of_messages: bool,
+        rates: &[Rate],
+    ) -> RateList {
+        let mut enforced = Vec::new();
+        let mut shadow = Vec::new();
+        for (index, name) in names.iter().enumerate() {
+            let pointer = format!("{pointer}/{index}");
+            let Some((place, rate)) = rates.iter().enumerate().find(|(_, rate)| *rate.name == **name) else {
+                let known: Vec<_> = rates.iter().map(|rate| &*rate.name).collect();
+                self.error(&pointer, format!("unknown rate `{name}`{}", hint(name, &known)));
+                continue;
+            };
+            let list = if rate.mode == Mode::Shadow { &mut shadow } else { &mut enforced };
+            if list.contains(&RateIndex(place)) {
+                self.error(&pointer, "the rate stands twice");
+                continue;
+            }
+            list.push(RateIndex(place));
+            let by_identity = rate.per.iter().any(|key| matches!(key, RateKey::Subject | RateKey::Session));
+            if by_identity && authentication == Authentication::None {
+                self.error(&pointer, format!("`{name}` counts by subject or session, and auth is \"none\""));
+            }
+            if rate.per.contains(&RateKey::MessageType) && !of_messages {
+                self.error(&pointer, format!("`{name}` counts by message type, and this is no message"));
+            }
+        }
+        let count = enforced.len();
+        enforced.extend(shadow);
+        RateList { all: enforced, enforced: count }
+    }
+
+    fn schema(&mut self, pointer: &str, name: Option<&str>) -> Option<Schema> {
+        let name = name?;
+        match self.schemas.compile(name) {
+            Some(schema) => schema,
+            None => {
+                let known: Vec<_> = self.schemas.texts.keys().map(String::as_str).collect();
+                self.error(pointer, format!("there is no `{name}` in the bundle{}", hint(name, &known)));
+                None
+            }
+        }
+    }
+
+    pub(super) fn websocket(
+        &mut self,
+        at: String,
+        document: &WebsocketDocument,
+        known: &mut Known<'_>,
+        routes: &mut Routes,
+    ) {
+        let d = document;
+        let common = Common {
+            at,
+            name: &d.name,
+            host: &d.host,
+            path: &d.path,
+            upstream: &d.upstream,
+            auth: d.auth,
+            roles: &d.roles,
+            action: d.action.as_deref(),
+            rates: &d.rates,
+            query: d.query.as_ref(),
+            mode: d.mode,
+        };
+        let mut rule = self.rule(&common, known);
+        rule.tunnel = Some(self.tunnel(&common.at, d, rule.authentication, known.rates));
+        self.place(&common, None, rule, known, routes);
+    }
+
+    fn tunnel(
+        &mut self,
+        at: &str,
+        document: &WebsocketDocument,
+        authentication: Authentication,
+        rates: &[Rate],
+    ) -> TunnelRule {
+        let d = document;
+        let inspect = d.inspect.unwrap_or(if d.message.is_empty() {
+            InspectDocument::None
+        } else {
+            InspectDocument::Json
+        });
+        let origins = Origins::parse(&d.origins, d.require_origin).unwrap_or_else(|errors| {
+            for (index, message) in errors {
+                self.error(&format!("{at}/origins/{index}"), message);
+            }
+            Origins::default()
+        });
+        for (index, subprotocol) in d.subprotocols.iter().enumerate() {
+            let pointer = format!("{at}/subprotocols/{index}");
+            let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+            if subprotocol.is_empty() || !subprotocol.bytes().all(token) {
+                self.error(&pointer, "expected a token (RFC 9110 §5.6.2)");
+            } else if subprotocol.starts_with("sealgate.") {
+                self.error(
+                    &pointer,
+                    "names that begin with \"sealgate.\" carry tokens and are never agreed on",
+                );
+            }
+        }
+        if d.require_subprotocol == Some(true) && d.subprotocols.is_empty() {
+            self.error(&format!("{at}/require_subprotocol"), "no subprotocol is listed");
+        }
+        let [to_upstream, to_client] = self.tables(at, d, inspect, authentication, rates);
+        let kinds = match (&d.kinds, inspect) {
+            (None, InspectDocument::Json) => Kinds { text: true, binary: false },
+            (None, InspectDocument::None) => Kinds { text: true, binary: true },
+            (Some(kinds), _) => Kinds {
+                text: kinds.contains(&KindDocument::Text),
+                binary: kinds.contains(&KindDocument::Binary),
+            },
+        };
+        let message_rates =
+            self.rates(&format!("{at}/message_rates"), &d.message_rates, authentication, true, rates);
+        TunnelRule {
+            limits: self.tunnel_limits(at, d),
+            origins,
+            subprotocols: d.subprotocols.clone(),
+            subprotocol_required: d.require_subprotocol.unwrap_or(!d.subprotocols.is_empty()),
+            kinds,
+            to_upstream,
+            to_client,
+            message_rates,
+            activity: d.activity.unwrap_or(true),
+        }
+    }
+
+    fn tunnel_limits(&mut self, at: &str, document: &WebsocketDocument) -> TunnelLimits {
+        let d = document;
+        let mut size =
+            |key: &str, text, default, range| self.size32(&format!("{at}/{key}"), text, default, range);
+        let max_frame = size("max_frame", d.max_frame, 64 * KIB, 125..=16 * MIB);
+        let max_message = size("max_message", d.max_message, 64 * KIB, 1..=16 * MIB);
+        let buffer = size("buffer", d.buffer, 256 * KIB, KIB..=64 * MIB);
+        let mut time =
+            |key: &str, text, default, range| self.duration(&format!("{at}/{key}"), text, default, range);
+        TunnelLimits {
+            max_frame,
+            max_message,
+            max_fragments: d.max_fragments.unwrap_or(64),
+            control_per_second: d.control_per_second.unwrap_or(10),
+            idle: d.idle.map(|idle| time("idle", Some(idle), idle.0, SECOND..=DAY * 30)),
+            ping_interval: time("ping_interval", d.ping_interval, SECOND * 30, SECOND..=HOUR),
+            pong_timeout: time("pong_timeout", d.pong_timeout, SECOND * 20, SECOND..=HOUR),
+            write_timeout: time("write_timeout", d.write_timeout, SECOND * 20, MILLISECOND * 100..=HOUR),
+            buffer,
+        }
+    }
+
+    /// The message tables: to the upstream, to the client. A direction without messages is not looked into.
+    fn tables(
+        &mut self,
+        at: &str,
+        document: &WebsocketDocument,
+        inspect: InspectDocument,
+        authentication: Authentication,
+        rates: &[Rate],
+    ) -> [Option<MessageTable>; 2] {
+        let d = document;
+        let pointer = d.type_pointer.as_deref().unwrap_or("/type");
+        let tokens = json::pointer_tokens(pointer).filter(|tokens| !tokens.is_empty());
+        if tokens.is_none() {
+            let message = "expected a JSON pointer (RFC 6901) to a field, such as \"/type\"";
+            self.error(&format!("{at}/type_pointer"), message);
+        }
+        if inspect == InspectDocument::None {
+            if !d.message.is_empty() {
+                self.error(&format!("{at}/message"), "messages are listed, and inspect is \"none\"");
+            }
+            if d.type_pointer.is_some() {
+                self.error(&format!("{at}/type_pointer"), "nothing is looked into, as inspect is \"none\"");
+            }
+            return [None, None];
+        }
+        let covers = |direction: DirectionDocument, wanted| {
+            direction == DirectionDocument::Both || direction == wanted
+        };
+        if !d.message.iter().any(|message| covers(message.direction, DirectionDocument::ToUpstream)) {
+            let message =
+                "inspect is \"json\", and no message to the upstream is listed: nothing could be sent";
+            self.error(&format!("{at}/inspect"), message);
+        }
+        if d.kinds.as_ref().is_some_and(|kinds| kinds.contains(&KindDocument::Binary)) {
+            self.error(&format!("{at}/kinds"), "binary messages cannot be looked into as JSON");
+        }
+        [DirectionDocument::ToUpstream, DirectionDocument::ToClient].map(|direction| {
+            let mut types = HashMap::new();
+            for (index, message) in d.message.iter().enumerate() {
+                let at_message = format!("{at}/message/{index}");
+                if !covers(message.direction, direction) {
+                    continue;
+                }
+                let of_client = direction == DirectionDocument::ToUpstream;
+                let message_rates = if of_client { d.message_rates.as_slice() } else { &[] };
+                let rule = self.message(&at_message, message, message_rates, authentication, rates);
+                if types.insert(Box::from(message.name.as_str()), rule).is_some() {
+                    let message = format!("`{}` is defined twice for one direction", message.name);
+                    self.error(&child(&at_message, "type"), message);
+                }
+            }
+            (!types.is_empty()).then(|| MessageTable {
+                pointer: tokens.clone().unwrap_or_default(),
+                types,
+                on_unknown: on_refusal(d.unknown),
+            })
+        })
+    }
+
+    fn message(
+        &mut self,
+        at: &str,
+        document: &MessageDocument,
+        message_rates: &[String],
+        authentication: Authentication,
+        rates: &[Rate],
+    ) -> MessageRule {
+        let d = document;
+        let own = self.rates(&format!("{at}/rates"), &d.rates, authentication, true, rates);
+        if let Some(index) = d.rates.iter().position(|name| message_rates.contains(name)) {
+            self.error(&format!("{at}/rates/{index}"), "the rate stands in message_rates already");
+        }
+        // Errors in `message_rates` are reported where they stand; here they only need to resolve.
+        let reported = self.errors.len();
+        let of_all = self.rates(at, message_rates, authentication, true, rates);
+        self.errors.truncate(reported);
+        let split = |list: &RateList| {
+            let (enforced, shadow) = list.all.split_at_checked(list.enforced).unwrap_or_default();
+            (enforced.to_vec(), shadow.to_vec())
+        };
+        let ((mut all, shadow), (own_enforced, own_shadow)) = (split(&of_all), split(&own));
+        all.extend(own_enforced);
+        let enforced = all.len();
+        all.extend(shadow);
+        all.extend(own_shadow);
+        if d.activity && d.direction == DirectionDocument::ToClient {
+            self.error(&format!("{at}/activity"), "only what the user sends is activity");
+        }
+        MessageRule {
+            name: d.name.as_str().into(),
+            schema: self.schema(&format!("{at}/schema"), d.schema.as_deref()),
+            action: d.action.as_deref().map(Into::into),
+            rates: RateList { all, enforced },
+            activity: d.activity,
+            on_refusal: on_refusal(d.on_refusal),
+        }
+    }
+}
+
+const fn on_refusal(document: OnRefusalDocument) -> OnRefusal {
+    match document {
+        OnRefusalDocument::Close => OnRefusal::Close,
+        OnRefusalDocument::Answer => OnRefusal::Answer,
+    }
+}

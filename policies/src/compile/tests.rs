@@ -1,0 +1,495 @@
+//! Every kind of error, with its place; and what the shipped bundles compile to.
+
+use super::*;
+use crate::verdict::run_tests;
+
+fn state() -> BTreeMap<String, String> {
+    [("state".to_owned(), "/state".to_owned())].into()
+}
+
+fn with_overlay() -> Bundle {
+    let mut bundle = Bundle::shipped("enterprise").unwrap();
+    bundle.files.extend(Bundle::shipped("development").unwrap().files);
+    bundle
+}
+
+fn bundle(files: &[(&str, &str)]) -> Bundle {
+    let files = files.iter().map(|(name, text)| ((*name).to_owned(), text.as_bytes().to_owned()));
+    Bundle { root: "/bundle".into(), files: files.collect() }
+}
+
+#[test]
+fn every_shipped_bundle_loads_and_its_verdicts_hold() {
+    let shipped = ["enterprise", "consumer", "regulated"].map(|name| (name, Bundle::shipped(name).unwrap()));
+    for (name, bundle) in shipped.into_iter().chain([("development", with_overlay())]) {
+        let policy = Policy::compile(&bundle, &state()).unwrap_or_else(|errors| panic!("{name}:\n{errors}"));
+        let outcomes = run_tests(&policy, &bundle);
+        let failed: Vec<_> = outcomes.iter().filter(|outcome| !outcome.passed()).collect();
+        assert!(failed.is_empty(), "{name}: {failed:#?}");
+        // Every rule has a verdict of its own, allowed and refused.
+        let tests: String = bundle
+            .files
+            .iter()
+            .filter(|(file, _)| file.starts_with("tests/"))
+            .map(|(_, bytes)| String::from_utf8_lossy(bytes))
+            .collect();
+        for rule in policy.route_names().filter(|rule| &***rule != "dev-whoami") {
+            assert!(tests.contains(&format!("allow = \"{rule}\"")), "{name}: no test allows `{rule}`");
+        }
+    }
+}
+
+#[test]
+fn shipped_bundles_differ_where_they_must_and_nowhere_by_accident() {
+    let compile = |name| Policy::compile(&Bundle::shipped(name).unwrap(), &state()).unwrap();
+    let [enterprise, consumer, regulated] = ["enterprise", "consumer", "regulated"].map(compile);
+    assert_eq!(enterprise.session.idle, MINUTE * 15);
+    assert!(regulated.session.idle < MINUTE * 15);
+    assert_eq!(regulated.tls.versions, TlsVersions::Tls13);
+    assert_eq!(regulated.audit.requests, AuditRequests::All);
+    assert_eq!(consumer.tls.hsts.as_deref(), Some("max-age=63072000; includeSubDomains; preload"));
+    assert_ne!(enterprise.hash, consumer.hash);
+    let names = |policy: &Policy| policy.route_names().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&enterprise), names(&consumer));
+    assert_eq!(names(&enterprise), names(&regulated));
+    // They front one message API, so its schemas are one.
+    let schemas = |name| {
+        let mut files = Bundle::shipped(name).unwrap().files;
+        files.retain(|file, _| file.starts_with("schemas/"));
+        files
+    };
+    assert_eq!(schemas("enterprise"), schemas("consumer"));
+    assert_eq!(schemas("enterprise"), schemas("regulated"));
+}
+
+#[test]
+fn variables_reach_every_string() {
+    let mut given = state();
+    given.insert("backend".into(), "tls:im.internal:8443".into());
+    let policy = Policy::compile(&Bundle::shipped("enterprise").unwrap(), &given).unwrap();
+    assert_eq!(policy.upstreams[0].endpoints, [Endpoint::Tcp { host: "im.internal".into(), port: 8443 }]);
+    assert_eq!(policy.upstreams[0].tls.as_ref().unwrap().server_name, "im.internal");
+    assert_eq!(policy.issuers[0].jwks, JwksSource::File("/state/jwks.json".into()));
+    assert_eq!(policy.certificates[0].key, Source::File("/state/certs/server.key".into()));
+    let plain = Policy::compile(&Bundle::shipped("enterprise").unwrap(), &state()).unwrap();
+    assert_eq!(plain.upstreams[0].endpoints, [Endpoint::Unix("/state/backend.sock".into())]);
+    assert_ne!(plain.hash(), policy.hash());
+    assert_eq!(plain.hash().len(), 64);
+}
+
+/// What is left out has the documented default.
+#[test]
+fn the_smallest_policy() {
+    let bundle = bundle(&[("policy.toml", "version = 1")]);
+    let policy = Policy::compile(&bundle, &BTreeMap::new()).unwrap();
+    assert_eq!(policy.tls.versions, TlsVersions::Tls12And13);
+    assert_eq!(policy.tls.groups, [Group::X25519MlKem768, Group::X25519, Group::Secp256r1, Group::Secp384r1]);
+    assert_eq!(policy.tls.hsts, None);
+    assert!(policy.tls.tickets && policy.connections.http2);
+    assert_eq!(policy.connections.max_total, 20_000);
+    assert_eq!(policy.connections.handshake_timeout, SECOND * 5);
+    assert_eq!(policy.session.lifetime, HOUR * 12);
+    assert_eq!(policy.audit.requests, AuditRequests::Refused);
+    assert_eq!(policy.route_names().count(), 0);
+}
+
+/// file, line, column, key, part of the message.
+type Expected<'e> = (&'e str, u32, u32, &'e str, &'e str);
+
+fn assert_errors(files: &[(&str, &str)], expected: &[Expected<'_>]) {
+    let Err(PolicyErrors(errors)) = Policy::compile(&bundle(files), &BTreeMap::new()) else {
+        panic!("compiles: {files:?}");
+    };
+    let mut differences = Vec::new();
+    for index in 0..errors.len().max(expected.len()) {
+        let (found, expected) = (errors.get(index), expected.get(index));
+        let agree = found.zip(expected).is_some_and(|(e, (file, line, column, key, message))| {
+            (e.file.as_str(), e.line, e.column, e.key.as_str()) == (*file, *line, *column, *key)
+                && e.message.contains(message)
+        });
+        if !agree {
+            let found =
+                found.map(|e| format!("{}:{}:{}: {}: {}", e.file, e.line, e.column, e.key, e.message));
+            differences.push(format!("expected {expected:?}\n   found {found:?}"));
+        }
+    }
+    assert!(differences.is_empty(), "\n{}", differences.join("\n"));
+}
+
+#[test]
+fn structural_errors_come_all_at_once_and_say_what_was_expected() {
+    let text = r#"version = 2
+[tls]
+verions = ["1.3"]
+groups = ["X25519", "P-521"]
+hsts = { max_age = "2 years" }
+[connections]
+max_total = "many"
+max_per_address = 0
+idle_timeout = 75
+http2 = "yes"
+[session]
+idle = "15min"
+[[upstream]]
+name = "Backend"
+[[rate]]
+name = "api"
+per = []
+quota = 1
+period = "1m"
+[[route]]
+name = "x"
+path = "/x"
+methods = ["get"]
+upstream = "backend"
+host = 7
+"#;
+    assert_errors(
+        &[("policy.toml", text)],
+        &[
+            ("policy.toml", 1, 11, "version", "expected at most 1, found 2"),
+            ("policy.toml", 3, 1, "tls.verions", "unknown key; did you mean `versions`?"),
+            (
+                "policy.toml",
+                4,
+                21,
+                "tls.groups[1]",
+                r#"expected one of "X25519MLKEM768", "X25519", "P-256", "P-384", found "P-521""#,
+            ),
+            ("policy.toml", 5, 20, "tls.hsts.max_age", "expected a duration such as"),
+            ("policy.toml", 7, 13, "connections.max_total", "expected a whole number, found \"many\""),
+            ("policy.toml", 8, 19, "connections.max_per_address", "expected at least 1, found 0"),
+            ("policy.toml", 9, 16, "connections.idle_timeout", "expected a duration such as"),
+            ("policy.toml", 10, 9, "connections.http2", "expected true or false, found \"yes\""),
+            ("policy.toml", 12, 8, "session.idle", "expected a duration such as"),
+            ("policy.toml", 13, 1, "upstream.Backend", "`endpoints` is missing"),
+            (
+                "policy.toml",
+                14,
+                8,
+                "upstream.Backend.name",
+                "expected a name of at most 64 lower-case letters",
+            ),
+            ("policy.toml", 17, 7, "rate.api.per", "expected at least one entry"),
+            ("policy.toml", 23, 12, "route.x.methods[0]", r#"expected one of "GET""#),
+            ("policy.toml", 25, 8, "route.x.host", "expected a host or a list of hosts, found 7"),
+        ],
+    );
+}
+
+#[test]
+fn errors_of_meaning_come_all_at_once() {
+    let text = r#"version = 1
+[tls]
+versions = ["1.2"]
+hsts = { max_age = "1d", preload = true }
+[connections]
+header_timeout = "1ms"
+max_header_bytes = "2MiB"
+[[certificate]]
+names = ["A.example"]
+chain = "server.pem"
+key = "env:KEY"
+[[issuer]]
+name = "i"
+issuer = "https://i.example"
+audience = ["a"]
+algorithms = ["ES256"]
+jwks = "http://i.example/jwks"
+[[upstream]]
+name = "backend"
+endpoints = ["tcp:a:1", "unix:relative", "tls:b:2"]
+health = { path = "/a/../b", interval = "1s", timeout = "2s" }
+[[rate]]
+name = "by-subject"
+per = ["subject", "subject"]
+quota = 1
+period = "1s"
+[[rate]]
+name = "by-type"
+per = ["message-type"]
+quota = 1
+period = "1s"
+[[rate]]
+name = "by-type"
+per = ["address"]
+quota = 1
+period = "1s"
+[[route]]
+name = "a"
+path = "/a/{id}"
+methods = ["POST", "POST"]
+upstream = "backnd"
+auth = "none"
+roles = ["user"]
+rates = ["by-subject", "by-type", "none-such"]
+body = { max_bytes = "17MiB", schema = "schemas/y.json", content_types = ["text/plain"] }
+[[route]]
+name = "b"
+path = "/a/{other}"
+host = ["*", "Example"]
+methods = ["POST"]
+upstream = "backend"
+[[route]]
+name = "a"
+path = "/c/**/d"
+methods = ["GET"]
+upstream = "backend"
+body = { max_bytes = "1B" }
+"#;
+    assert_errors(
+        &[("policy.toml", text), ("schemas/x.json", "{}")],
+        &[
+            ("policy.toml", 3, 12, "tls.versions", "\"1.3\" is always offered"),
+            ("policy.toml", 4, 36, "tls.hsts.preload", "preload wants include_subdomains"),
+            ("policy.toml", 6, 18, "connections.header_timeout", "expected \"100ms\" to \"5m\""),
+            ("policy.toml", 7, 20, "connections.max_header_bytes", "expected \"1KiB\" to \"1MiB\""),
+            ("policy.toml", 9, 10, "certificate[0].names[0]", "expected a host name in lower case"),
+            ("policy.toml", 10, 9, "certificate[0].chain", "expected \"file:PATH\" or \"env:NAME\""),
+            ("policy.toml", 17, 8, "issuer.i.jwks", "expected \"file:PATH\" or an \"https:\" URL"),
+            ("policy.toml", 20, 13, "upstream.backend.endpoints", "all endpoints with \"tls:\", or none"),
+            ("policy.toml", 20, 25, "upstream.backend.endpoints[1]", "expected \"unix:/PATH\""),
+            ("policy.toml", 21, 19, "upstream.backend.health.path", "canonical form"),
+            ("policy.toml", 21, 57, "upstream.backend.health.timeout", "at most the interval"),
+            ("policy.toml", 24, 7, "rate.by-subject.per", "a key stands twice"),
+            (
+                "policy.toml",
+                33,
+                8,
+                "rate.by-type.name",
+                "`by-type` is defined twice; first at policy.toml:28",
+            ),
+            ("policy.toml", 40, 20, "route.a.methods[1]", "the method stands twice"),
+            ("policy.toml", 41, 12, "route.a.upstream", "unknown upstream `backnd`; did you mean `backend`?"),
+            ("policy.toml", 43, 9, "route.a.roles", "auth is \"none\""),
+            ("policy.toml", 44, 10, "route.a.rates[0]", "counts by subject or session"),
+            ("policy.toml", 44, 24, "route.a.rates[1]", "this is no message"),
+            (
+                "policy.toml",
+                44,
+                35,
+                "route.a.rates[2]",
+                "unknown rate `none-such`; there are by-subject, by-type",
+            ),
+            ("policy.toml", 45, 22, "route.a.body.max_bytes", "expected \"1B\" to \"16MiB\""),
+            (
+                "policy.toml",
+                45,
+                40,
+                "route.a.body.schema",
+                "there is no `schemas/y.json` in the bundle; did you mean `schemas/x.json`?",
+            ),
+            ("policy.toml", 45, 75, "route.a.body.content_types[0]", "a body with a schema must be JSON"),
+            ("policy.toml", 48, 8, "route.b.path", "equal to `a`"),
+            ("policy.toml", 49, 14, "route.b.host[1]", "a host name in lower case"),
+            ("policy.toml", 53, 8, "route.a.name", "`a` is defined twice; first at policy.toml:38"),
+            ("policy.toml", 54, 8, "route.a.path", "`**` may only be the last segment"),
+            ("policy.toml", 57, 8, "route.a.body", "GET and HEAD take no body"),
+        ],
+    );
+}
+
+#[test]
+fn errors_of_websockets() {
+    let text = r#"version = 1
+[[upstream]]
+name = "u"
+endpoints = ["unix:/u"]
+[[rate]]
+name = "r"
+per = ["address"]
+quota = 1
+period = "1s"
+[[websocket]]
+name = "w"
+path = "/w"
+upstream = "u"
+auth = "none"
+origins = ["https://a.example/", "*"]
+subprotocols = ["a b", "sealgate.bearer"]
+max_frame = "1B"
+kinds = ["binary"]
+type_pointer = "type"
+message_rates = ["r", "s"]
+[[websocket.message]]
+type = "a"
+direction = "both"
+activity = true
+rates = ["r"]
+[[websocket.message]]
+type = "a"
+direction = "to-client"
+activity = true
+[[websocket]]
+name = "v"
+path = "/w"
+upstream = "u"
+inspect = "json"
+require_subprotocol = true
+[[websocket]]
+name = "n"
+path = "/n"
+upstream = "u"
+inspect = "none"
+type_pointer = "/t"
+[[websocket.message]]
+type = "a"
+direction = "both"
+"#;
+    assert_errors(
+        &[("policy.toml", text)],
+        &[
+            ("policy.toml", 1, 1, "issuer", "there is no [[issuer]]"),
+            ("policy.toml", 15, 12, "websocket.w.origins[0]", "scheme://host[:port]"),
+            ("policy.toml", 16, 17, "websocket.w.subprotocols[0]", "a token"),
+            ("policy.toml", 16, 24, "websocket.w.subprotocols[1]", "never agreed on"),
+            ("policy.toml", 17, 13, "websocket.w.max_frame", "expected \"125B\" to \"16MiB\""),
+            ("policy.toml", 18, 9, "websocket.w.kinds", "binary"),
+            ("policy.toml", 19, 16, "websocket.w.type_pointer", "JSON pointer"),
+            ("policy.toml", 20, 23, "websocket.w.message_rates[1]", "unknown rate `s`"),
+            ("policy.toml", 25, 10, "websocket.w.message[0].rates[0]", "in message_rates already"),
+            ("policy.toml", 27, 8, "websocket.w.message[1].type", "twice for one direction"),
+            ("policy.toml", 29, 12, "websocket.w.message[1].activity", "only what the user sends"),
+            ("policy.toml", 32, 8, "websocket.v.path", "equal to `w`"),
+            ("policy.toml", 34, 11, "websocket.v.inspect", "nothing could be sent"),
+            ("policy.toml", 35, 23, "websocket.v.require_subprotocol", "no subprotocol is listed"),
+            ("policy.toml", 41, 16, "websocket.n.type_pointer", "nothing is looked into"),
+            ("policy.toml", 42, 1, "websocket.n.message", "messages are listed, and inspect is"),
+        ],
+    );
+}
+
+#[test]
+fn one_kind_of_error_does_not_hide_the_other() {
+    let text = "version = 1\n[tls]\nx = 1\n[[route]]\nname = \"a\"\npath = \"a\"\nmethods = [\"GET\"]\nupstream = \"u\"\nauth = \"none\"\nactivity = 5\n";
+    assert_errors(
+        &[("policy.toml", text), ("schemas/x.json", "{\n \"type\": 5\n}")],
+        &[
+            ("policy.toml", 3, 1, "tls.x", "unknown key"),
+            ("policy.toml", 6, 8, "route.a.path", "begins with `/`"),
+            ("policy.toml", 8, 12, "route.a.upstream", "there are none"),
+            ("policy.toml", 10, 12, "route.a.activity", "expected true or false, found 5"),
+            ("schemas/x.json", 2, 10, "/type", "5 is not valid"),
+        ],
+    );
+}
+
+#[test]
+fn syntax_errors_have_a_place() {
+    assert_errors(
+        &[("policy.toml", "version = 1\n[tls\n"), ("policy.d/a.toml", "a =")],
+        &[
+            ("policy.toml", 2, 5, "", "expected `]`"),
+            ("policy.d/a.toml", 1, 4, "", "string values must be quoted"),
+        ],
+    );
+    let not_text = Bundle {
+        root: PathBuf::new(),
+        files: [("policy.toml".to_owned(), b"version = 1\n# \xff".to_vec())].into(),
+    };
+    let errors = Policy::compile(&not_text, &BTreeMap::new()).unwrap_err();
+    assert_eq!((errors.0[0].line, errors.0[0].column), (2, 3));
+    let nothing = Policy::compile(&Bundle::default(), &BTreeMap::new()).unwrap_err();
+    assert!(nothing.to_string().contains("there is no such file"));
+}
+
+#[test]
+fn files_merge_and_may_not_contradict_each_other() {
+    let main = "version = 1\n[variables]\na = \"/x\"\n[tls]\n[[upstream]]\nname = \"u\"\nendpoints = [\"unix:${b}\"]\n";
+    let more = "version = 1\n[variables]\nb = \"${a}/y\"\n[[upstream]]\nname = \"v\"\nendpoints = [\"unix:/$${a}\"]\n";
+    let files = bundle(&[("policy.toml", main), ("policy.d/more.toml", more), ("policy.d/notes.txt", "?")]);
+    let policy = Policy::compile(&files, &BTreeMap::new()).unwrap();
+    let endpoints: Vec<_> = policy.upstreams().iter().flat_map(|upstream| &upstream.endpoints).collect();
+    assert_eq!(endpoints, [&Endpoint::Unix("/x/y".into()), &Endpoint::Unix("/${a}".into())]);
+
+    assert_errors(
+        &[
+            ("policy.toml", main),
+            ("policy.d/a.toml", "[variables]\na = \"1\"\nb = \"2\"\n[tls]\n"),
+            ("policy.d/b.toml", "version = 2\n[[upstream]]\nname = \"u\"\nendpoints = [\"unix:/v\"]"),
+        ],
+        &[
+            ("policy.d/a.toml", 2, 1, "variables.a", "defined twice; first at policy.toml:3"),
+            ("policy.d/a.toml", 4, 2, "tls", "defined twice; first at policy.toml:4"),
+            ("policy.d/b.toml", 1, 1, "version", "defined twice; first at policy.toml:1"),
+        ],
+    );
+    assert_errors(
+        &[
+            ("policy.toml", "version = 1\n[[upstream]]\nname = \"u\"\nendpoints = [\"unix:/u\"]\n"),
+            ("policy.d/b.toml", "[[upstream]]\nname = \"u\"\nendpoints = [\"unix:/v\"]"),
+        ],
+        &[("policy.d/b.toml", 2, 8, "upstream.u.name", "`u` is defined twice; first at policy.toml:3")],
+    );
+}
+
+#[test]
+fn bad_variables() {
+    let text = "version = 1\n[variables]\na = \"${b}\"\nb = \"${a}\"\nc = \"x\"\n[[issuer]]\nname = \"${cc}\"\nissuer = \"${c\"\n";
+    assert_errors(
+        &[("policy.toml", text)],
+        &[
+            ("policy.toml", 3, 5, "variables.a", "is made of itself"),
+            ("policy.toml", 4, 5, "variables.b", "is made of itself"),
+            ("policy.toml", 7, 8, "issuer.0.name", "unknown variable `cc`; did you mean `c`?"),
+            ("policy.toml", 8, 10, "issuer.0.issuer", "`${` without `}`"),
+        ],
+    );
+    // Growing by a factor of ten with each line must end before memory does.
+    let mut text = "version = 1\n[variables]\na0 = \"xxxxxxxxxx\"\n".to_owned();
+    for index in 1..9 {
+        let ten = format!("${{a{}}}", index - 1).repeat(10);
+        text.push_str(&format!("a{index} = \"{ten}\"\n"));
+    }
+    let errors = Policy::compile(&bundle(&[("policy.toml", &text)]), &BTreeMap::new()).unwrap_err();
+    assert!(errors.0.iter().all(|error| error.message.contains("longer than")), "{errors}");
+}
+
+#[test]
+fn schema_files() {
+    let good = r#"{"type": "object", "properties": {"a": {"$ref": "b/c.json#/$defs/n"}}}"#;
+    let files = [("policy.toml", "version = 1"), ("schemas/a.json", good)];
+    let other = ("schemas/b/c.json", r#"{"$defs": {"n": {"type": "integer"}}}"#);
+    let all = bundle(&[files[0], files[1], other]);
+    assert!(Policy::compile(&all, &BTreeMap::new()).is_ok());
+
+    for (schema, line, column, key, message) in [
+        ("{\n  \"a\": }", 2, 8, "", "not JSON: expected value"),
+        ("{\"a\": 1,\n\"a\": 2}", 2, 7, "", "a key stands twice"),
+        (r#"{"properties": {"a": {"type": "strin"}}}"#, 1, 31, "/properties/a/type", "strin"),
+        (r#"{"$ref": "missing.json"}"#, 1, 1, "", "missing.json"),
+        (r#"{"$ref": "https://example.com/x.json"}"#, 1, 1, "", "https://example.com/x.json"),
+        (r#"{"$ref": "file:///etc/passwd"}"#, 1, 1, "", "/etc/passwd"),
+        (r#"{"$schema": "http://json-schema.org/draft-07/schema#"}"#, 1, 13, "/$schema", "draft 2020-12"),
+        (r#"{"$id": "https://example.com/"}"#, 1, 9, "/$id", "leave `$id` out"),
+        (r#"{"pattern": "(?=x)"}"#, 1, 13, "/pattern", ""),
+        (r#"{"format": "emial"}"#, 1, 12, "/format", "emial"),
+    ] {
+        assert_errors(
+            &[files[0], ("schemas/a.json", schema)],
+            &[("schemas/a.json", line, column, key, message)],
+        );
+    }
+}
+
+#[test]
+fn the_json_schema_is_valid_and_describes_every_table() {
+    let schema = crate::json_schema();
+    assert!(jsonschema::meta::is_valid(&schema));
+    let text = schema.to_string();
+    assert!(!text.contains("\"null\""), "TOML has no null");
+    for key in [
+        "tls",
+        "connections",
+        "certificate",
+        "issuer",
+        "session",
+        "upstream",
+        "rate",
+        "route",
+        "websocket",
+        "audit",
+    ] {
+        assert!(schema.pointer(&format!("/properties/{key}")).is_some(), "{key}");
+    }
+}
