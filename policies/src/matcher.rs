@@ -85,8 +85,11 @@ fn is_origin(scheme: &str, rest: &str) -> bool {
         "http" => "80",
         _ => "",
     };
-    let port_is_plain =
-        port.is_none_or(|port| port != default_port && !port.starts_with('0') && port.parse::<u16>().is_ok());
+    let port_is_plain = port.is_none_or(|port| {
+        port != default_port
+            && port.starts_with(|c: char| matches!(c, '1'..='9'))
+            && port.parse::<u16>().is_ok()
+    });
     scheme_is_plain && port_is_plain && host != "*" && Host::parse(host).is_ok()
 }
 
@@ -188,9 +191,15 @@ mod tests {
         assert_eq!(origins.check(&HeaderMap::new(), "gate.example"), Ok(()));
         let strict = Origins::parse(&list(&["*"]), true).unwrap();
         assert_eq!(strict.check(&HeaderMap::new(), "a"), Err(Denial::OriginNotAllowed));
-        for bad in
-            ["https://a.example/", "https://a.example:443", "a.example", "https://A", "https://*", "://a"]
-        {
+        for bad in [
+            "https://a.example/",
+            "https://a.example:443",
+            "a.example",
+            "https://A",
+            "https://*",
+            "://a",
+            "https://a:+1",
+        ] {
             assert!(Origins::parse(&list(&[bad]), false).is_err(), "{bad}");
         }
     }

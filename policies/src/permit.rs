@@ -949,7 +949,7 @@ direction = "to-upstream"
         let rule = |ask: Ask| ask.rule(&policy).unwrap_err();
         assert_eq!(
             rule(ask(Method::POST, "/items/7")),
-            Denial::MethodNotAllowed { allow: "DELETE, GET".into() }
+            Denial::MethodNotAllowed { allow: "DELETE, GET, HEAD".into() }
         );
         assert_eq!(rule(ask(Method::PUT, "/checked")), Denial::MethodNotAllowed { allow: "POST".into() });
         assert_eq!(rule(get("/checked")), Denial::UpgradeRequired);

@@ -149,6 +149,9 @@ fn no_rule<'s>(slots: impl Iterator<Item = &'s Slot>, method: &Method, websocket
     let slots: Vec<_> = slots.collect();
     let mut methods: Vec<_> =
         slots.iter().flat_map(|slot| &slot.methods).map(|(method, _)| method.as_str()).collect();
+    if methods.contains(&"GET") {
+        methods.push("HEAD");
+    }
     methods.sort_unstable();
     methods.dedup();
     let has_websocket = slots.iter().any(|slot| slot.websocket.is_some());

@@ -46,8 +46,8 @@ impl Policy {
     /// defaults under `[variables]`.
     ///
     /// # Errors
-    /// Every error there is, by file, line, column and key. Syntax errors hide what comes after them, and a key
-    /// that is missing hides errors of meaning; nothing else hides anything.
+    /// Every error, by file, line, column and key. Syntax errors and bad variables hide the rest; a required key that
+    /// is missing or wrong hides errors of meaning; nothing else hides anything.
     pub fn compile(bundle: &Bundle, variables: &BTreeMap<String, String>) -> Result<Self, PolicyErrors> {
         compile(bundle, variables).map_err(|mut errors| {
             errors.sort_by(|a, b| {
@@ -352,7 +352,7 @@ impl Compiler<'_> {
             self.size32(&format!("{at}/max_token_bytes"), d.max_token_bytes, 8 * KIB, 256..=64 * KIB);
         let jwks = match d.jwks.split_once(':') {
             Some(("file", path)) if !path.is_empty() => JwksSource::File(self.bundle.root.join(path)),
-            Some(("https", rest)) if rest.len() > 2 && d.jwks.parse::<http::Uri>().is_ok() => {
+            Some(("https", _)) if d.jwks.parse::<http::Uri>().is_ok_and(|uri| uri.host().is_some()) => {
                 JwksSource::Url(d.jwks.clone())
             }
             _ => {
@@ -552,7 +552,8 @@ fn endpoint(text: &str) -> Option<(Endpoint, bool)> {
         return rest.starts_with('/').then(|| (Endpoint::Unix(PathBuf::from(rest)), false));
     }
     let (host, port) = rest.rsplit_once(':')?;
-    let port = port.parse().ok().filter(|port| *port > 0 && !rest.ends_with(['+']))?;
+    // `parse` alone would take `+80`.
+    let port = port.parse().ok().filter(|number| *number > 0 && port.bytes().all(|b| b.is_ascii_digit()))?;
     let Ok(Host::Exact(host)) = Host::parse(host) else {
         return None;
     };

@@ -473,6 +473,28 @@ fn schema_files() {
 }
 
 #[test]
+fn endpoints() {
+    let tcp = |host: &str, port, tls| Some((Endpoint::Tcp { host: host.into(), port }, tls));
+    assert_eq!(endpoint("tcp:im.internal:80"), tcp("im.internal", 80, false));
+    assert_eq!(endpoint("tls:[::1]:443"), tcp("::1", 443, true));
+    assert_eq!(endpoint("unix:/run/x.sock"), Some((Endpoint::Unix("/run/x.sock".into()), false)));
+    for bad in [
+        "",
+        "unix:x",
+        "tcp:a",
+        "tcp:a:",
+        "tcp:a:+1",
+        "tcp:a:65536",
+        "tcp:a:0",
+        "udp:a:1",
+        "tls:*.a:1",
+        "tcp::1",
+    ] {
+        assert_eq!(endpoint(bad), None, "{bad}");
+    }
+}
+
+#[test]
 fn the_json_schema_is_valid_and_describes_every_table() {
     let schema = crate::json_schema();
     assert!(jsonschema::meta::is_valid(&schema));
