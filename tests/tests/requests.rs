@@ -1,6 +1,7 @@
 //! Requests: what policy allows reaches the upstream, what it refuses gets the field's answer and reaches nobody.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use sealgate_tests::{Bundle, DEADLINE, Gateway, TokenIssuer, Wire, until};
 use serde_json::json;
@@ -626,7 +627,11 @@ fn a_head_that_never_ends_is_cut_at_its_deadline() {
 #[test]
 fn floods_of_http_2_control_frames_end_the_connection() {
     let bundle = bundle();
+    // No deadline helps: what ends the connection is the flood.
+    let patient = "[connections]\nheader_timeout = \"5m\"\nidle_timeout = \"1h\"\nbody_timeout = \"1h\"\n";
+    bundle.write(&format!("{RULES}\n{patient}"));
     let gateway = Gateway::run(&bundle);
+    let mut survived = Vec::new();
     let h2_frame = |kind: u8, flags: u8, stream: u32, payload: &[u8]| {
         let length = (payload.len() as u32).to_be_bytes();
         [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
@@ -658,8 +663,11 @@ fn floods_of_http_2_control_frames_end_the_connection() {
         assert_eq!(wire.alpn().as_deref(), Some("h2"));
         wire.send(&preface);
         wire.send(&flood);
-        assert!(wire.ends_within(DEADLINE), "{name}: the connection goes on");
+        if !wire.ends_within(Duration::from_secs(4)) {
+            survived.push(name);
+        }
     }
+    assert!(survived.is_empty(), "connections go on after a flood of {survived:?}");
     assert!(
         bundle.upstream.seen().len() < 1_000,
         "resets reached the upstream: {}",
