@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::measure::{Processes, percentile};
+use crate::measure::{Processes, Watch, percentile};
 
 /// Payload of one WebSocket message, in bytes.
 pub(crate) const MESSAGE_BYTES: usize = 128;
@@ -77,6 +77,8 @@ pub(crate) struct Visit {
     pub cpu: Duration,
     /// Wall time of the measurement.
     pub wall: Duration,
+    /// Share of our CPUs that went to strangers.
+    pub(crate) others: f64,
     /// Median time of a unit as the client sees it.
     pub p50: Duration,
     /// 99th percentile of the same.
@@ -183,6 +185,7 @@ pub(crate) async fn visit(
     work: Work,
     plan: &Plan,
     processes: &Processes,
+    watch: &Watch,
 ) -> Result<Visit> {
     let meter = Rc::new(Meter::default());
     let mut tasks = JoinSet::new();
@@ -203,10 +206,13 @@ pub(crate) async fn visit(
         .context("connections did not open in time")?;
     while_working(&mut tasks, tokio::time::sleep(plan.warm_up)).await?;
 
+    let others = watch.others()?;
     let (units, cpu, started) = (meter.units.get(), processes.cpu()?, Instant::now());
     meter.recording.set(true);
     while_working(&mut tasks, tokio::time::sleep(plan.measured)).await?;
     let (units, cpu, wall) = (meter.units.get() - units, processes.cpu()? - cpu, started.elapsed());
+    // CPU seconds of strangers, as a share of all that there was.
+    let others = (watch.others()? - others).max(0.0) / (wall.as_secs_f64() * watch.cpus() as f64);
     meter.recording.set(false);
     processes.unchanged()?;
 
@@ -218,7 +224,7 @@ pub(crate) async fn visit(
     let mut latencies = meter.latencies.take();
     let mut at = |share| percentile(&mut latencies, share).map(|ns| Duration::from_nanos(u64::from(ns)));
     let (p50, p99) = at(0.5).zip(at(0.99)).context("no unit was timed")?;
-    Ok(Visit { units, cpu, wall, p50, p99 })
+    Ok(Visit { others, units, cpu, wall, p50, p99 })
 }
 
 /// WebSockets that have each carried one message and now say nothing. Closed when dropped.

@@ -289,7 +289,8 @@ async fn one_round(
 
 async fn one_visit(options: &Options, work: Work, stage: &Stage, proxy: &mut Proxy) -> Result<Sample> {
     let target = stage.target(proxy)?;
-    let visited = load::visit(&target, work, &options.plan(), &proxy.processes()?).await;
+    let (processes, watch) = (proxy.processes()?, stage.watch(proxy)?);
+    let visited = load::visit(&target, work, &options.plan(), &processes, &watch).await;
     // A proxy that has ended explains more than the connections that it cut.
     proxy.processes()?;
     Ok(Sample::of_visit(&visited?))

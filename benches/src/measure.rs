@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::time::{clock_getcpuclockid, clock_gettime};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, SysconfVar, getpgrp, getpid, sysconf};
 use serde::Serialize;
 
 /// All processes of one proxy, found once and held: master, workers, helpers.
@@ -60,6 +60,55 @@ impl Processes {
         }
         Ok(total)
     }
+}
+
+/// Tells how much of our CPUs somebody else used: a comparison on a busy machine compares the noise.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    cpus: Vec<usize>,
+    ours: Vec<Processes>,
+}
+
+impl Watch {
+    /// Over `cpus`, where this process and `ours` are known to run.
+    pub(crate) fn new(mut cpus: Vec<usize>, mut ours: Vec<Processes>) -> Self {
+        cpus.dedup();
+        ours.push(Processes { group: getpgrp(), members: vec![getpid()] });
+        Self { cpus, ours }
+    }
+
+    /// CPU time of all that runs on the CPUs less that of ours, since some moment in the past. To be
+    /// subtracted from a later reading; exact to a tick (10 ms) for each CPU.
+    pub(crate) fn others(&self) -> Result<f64> {
+        let ticks = busy_ticks(&fs::read_to_string("/proc/stat")?, &self.cpus)
+            .context("no such CPU in /proc/stat")?;
+        let per_second = sysconf(SysconfVar::CLK_TCK)?.context("no clock tick")?;
+        let mut own = Duration::ZERO;
+        for processes in &self.ours {
+            own += processes.cpu()?;
+        }
+        Ok(ticks as f64 / per_second as f64 - own.as_secs_f64())
+    }
+
+    /// How many CPUs are watched.
+    pub(crate) fn cpus(&self) -> usize {
+        self.cpus.len()
+    }
+}
+
+/// Ticks that `cpus` were not idle, stolen ones included.
+fn busy_ticks(stat: &str, cpus: &[usize]) -> Option<u64> {
+    cpus.iter()
+        .map(|cpu| {
+            let name = format!("cpu{cpu}");
+            let mut fields = stat.lines().map(str::split_ascii_whitespace);
+            let fields = fields.find_map(|mut line| (line.next()? == name).then_some(line))?;
+            // user nice system idle iowait irq softirq steal; what follows is in user already.
+            let idle = |place: usize| place == 3 || place == 4;
+            let busy = fields.take(8).enumerate().filter(|(place, _)| !idle(*place));
+            busy.map(|(_, ticks)| ticks.parse::<u64>().ok()).sum::<Option<u64>>()
+        })
+        .sum()
 }
 
 /// Memory in bytes, summed over all processes of a proxy.
@@ -187,6 +236,14 @@ mod tests {
         let processes = Processes::of_group(group).unwrap();
         assert!(processes.memory().unwrap().rss >= processes.memory().unwrap().pss);
         assert!(processes.members.contains(&nix::unistd::getpid()));
+    }
+
+    #[test]
+    fn busy_ticks_leave_idle_and_iowait_out() {
+        let stat = "cpu  9 9 9 9 9 9 9 9 9 9\ncpu0 1 2 3 100 200 4 5 6 7 8\ncpu1 10 0 0 1 1 0 0 0 0 0\ncpu10 5 0 0 0 0 0 0 0\n";
+        assert_eq!(busy_ticks(stat, &[0]), Some(21));
+        assert_eq!(busy_ticks(stat, &[0, 1]), Some(31));
+        assert_eq!(busy_ticks(stat, &[2]), None);
     }
 
     #[test]

@@ -26,7 +26,7 @@ use tempfile::TempDir;
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::load::{Target, fetch};
-use crate::measure::Processes;
+use crate::measure::{Processes, Watch};
 
 /// How long a process may take until it listens.
 const START: Duration = Duration::from_secs(15);
@@ -154,6 +154,12 @@ impl Stage {
     /// A client of `proxy`.
     pub(crate) fn target(&self, proxy: &Proxy) -> Result<Rc<Target>> {
         Ok(Rc::new(Target::new(proxy.address, self.authority.clone(), self.tokens.clone())?))
+    }
+
+    /// What tells whether anybody but us, the backend and `proxy` uses our CPUs.
+    pub(crate) fn watch(&self, proxy: &mut Proxy) -> Result<Watch> {
+        let ours = vec![Processes::of_group(self.backend.group)?, proxy.processes()?];
+        Ok(Watch::new(vec![self.cpus.proxy, self.cpus.client], ours))
     }
 
     /// Fails if the backend has ended.

@@ -29,6 +29,8 @@ pub(crate) struct Speed {
     pub per_second: f64,
     /// Share of one CPU that the proxy used.
     pub busy: f64,
+    /// Share of our CPUs that processes not of this comparison used meanwhile.
+    pub(crate) others: f64,
     /// Median latency in µs.
     pub p50_us: f64,
     /// 99th percentile of the latency in µs.
@@ -44,6 +46,7 @@ impl Sample {
             speed: Some(Speed {
                 per_second: visit.units as f64 / visit.wall.as_secs_f64(),
                 busy: visit.cpu.as_secs_f64() / visit.wall.as_secs_f64(),
+                others: visit.others,
                 p50_us: micros(visit.p50),
                 p99_us: micros(visit.p99),
             }),
@@ -110,6 +113,9 @@ impl Section {
     }
 }
 
+/// What strangers may use of our CPUs before a measurement says nothing about the proxies.
+const QUIET: f64 = 0.05;
+
 impl fmt::Display for Section {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}: {}", self.workload, self.title)?;
@@ -135,6 +141,15 @@ impl fmt::Display for Section {
             column(9, 0, speed(|speed| speed.p99_us))?;
             column(10, 2, self.median(place, |sample| sample.pss_kib))?;
             f.write_char('\n')?;
+        }
+        let others = self.rounds.iter().flatten().filter_map(|sample| Some(sample.speed.as_ref()?.others));
+        let worst = others.fold(0.0, f64::max);
+        if worst > QUIET {
+            let percent = worst * 100.0;
+            writeln!(
+                f,
+                "  NOT VALID: other processes used up to {percent:.0} % of our CPUs; run it on a quiet machine"
+            )?;
         }
         Ok(())
     }
@@ -176,6 +191,7 @@ mod tests {
             units: 1000,
             cpu: Duration::from_millis(30),
             wall: Duration::from_millis(100),
+            others: 0.0,
             p50: Duration::from_micros(40),
             p99: Duration::from_micros(90),
         };
