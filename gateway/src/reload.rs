@@ -18,7 +18,7 @@ use http::HeaderValue;
 use ring::digest;
 use rustls::{NamedGroup, ServerConfig, version};
 use sealgate_keys::{CertificateEntry, CertificateStore, ProviderChoice, TicketKeys};
-use sealgate_policy::{Bundle, Group, Policy, PolicyError, PolicyErrors, Source, TlsVersions};
+use sealgate_policy::{Bundle, CertificateSource, Group, Policy, PolicyError, PolicyErrors, Source, TlsVersions};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 use zeroize::Zeroizing;
@@ -232,7 +232,15 @@ fn tls(
         Group::Secp384r1 => NamedGroup::secp384r1,
     });
     let provider = sealgate_keys::provider(&ProviderChoice { groups: groups.collect(), tls13_only });
-    let store = CertificateStore::build(certificates, &provider, SystemTime::now()).map_err(LoadError::all)?;
+    let store = CertificateStore::build(certificates, &provider, SystemTime::now()).map_err(|faults| {
+        let errors = faults.into_iter().map(|fault| Fault::Other {
+            message: match policy.certificates().get(fault.entry) {
+                Some(CertificateSource { chain, key, .. }) => format!("{fault} (chain {chain}, key {key})"),
+                None => fault.to_string(),
+            },
+        });
+        LoadError { errors: errors.collect() }
+    })?;
     let expiries = store.expiries().map(|(names, at)| (names.to_owned(), at)).collect();
     let versions: &[_] =
         if tls13_only { &[&version::TLS13] } else { &[&version::TLS13, &version::TLS12] };

@@ -2,6 +2,7 @@
 //!
 //! All of it is made by [`Policy::compile`](crate::Policy::compile) and never changes afterwards.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -91,6 +92,16 @@ pub enum Source {
     File(PathBuf),
     /// `env:NAME`: an environment variable's value.
     Env(String),
+}
+
+/// As it stands in a policy.
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "file:{}", path.display()),
+            Self::Env(name) => write!(f, "env:{name}"),
+        }
+    }
 }
 
 /// `[tls]`. Suites are no choice: ECDHE with AEAD only (row T-2).

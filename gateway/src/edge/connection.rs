@@ -8,13 +8,15 @@ use std::{
 
 use sealgate_policy::{ConnectionPermit, ConnectionPolicy};
 
-use crate::limits::ConnectionGuard;
+use crate::{http::Origin, limits::ConnectionGuard};
 
 /// A judged connection. Shared by its stream, its requests and its tunnel, all on one core; atomic
 /// only because an upgraded stream has to be `Send`.
 pub struct Connection {
     /// Who is there.
     pub peer: SocketAddr,
+    /// The same, for backends.
+    pub origin: Origin,
     /// What the TLS handshake agreed on.
     pub tls: TlsFacts,
     /// Idle, reading a head, or at work.
@@ -36,7 +38,7 @@ impl Connection {
     /// A connection that was permitted, counted, and has finished its handshake.
     #[must_use]
     pub fn new(peer: SocketAddr, tls: TlsFacts, permit: ConnectionPermit, counted: ConnectionGuard) -> Self {
-        Self { peer, tls, clock: Clock::new(), _permit: permit, _counted: counted }
+        Self { peer, origin: Origin::of(peer.ip()), tls, clock: Clock::new(), _permit: permit, _counted: counted }
     }
 }
 

@@ -12,8 +12,8 @@ use arc_swap::{ArcSwap, Cache};
 use ring::error::Unspecified;
 use tokio::{
     net::{TcpListener, TcpStream},
+    runtime::LocalOptions,
     sync::Notify,
-    task::LocalSet,
 };
 
 use super::{Gateway, accept};
@@ -114,15 +114,14 @@ impl Drop for OpenGuard {
 ///
 /// The runtime or a listener could not be set up.
 pub fn run(gateway: Arc<Gateway>, listeners: Vec<StdListener>) -> std::io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let core = Core::new(gateway).map_err(|_| std::io::Error::other("the system gives no random bytes"))?;
-    let local = LocalSet::new();
-    let listeners = {
-        let _entered = runtime.enter();
-        listeners.into_iter().map(TcpListener::from_std).collect::<Result<Vec<_>, _>>()?
-    };
-    local.block_on(&runtime, drive(Rc::new(core), listeners));
-    Ok(())
+    // Not a `LocalSet`: that one wakes the runtime through an eventfd for every task that I/O wakes.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
+    runtime.block_on(async move {
+        let listeners = listeners.into_iter().map(TcpListener::from_std).collect::<Result<Vec<_>, _>>()?;
+        drive(Rc::new(core), listeners).await;
+        Ok(())
+    })
 }
 
 async fn drive(core: Rc<Core>, listeners: Vec<TcpListener>) {

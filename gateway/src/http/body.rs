@@ -148,15 +148,16 @@ pub struct ResponseBody {
 }
 
 enum Content {
-    Held(Option<Bytes>),
+    Held(Option<Bytes>, #[expect(dead_code, reason = "kept until the answer is out")] Option<Incoming>),
     Streamed { incoming: Incoming, lease: Option<Lease>, sent: Option<Rc<Cell<Fate>>> },
 }
 
 impl ResponseBody {
-    /// A body of our own.
+    /// A body of our own. `unread` is what is left of the request: dropped before the answer is out, it
+    /// would have HTTP/2 reset the stream as if something had gone wrong.
     #[must_use]
-    pub fn held(bytes: Bytes, exchange: Exchange) -> Self {
-        Self { content: Content::Held((!bytes.is_empty()).then_some(bytes)), exchange }
+    pub fn held(bytes: Bytes, unread: Option<Incoming>, exchange: Exchange) -> Self {
+        Self { content: Content::Held((!bytes.is_empty()).then_some(bytes), unread), exchange }
     }
 
     /// The upstream's body. `sent` tells whether the request's body was wholly sent; only then may the
@@ -182,12 +183,19 @@ impl Body for ResponseBody {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = self.get_mut();
         match &mut this.content {
-            Content::Held(bytes) => Poll::Ready(bytes.take().map(|bytes| {
+            Content::Held(bytes, _) => Poll::Ready(bytes.take().map(|bytes| {
                 this.exchange.sent(bytes.len());
                 Ok(Frame::data(bytes))
             })),
-            Content::Streamed { incoming, .. } => {
-                let frame = ready!(Pin::new(incoming).poll_frame(cx));
+            Content::Streamed { incoming, lease, .. } => {
+                let mut frame = Pin::new(&mut *incoming).poll_frame(cx);
+                if frame.is_pending()
+                    && let Some(lease) = lease
+                {
+                    lease.drive(cx);
+                    frame = Pin::new(incoming).poll_frame(cx);
+                }
+                let frame = ready!(frame);
                 if let Some(Ok(frame)) = &frame
                     && let Some(data) = frame.data_ref()
                 {
@@ -200,14 +208,14 @@ impl Body for ResponseBody {
 
     fn is_end_stream(&self) -> bool {
         match &self.content {
-            Content::Held(bytes) => bytes.is_none(),
+            Content::Held(bytes, _) => bytes.is_none(),
             Content::Streamed { incoming, .. } => incoming.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.content {
-            Content::Held(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Content::Held(bytes, _) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Content::Streamed { incoming, .. } => incoming.size_hint(),
         }
     }

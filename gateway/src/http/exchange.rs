@@ -2,7 +2,7 @@
 
 use std::{rc::Rc, sync::Arc, time::Instant};
 
-use http::StatusCode;
+use http::{HeaderValue, StatusCode};
 use sealgate_policy::{Denial, Identity, Rule};
 
 use crate::{edge::{Connection, Core}, reload::Snapshot, audit};
@@ -37,19 +37,32 @@ impl RequestId {
 
     /// The `traceparent` of a trace that begins here, not sampled by our say.
     #[must_use]
-    pub fn traceparent(self, span: u64) -> String {
-        format!("00-{:032x}-{:016x}-00", self.0, span.max(1))
+    pub fn traceparent(self, span: u64) -> HeaderValue {
+        let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
+        let [_, _, _, rest @ ..] = &mut text;
+        let (trace, rest) = rest.split_at_mut(32);
+        write_hex(self.0, trace);
+        write_hex(span.max(1).into(), rest.get_mut(1..17).unwrap_or_default());
+        HeaderValue::from_bytes(&text).unwrap_or(NO_ID)
     }
 
     /// As a header value.
     #[must_use]
-    pub fn header(self) -> http::HeaderValue {
+    pub fn header(self) -> HeaderValue {
         let mut text = [0; 32];
-        for (nibble, byte) in text.iter_mut().rev().enumerate() {
-            let value = (self.0 >> (4 * nibble)) as u8 & 0xf;
-            *byte = if value < 10 { b'0' + value } else { b'a' + value - 10 };
-        }
-        http::HeaderValue::from_bytes(&text).unwrap_or_else(|_| http::HeaderValue::from_static("0"))
+        write_hex(self.0, &mut text);
+        HeaderValue::from_bytes(&text).unwrap_or(NO_ID)
+    }
+}
+
+/// For a value that cannot be had: hexadecimal digits always can.
+const NO_ID: HeaderValue = HeaderValue::from_static("0");
+
+fn write_hex(mut value: u128, digits: &mut [u8]) {
+    for digit in digits.iter_mut().rev() {
+        let nibble = (value & 0xf) as u8;
+        *digit = if nibble < 10 { b'0' + nibble } else { b'a' + nibble - 10 };
+        value >>= 4;
     }
 }
 
@@ -144,8 +157,13 @@ mod tests {
     }
 
     #[test]
+    fn the_traceparent_has_trace_and_span() {
+        let id = RequestId::new(0xabc << 64 | 0xdef);
+        assert_eq!(id.traceparent(0x12_3456), "00-0000000000000abc0000000000000def-0000000000123456-00");
+    }
+
+    #[test]
     fn the_traceparent_is_never_all_zeroes() {
-        let text = RequestId::new(0).traceparent(0);
-        assert_eq!(text, "00-00000000000000000000000000000001-0000000000000001-00");
+        assert_eq!(RequestId::new(0).traceparent(0), "00-00000000000000000000000000000001-0000000000000001-00");
     }
 }

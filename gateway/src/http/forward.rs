@@ -53,19 +53,15 @@ pub async fn forward(
     headers::add_trusted(
         &mut parts.headers,
         identity.as_deref(),
-        connection.peer.ip(),
+        &connection.origin,
         &target,
         exchange.id,
         core.random() as u64,
     );
-    if !parts.headers.contains_key(header::HOST)
-        && let Ok(host) = target.authority.parse()
-    {
-        // HTTP/2 carried it as `:authority`.
-        parts.headers.insert(header::HOST, host);
-    }
+    // HTTP/2 carried it as `:authority`.
+    parts.headers.insert(header::HOST, target.authority);
 
-    let sent = core.pool.send(upstream, endpoint, Request::from_parts(parts, body)).await;
+    let sent = core.pool.send(upstream, endpoint, Request::from_parts(parts, body), fate.as_deref()).await;
     let (response, lease) = match sent {
         Ok(answer) => answer,
         Err(error) => {

@@ -35,62 +35,83 @@ const OURS: [HeaderName; 9] = [
     HeaderName::from_static("tracestate"),
 ];
 
+/// What an upstream says of its software, or of other ways to reach it.
+const TELLTALE: [HeaderName; 3] =
+    [header::SERVER, header::ALT_SVC, HeaderName::from_static("x-powered-by")];
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
 const IDENTITY_PREFIX: &str = "x-sealgate-";
 
 /// Takes out of a client's fields what ends here: hop-by-hop fields, those that `Connection`
 /// nominates, forged forwarding and identity fields, and the token, which was spent at this door.
 pub fn strip_request(headers: &mut HeaderMap, token_spent: bool) {
     remove_nominated(headers);
-    for name in HOP_BY_HOP.iter().chain(&OURS) {
-        headers.remove(name);
-    }
-    // Many backends read `X_Sealgate_Subject` as `X-Sealgate-Subject`; nginx drops such names too.
-    remove_where(headers, |name| name.starts_with(IDENTITY_PREFIX) || name.contains('_'));
-    if token_spent {
-        headers.remove(header::AUTHORIZATION);
-    }
+    remove_where(headers, |name| {
+        HOP_BY_HOP.contains(name)
+            || OURS.contains(name)
+            || name.as_str().starts_with(IDENTITY_PREFIX)
+            // Many backends read `X_Sealgate_Subject` as `X-Sealgate-Subject`; nginx drops such names too.
+            || name.as_str().contains('_')
+            || token_spent && *name == header::AUTHORIZATION
+    });
 }
 
 /// Adds what the backend may trust: identity, where the request came from, and its id.
 pub fn add_trusted(
     headers: &mut HeaderMap,
     identity: Option<&Identity>,
-    peer: IpAddr,
+    origin: &Origin,
     target: &Target,
     id: RequestId,
     span: u64,
 ) {
-    for (name, value) in identity.map_or(&[][..], |identity| &identity.upstream_headers) {
+    let identity = identity.map_or(&[][..], |identity| &identity.upstream_headers);
+    // At once, so that the map grows once.
+    headers.reserve(identity.len() + 8);
+    for (name, value) in identity {
         headers.insert(name.clone(), value.clone());
     }
-    let mut put = |name: &'static str, value: String| {
-        if let Ok(value) = HeaderValue::try_from(value) {
-            headers.insert(HeaderName::from_static(name), value);
-        }
-    };
-    put("x-forwarded-for", peer.to_string());
-    put("x-forwarded-host", target.authority.clone());
-    // RFC 7239 §6: an IPv6 address is bracketed and so quoted.
-    let node = match peer {
-        IpAddr::V4(peer) => peer.to_string(),
-        IpAddr::V6(peer) => format!("\"[{peer}]\""),
-    };
-    put("forwarded", format!("for={node};host=\"{}\";proto=https", target.authority));
-    put("traceparent", id.traceparent(span));
-    headers.insert(HeaderName::from_static("x-forwarded-proto"), HeaderValue::from_static("https"));
-    headers.insert(HeaderName::from_static("x-request-id"), id.header());
+    headers.insert(FORWARDED_FOR, origin.address.clone());
+    headers.insert(FORWARDED_HOST, target.authority.clone());
+    headers.insert(FORWARDED_PROTO, HeaderValue::from_static("https"));
+    headers.insert(header::FORWARDED, origin.forwarded.clone());
+    headers.insert(TRACEPARENT, id.traceparent(span));
+    headers.insert(REQUEST_ID, id.header());
+}
+
+/// Where a connection comes from, as backends are told. Made once for each connection.
+pub struct Origin {
+    address: HeaderValue,
+    forwarded: HeaderValue,
+}
+
+impl Origin {
+    /// What is said of `peer`.
+    #[must_use]
+    pub fn of(peer: IpAddr) -> Self {
+        let text = |text: String| HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("unknown"));
+        // RFC 7239 §6: an IPv6 address is bracketed and so quoted.
+        let node = match peer {
+            IpAddr::V4(peer) => peer.to_string(),
+            IpAddr::V6(peer) => format!("\"[{peer}]\""),
+        };
+        Self { address: text(peer.to_string()), forwarded: text(format!("for={node};proto=https")) }
+    }
 }
 
 /// Takes out of an upstream's fields what ends here or tells too much.
 pub fn strip_response(headers: &mut HeaderMap) {
     remove_nominated(headers);
-    for name in &HOP_BY_HOP {
-        headers.remove(name);
-    }
-    headers.remove(header::SERVER);
-    headers.remove("x-powered-by");
-    headers.remove("alt-svc");
-    remove_where(headers, |name| name.starts_with(IDENTITY_PREFIX));
+    remove_where(headers, |name| {
+        HOP_BY_HOP.contains(name)
+            || TELLTALE.contains(name)
+            || name.as_str().starts_with(IDENTITY_PREFIX)
+    });
 }
 
 /// What every answer carries.
@@ -99,7 +120,7 @@ pub fn add_security(headers: &mut HeaderMap, hsts: Option<&HeaderValue>, id: Req
         headers.insert(header::STRICT_TRANSPORT_SECURITY, hsts.clone());
     }
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.insert(HeaderName::from_static("x-request-id"), id.header());
+    headers.insert(REQUEST_ID, id.header());
 }
 
 fn remove_nominated(headers: &mut HeaderMap) {
@@ -121,9 +142,9 @@ fn remove_nominated(headers: &mut HeaderMap) {
     }
 }
 
-fn remove_where(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
+fn remove_where(headers: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> bool) {
     // Names are lower case in a `HeaderMap`. Usually none is found, and nothing allocated.
-    while let Some(name) = headers.keys().find(|name| unwanted(name.as_str())).cloned() {
+    while let Some(name) = headers.keys().find(|name| unwanted(name)).cloned() {
         headers.remove(name);
     }
 }

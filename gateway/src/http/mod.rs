@@ -10,5 +10,6 @@ mod tunnel;
 mod walk;
 
 pub use exchange::RequestId;
+pub use headers::Origin;
 pub use tunnel::{OpenSocket, Sockets, drain, rejudge};
 pub use walk::serve;

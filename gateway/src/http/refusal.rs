@@ -2,14 +2,20 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use hyper::body::Incoming;
 use sealgate_policy::{Denial, RateExceeded, TokenFault};
 use serde_json::json;
 
 use super::{body::ResponseBody, exchange::Exchange, headers};
 use crate::reload::Snapshot;
 
-/// The answer to a refused request.
-pub fn response(denial: &Denial, snapshot: &Snapshot, mut exchange: Exchange) -> Response<ResponseBody> {
+/// The answer to a refused request, of whose body `unread` is left.
+pub fn response(
+    denial: &Denial,
+    snapshot: &Snapshot,
+    unread: Option<Incoming>,
+    mut exchange: Exchange,
+) -> Response<ResponseBody> {
     let status = denial.status();
     exchange.refused(denial);
     exchange.answered(status);
@@ -29,7 +35,7 @@ pub fn response(denial: &Denial, snapshot: &Snapshot, mut exchange: Exchange) ->
         problem.insert("pointer".to_owned(), json!(pointer));
     }
     let body = Bytes::from(problem.to_string());
-    let mut response = Response::new(ResponseBody::held(body, exchange));
+    let mut response = Response::new(ResponseBody::held(body, unread, exchange));
     *response.status_mut() = status;
     *response.headers_mut() = fields;
     response

@@ -1,6 +1,6 @@
 //! One strict reading of where a request wants to go.
 
-use http::{HeaderMap, Method, Request, Uri, Version, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version, header};
 use sealgate_policy::Denial;
 
 /// Host and kind of a request, read once; what is judged is what is forwarded.
@@ -8,7 +8,7 @@ pub struct Target {
     /// Lower case, without port.
     pub host: String,
     /// As the client wrote it, for `X-Forwarded-Host`.
-    pub authority: String,
+    pub authority: HeaderValue,
     /// It asks to become a WebSocket.
     pub websocket: bool,
     /// The declared length of its body.
@@ -23,10 +23,11 @@ impl Target {
     /// [`Denial::Malformed`] for a request that could be understood in two ways.
     pub fn read<B>(request: &Request<B>) -> Result<Self, Denial> {
         let authority = authority(request.uri(), request.headers(), request.version())?;
-        let host = host_of(authority).ok_or(Denial::Malformed { detail: "the host is not valid" })?;
+        let host = authority.to_str().ok().and_then(host_of);
+        let host = host.ok_or(Denial::Malformed { detail: "the host is not valid" })?.to_ascii_lowercase();
         Ok(Self {
-            host: host.to_ascii_lowercase(),
-            authority: authority.to_owned(),
+            host,
+            authority,
             websocket: websocket(request)?,
             content_length: content_length(request.headers())?,
         })
@@ -35,22 +36,19 @@ impl Target {
 
 /// The one authority of a request: `Host` (RFC 9112 §3.2) or `:authority` (RFC 9113 §8.3.1). Where two
 /// are given they must be equal.
-fn authority<'a>(uri: &'a Uri, headers: &'a HeaderMap, version: Version) -> Result<&'a str, Denial> {
+fn authority(uri: &Uri, headers: &HeaderMap, version: Version) -> Result<HeaderValue, Denial> {
     let mut hosts = headers.get_all(header::HOST).iter();
-    let host = match hosts.next() {
-        Some(host) => {
-            Some(host.to_str().map_err(|_| Denial::Malformed { detail: "the Host field is not valid" })?)
-        }
-        None => None,
-    };
+    let host = hosts.next();
     if hosts.next().is_some() {
         return Err(Denial::Malformed { detail: "more than one Host field" });
     }
     match (uri.authority().map(http::uri::Authority::as_str), host) {
-        (Some(authority), Some(host)) if authority.eq_ignore_ascii_case(host) => Ok(authority),
+        (Some(authority), Some(host)) if host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()) => Ok(host.clone()),
         (Some(_), Some(_)) => Err(Denial::Malformed { detail: "the Host field and the target differ" }),
-        (Some(authority), None) if version == Version::HTTP_2 => Ok(authority),
-        (None, Some(host)) if !host.is_empty() => Ok(host),
+        (Some(authority), None) if version == Version::HTTP_2 => {
+            HeaderValue::from_str(authority).map_err(|_| Denial::Malformed { detail: "the host is not valid" })
+        }
+        (None, Some(host)) => Ok(host.clone()),
         _ => Err(Denial::Malformed { detail: "no Host field" }),
     }
 }

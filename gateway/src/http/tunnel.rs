@@ -56,7 +56,7 @@ pub async fn open(door: Door, permit: RequestPermit, request: Request<Incoming>,
     match try_open(&door, permit, request, &exchange).await {
         Ok(fields) => {
             exchange.answered(StatusCode::SWITCHING_PROTOCOLS);
-            let mut response = Response::new(ResponseBody::held(bytes::Bytes::new(), exchange));
+            let mut response = Response::new(ResponseBody::held(bytes::Bytes::new(), None, exchange));
             *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
             *response.headers_mut() = fields;
             Ok(response)
@@ -129,7 +129,7 @@ async fn connect(
     headers::add_trusted(
         &mut parts.headers,
         identity,
-        connection.peer.ip(),
+        &connection.origin,
         target,
         exchange.id,
         core.random() as u64,
@@ -142,7 +142,8 @@ async fn connect(
         core.gateway.metrics().upstream_failed(&upstream.name);
         tracing::warn!(upstream = %upstream.name, %error, "no WebSocket to the backend");
     };
-    let request = UpstreamRequest::new(&path_and_query, &target.authority, &parts.headers, &subprotocols)
+    let authority = target.authority.to_str().unwrap_or_default();
+    let request = UpstreamRequest::new(&path_and_query, authority, &parts.headers, &subprotocols)
         .inspect_err(|error| failed(error))
         .map_err(|_| Denial::Internal)?;
     let mut stream = upstream.connect(endpoint).await.inspect_err(|error| failed(error)).map_err(

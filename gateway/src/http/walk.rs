@@ -33,7 +33,9 @@ pub async fn serve(
         Exchange::begin(core.clone(), connection.clone(), snapshot.clone(), request.method().clone());
     let admitted = match admit(&core, &connection, &snapshot, &request, &mut exchange).await {
         Ok(admitted) => admitted,
-        Err(denial) => return Ok(refusal::response(&denial, &snapshot, exchange)),
+        Err(denial) => {
+            return Ok(refusal::response(&denial, &snapshot, Some(request.into_body()), exchange));
+        }
     };
     let door = Door { core, connection, snapshot: snapshot.clone(), target: admitted.target };
     let answer = if door.target.websocket {
@@ -41,7 +43,7 @@ pub async fn serve(
     } else {
         forward::forward(door, admitted.permit, admitted.standing, request, exchange).await
     };
-    Ok(answer.unwrap_or_else(|(denial, exchange)| refusal::response(&denial, &snapshot, exchange)))
+    Ok(answer.unwrap_or_else(|(denial, exchange)| refusal::response(&denial, &snapshot, None, exchange)))
 }
 
 /// What the steps behind the judgement need.

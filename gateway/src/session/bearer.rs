@@ -78,8 +78,9 @@ fn subprotocol(headers: &HeaderMap) -> Result<Option<&str>, TokenFault> {
 
 /// What a compact JWS is made of: base64url and dots. Padding, a second token after a comma, a quoted one: none of it.
 fn checked(token: &str) -> Result<Token<'_>, TokenFault> {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-    if token.is_empty() || !token.bytes().all(allowed) {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() | matches!(byte, b'-' | b'_' | b'.');
+    // To the end and without a branch, so that many bytes are looked at in one step.
+    if token.is_empty() || !token.bytes().fold(true, |fine, byte| fine & allowed(byte)) {
         return Err(TokenFault::Malformed);
     }
     Ok(Token(token))
