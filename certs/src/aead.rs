@@ -36,9 +36,7 @@ impl AeadKey {
         }
         let (_, in_out) = sealed.split_at_mut(NONCE_LEN);
         let nonce = Nonce::assume_unique_for_key(*nonce);
-        let tag = self
-            .0
-            .seal_in_place_separate_tag(nonce, Aad::from(associated), in_out)?;
+        let tag = self.0.seal_in_place_separate_tag(nonce, Aad::from(associated), in_out)?;
         sealed.extend_from_slice(tag.as_ref());
         Ok(sealed)
     }
@@ -48,11 +46,7 @@ impl AeadKey {
         let (nonce, ciphertext) = sealed.split_first_chunk()?;
         let mut in_out = Zeroizing::new(ciphertext.to_vec());
         let nonce = Nonce::assume_unique_for_key(*nonce);
-        let length = self
-            .0
-            .open_in_place(nonce, Aad::from(associated), &mut in_out)
-            .ok()?
-            .len();
+        let length = self.0.open_in_place(nonce, Aad::from(associated), &mut in_out).ok()?.len();
         in_out.truncate(length);
         Some(in_out)
     }
@@ -92,12 +86,7 @@ mod tests {
         assert_eq!(key().open(b"row 1", &sealed).unwrap().as_slice(), b"hello world");
 
         assert!(key().open(b"row 2", &sealed).is_none());
-        assert!(
-            AeadKey::new(&[8; KEY_LEN])
-                .unwrap()
-                .open(b"row 1", &sealed)
-                .is_none()
-        );
+        assert!(AeadKey::new(&[8; KEY_LEN]).unwrap().open(b"row 1", &sealed).is_none());
         for at in 0..sealed.len() {
             let mut altered = sealed.clone();
             altered[at] ^= 1;
@@ -108,10 +97,7 @@ mod tests {
 
     #[test]
     fn equal_plaintexts_seal_differently() {
-        assert_ne!(
-            key().seal(b"", &[b"x"]).unwrap(),
-            key().seal(b"", &[b"x"]).unwrap()
-        );
+        assert_ne!(key().seal(b"", &[b"x"]).unwrap(), key().seal(b"", &[b"x"]).unwrap());
     }
 
     #[test]

@@ -95,9 +95,7 @@ impl DataKey {
     pub fn seal(&self, associated: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, CryptoError> {
         let salt = random::bytes::<SALT_LEN>()?;
         let head = [&[VERSION], self.id.as_slice(), salt.as_slice()].concat();
-        let sealed = self
-            .record_key(&salt)?
-            .seal(&bound(&head, associated), &[plaintext])?;
+        let sealed = self.record_key(&salt)?.seal(&bound(&head, associated), &[plaintext])?;
         Ok([head, sealed].concat())
     }
 
@@ -108,24 +106,17 @@ impl DataKey {
         let Some((&VERSION, rest)) = head.split_first() else {
             return Err(UnsealError::Malformed);
         };
-        let (id, salt) = rest
-            .split_first_chunk::<KEY_ID_LEN>()
-            .ok_or(UnsealError::Malformed)?;
+        let (id, salt) = rest.split_first_chunk::<KEY_ID_LEN>().ok_or(UnsealError::Malformed)?;
         if *id != self.id {
             return Err(UnsealError::OtherKey);
         }
         let salt = salt.try_into().map_err(|_| UnsealError::Malformed)?;
         let key = self.record_key(salt).map_err(|_| UnsealError::Altered)?;
-        key.open(&bound(head, associated), ciphertext)
-            .ok_or(UnsealError::Altered)
+        key.open(&bound(head, associated), ciphertext).ok_or(UnsealError::Altered)
     }
 
     fn record_key(&self, salt: &[u8; SALT_LEN]) -> Result<AeadKey, CryptoError> {
-        AeadKey::new(&*derive::<KEY_LEN>(
-            &self.secret,
-            salt,
-            b"sealgate data record v1",
-        )?)
+        AeadKey::new(&*derive::<KEY_LEN>(&self.secret, salt, b"sealgate data record v1")?)
     }
 
     fn from_secret(secret: Zeroizing<[u8; KEY_LEN]>) -> Result<Self, CryptoError> {
@@ -158,10 +149,7 @@ fn derive<const N: usize>(
         }
     }
     let mut output = Zeroizing::new([0; N]);
-    Salt::new(HKDF_SHA256, salt)
-        .extract(secret)
-        .expand(&[info], Length(N))?
-        .fill(output.as_mut_slice())?;
+    Salt::new(HKDF_SHA256, salt).extract(secret).expand(&[info], Length(N))?.fill(output.as_mut_slice())?;
     Ok(output)
 }
 
@@ -214,10 +202,7 @@ mod tests {
     #[test]
     fn equal_records_seal_differently() {
         let key = DataKey::generate().unwrap();
-        assert_ne!(
-            key.seal(PLACE, b"x").unwrap()[9..],
-            key.seal(PLACE, b"x").unwrap()[9..]
-        );
+        assert_ne!(key.seal(PLACE, b"x").unwrap()[9..], key.seal(PLACE, b"x").unwrap()[9..]);
     }
 
     #[test]
@@ -243,10 +228,7 @@ mod tests {
 
         fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
         let refused = DataKey::load_or_generate(&path);
-        assert!(matches!(
-            refused,
-            Err(DataKeyError::File(FileError::OpenToOthers { .. }))
-        ));
+        assert!(matches!(refused, Err(DataKeyError::File(FileError::OpenToOthers { .. }))));
     }
 
     #[test]

@@ -133,11 +133,7 @@ impl DevAuthority {
         if !authority.is_good(&files, &all, now)? {
             authority.write_certificate(&files, &all, &[ExtendedKeyUsagePurpose::ServerAuth], now)?;
         }
-        Ok(DevFiles {
-            ca: dir.join(CA_CERTIFICATE),
-            chain: files.chain,
-            key: files.key,
-        })
+        Ok(DevFiles { ca: dir.join(CA_CERTIFICATE), chain: files.chain, key: files.key })
     }
 
     /// Makes sure that `dir`, which holds an authority, holds a certificate `NAME.pem` of it with `NAME.key`, for mutual
@@ -165,10 +161,7 @@ impl DevAuthority {
         }
         let files = paths(dir, name);
         if !authority.is_good(&files, &[name], now)? {
-            let usages = [
-                ExtendedKeyUsagePurpose::ServerAuth,
-                ExtendedKeyUsagePurpose::ClientAuth,
-            ];
+            let usages = [ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
             authority.write_certificate(&files, &[name], &usages, now)?;
         }
         Ok(files)
@@ -199,11 +192,7 @@ impl DevAuthority {
             UNIX_EPOCH + Duration::from_secs(u64::try_from(parsed.validity().not_after.timestamp()).ok()?)
         };
         let issuer = Issuer::from_ca_cert_der(&certificate, key).ok()?;
-        Some(Self {
-            certificate,
-            issuer,
-            expiry,
-        })
+        Some(Self { certificate, issuer, expiry })
     }
 
     fn create(dir: &Path, names: &[&str], now: SystemTime) -> Result<Self, DevError> {
@@ -214,26 +203,19 @@ impl DevAuthority {
         params.distinguished_name = DistinguishedName::new();
         // Told apart in the list of a browser that has seen several of them.
         let suffix = u32::from_ne_bytes(*random::bytes()?);
-        params.distinguished_name.push(
-            DnType::CommonName,
-            format!("sealgate development authority {suffix:08x}"),
-        );
+        params
+            .distinguished_name
+            .push(DnType::CommonName, format!("sealgate development authority {suffix:08x}"));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.name_constraints = Some(NameConstraints {
-            permitted_subtrees: permitted(names)?,
-            excluded_subtrees: Vec::new(),
-        });
+        params.name_constraints =
+            Some(NameConstraints { permitted_subtrees: permitted(names)?, excluded_subtrees: Vec::new() });
 
         let key = KeyPair::generate()?;
         let certificate = params.self_signed(&key)?;
         write_private(&dir.join(CA_KEY), Zeroizing::new(key.serialize_pem()).as_bytes())?;
         write_public(&dir.join(CA_CERTIFICATE), certificate.pem().as_bytes())?;
-        Ok(Self {
-            certificate: certificate.der().clone(),
-            issuer: Issuer::new(params, key),
-            expiry,
-        })
+        Ok(Self { certificate: certificate.der().clone(), issuer: Issuer::new(params, key), expiry })
     }
 
     /// Whether it may speak for all of `names`, and outlives what it issues `now`.
@@ -279,9 +261,7 @@ impl DevAuthority {
 
         let mut roots = RootCertStore::empty();
         roots.add(self.certificate.clone()).ok()?;
-        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
-            .build()
-            .ok()?;
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build().ok()?;
         for name in names {
             let name = ServerName::try_from(*name).ok()?;
             for at in [now, now + RENEW_BEFORE] {
@@ -302,14 +282,10 @@ impl DevAuthority {
         let mut params = CertificateParams::default();
         params.not_before = date(now - BACKDATED);
         params.not_after = date(now + VALIDITY);
-        params.subject_alt_names = names
-            .iter()
-            .map(|name| alternative_name(name))
-            .collect::<Result<_, _>>()?;
+        params.subject_alt_names =
+            names.iter().map(|name| alternative_name(name)).collect::<Result<_, _>>()?;
         params.distinguished_name = DistinguishedName::new();
-        params
-            .distinguished_name
-            .push(DnType::CommonName, names.first().copied().unwrap_or_default());
+        params.distinguished_name.push(DnType::CommonName, names.first().copied().unwrap_or_default());
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = usages.to_vec();
@@ -325,19 +301,13 @@ impl DevAuthority {
 }
 
 fn paths(dir: &Path, name: &str) -> IssuedFiles {
-    IssuedFiles {
-        chain: dir.join(format!("{name}.pem")),
-        key: dir.join(format!("{name}.key")),
-    }
+    IssuedFiles { chain: dir.join(format!("{name}.pem")), key: dir.join(format!("{name}.key")) }
 }
 
 fn permitted(names: &[&str]) -> Result<Vec<GeneralSubtree>, DevError> {
     let loopback4 = CidrSubnet::from_v4_prefix([127, 0, 0, 0], 8);
     let loopback6 = CidrSubnet::from_v6_prefix(Ipv6Addr::LOCALHOST.octets(), 128);
-    let mut subtrees = vec![
-        GeneralSubtree::IpAddress(loopback4),
-        GeneralSubtree::IpAddress(loopback6),
-    ];
+    let mut subtrees = vec![GeneralSubtree::IpAddress(loopback4), GeneralSubtree::IpAddress(loopback6)];
     subtrees.extend(RESERVED_DOMAINS.map(|domain| GeneralSubtree::DnsName(domain.to_owned())));
     for name in names {
         let subtree = match alternative_name(name)? {
@@ -366,8 +336,7 @@ fn alternative_name(name: &str) -> Result<SanType, DevError> {
 
 fn is_under(name: &str, domain: &str) -> bool {
     let (name, domain) = (name.to_ascii_lowercase(), domain.to_ascii_lowercase());
-    name.strip_suffix(domain.as_str())
-        .is_some_and(|front| front.is_empty() || front.ends_with('.'))
+    name.strip_suffix(domain.as_str()).is_some_and(|front| front.is_empty() || front.ends_with('.'))
 }
 
 /// `range` is an address and a mask, both in network order.
@@ -378,11 +347,7 @@ fn is_within(address: IpAddr, range: &[u8]) -> bool {
     };
     let (base, mask) = range.split_at(range.len() / 2);
     base.len() == octets.len()
-        && octets
-            .iter()
-            .zip(base)
-            .zip(mask)
-            .all(|((octet, base), mask)| octet & mask == base & mask)
+        && octets.iter().zip(base).zip(mask).all(|((octet, base), mask)| octet & mask == base & mask)
 }
 
 fn date(at: SystemTime) -> OffsetDateTime {
@@ -414,30 +379,20 @@ mod tests {
     }
 
     fn identity(chain: &Path, key: &Path) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
-        (
-            vec![CertificateDer::from_pem_file(chain).unwrap()],
-            PrivateKeyDer::from_pem_file(key).unwrap(),
-        )
+        (vec![CertificateDer::from_pem_file(chain).unwrap()], PrivateKeyDer::from_pem_file(key).unwrap())
     }
 
     fn client(ca: &Path) -> Arc<ClientConfig> {
-        let builder = ClientConfig::builder_with_provider(any_provider())
-            .with_protocol_versions(&[&TLS13])
-            .unwrap();
+        let builder =
+            ClientConfig::builder_with_provider(any_provider()).with_protocol_versions(&[&TLS13]).unwrap();
         Arc::new(builder.with_root_certificates(roots(ca)).with_no_client_auth())
     }
 
     fn server(chain: &Path, key: &Path) -> Arc<ServerConfig> {
-        let builder = ServerConfig::builder_with_provider(any_provider())
-            .with_protocol_versions(&[&TLS13])
-            .unwrap();
+        let builder =
+            ServerConfig::builder_with_provider(any_provider()).with_protocol_versions(&[&TLS13]).unwrap();
         let (chain, key) = identity(chain, key);
-        Arc::new(
-            builder
-                .with_no_client_auth()
-                .with_single_cert(chain, key)
-                .unwrap(),
-        )
+        Arc::new(builder.with_no_client_auth().with_single_cert(chain, key).unwrap())
     }
 
     fn read(files: &DevFiles) -> [Vec<u8>; 3] {
@@ -449,14 +404,7 @@ mod tests {
         let (_folder, dir) = state();
         let files = DevAuthority::open_or_create(&dir, &["chat.test", "192.0.2.7", "chat.example"]).unwrap();
         let (client, server) = (client(&files.ca), server(&files.chain, &files.key));
-        for name in [
-            "localhost",
-            "127.0.0.1",
-            "::1",
-            "chat.test",
-            "192.0.2.7",
-            "chat.example",
-        ] {
+        for name in ["localhost", "127.0.0.1", "::1", "chat.test", "192.0.2.7", "chat.example"] {
             handshake(&client, &server, name).unwrap();
         }
         assert!(handshake(&client, &server, "other.test").is_err());
@@ -472,11 +420,7 @@ mod tests {
         let mut found = Vec::new();
         for file in fs::read_dir(&dir).unwrap() {
             let path = file.unwrap().path();
-            let expected = if path.extension().unwrap() == "key" {
-                0o600
-            } else {
-                0o644
-            };
+            let expected = if path.extension().unwrap() == "key" { 0o600 } else { 0o644 };
             assert_eq!(mode(&path), expected, "{}", path.display());
             found.push(path.file_name().unwrap().to_str().unwrap().to_owned());
         }
@@ -528,11 +472,7 @@ mod tests {
         let under_test = open(&["chat.test"]);
         assert_eq!(under_test[0], first[0]);
         assert_ne!(under_test[1], first[1]);
-        assert_eq!(
-            open(&["localhost"]),
-            under_test,
-            "a certificate that covers more stays"
-        );
+        assert_eq!(open(&["localhost"]), under_test, "a certificate that covers more stays");
 
         let elsewhere = open(&["chat.example"]);
         assert_ne!(elsewhere[0], first[0]);
@@ -575,10 +515,7 @@ mod tests {
         ] {
             fs::set_permissions(&path, Permissions::from_mode(open)).unwrap();
             let refused = DevAuthority::open_or_create(&dir, &[]);
-            assert!(matches!(
-                refused,
-                Err(DevError::File(FileError::OpenToOthers { .. }))
-            ));
+            assert!(matches!(refused, Err(DevError::File(FileError::OpenToOthers { .. }))));
             fs::set_permissions(&path, Permissions::from_mode(closed)).unwrap();
             DevAuthority::open_or_create(&dir, &[]).unwrap();
         }
@@ -612,14 +549,10 @@ mod tests {
         let ca = DevAuthority::open_or_create(&dir, &[]).unwrap().ca;
         let gateway = DevAuthority::issue(&dir, "gateway.sealgate.test").unwrap();
         let backend = DevAuthority::issue(&dir, "backend.sealgate.test").unwrap();
-        assert_eq!(
-            DevAuthority::issue(&dir, "gateway.sealgate.test").unwrap(),
-            gateway
-        );
+        assert_eq!(DevAuthority::issue(&dir, "gateway.sealgate.test").unwrap(), gateway);
 
-        let verifier = WebPkiClientVerifier::builder_with_provider(roots(&ca), any_provider())
-            .build()
-            .unwrap();
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(roots(&ca), any_provider()).build().unwrap();
         let (chain, key) = identity(&backend.chain, &backend.key);
         let server = ServerConfig::builder_with_provider(any_provider())
             .with_protocol_versions(&[&TLS13])
@@ -639,61 +572,27 @@ mod tests {
 
         let good = with_identity(&gateway.chain, &gateway.key);
         handshake(&good, &server, "backend.sealgate.test").unwrap();
-        assert!(
-            handshake(&client(&ca), &server, "backend.sealgate.test").is_err(),
-            "no certificate"
-        );
+        assert!(handshake(&client(&ca), &server, "backend.sealgate.test").is_err(), "no certificate");
         let files = DevAuthority::open_or_create(&dir, &[]).unwrap();
         let no_client = with_identity(&files.chain, &files.key);
-        assert!(
-            handshake(&no_client, &server, "backend.sealgate.test").is_err(),
-            "for servers only"
-        );
+        assert!(handshake(&no_client, &server, "backend.sealgate.test").is_err(), "for servers only");
     }
 
     #[test]
     fn issues_for_permitted_names_only() {
         let (_folder, dir) = state();
-        assert!(
-            DevAuthority::issue(&dir, "gateway.test").is_err(),
-            "no authority yet"
-        );
-        assert!(matches!(
-            DevAuthority::issue(&dir, "gateway.test"),
-            Err(DevError::NoAuthority(_))
-        ));
+        assert!(DevAuthority::issue(&dir, "gateway.test").is_err(), "no authority yet");
+        assert!(matches!(DevAuthority::issue(&dir, "gateway.test"), Err(DevError::NoAuthority(_))));
         DevAuthority::open_or_create(&dir, &["own.example"]).unwrap();
-        for name in [
-            "gateway.test",
-            "a.localhost",
-            "own.example",
-            "a.own.example",
-            "127.0.0.9",
-        ] {
+        for name in ["gateway.test", "a.localhost", "own.example", "a.own.example", "127.0.0.9"] {
             assert!(DevAuthority::issue(&dir, name).is_ok(), "{name}");
         }
-        for name in [
-            "other.example",
-            "notown.example",
-            "contest",
-            "192.0.2.1",
-            "ca",
-            "server",
-        ] {
-            assert!(
-                matches!(DevAuthority::issue(&dir, name), Err(DevError::NotPermitted(_))),
-                "{name}"
-            );
+        for name in ["other.example", "notown.example", "contest", "192.0.2.1", "ca", "server"] {
+            assert!(matches!(DevAuthority::issue(&dir, name), Err(DevError::NotPermitted(_))), "{name}");
         }
         for name in ["", "../server", "a/b.test", "*.test", "a b.test"] {
-            assert!(
-                matches!(DevAuthority::issue(&dir, name), Err(DevError::Name(_))),
-                "{name}"
-            );
+            assert!(matches!(DevAuthority::issue(&dir, name), Err(DevError::Name(_))), "{name}");
         }
-        assert!(matches!(
-            DevAuthority::open_or_create(&dir, &["a b"]),
-            Err(DevError::Name(_))
-        ));
+        assert!(matches!(DevAuthority::open_or_create(&dir, &["a b"]), Err(DevError::Name(_))));
     }
 }

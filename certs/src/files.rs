@@ -64,31 +64,18 @@ pub enum FileError {
 /// [`FileError::OpenToOthers`] for a folder that exists, holds something and is open to others: what lies there may
 /// have been read or placed by them, so closing it silently would hide that. An empty one is closed.
 pub fn private_dir(path: &Path) -> Result<(), FileError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(PRIVATE_DIR)
-        .create(path)
-        .map_err(io_error("create", path))?;
+    DirBuilder::new().recursive(true).mode(PRIVATE_DIR).create(path).map_err(io_error("create", path))?;
     let metadata = fs::metadata(path).map_err(io_error("inspect", path))?;
     if !metadata.is_dir() {
-        return Err(FileError::WrongKind {
-            path: path.to_owned(),
-            wanted: "folder",
-        });
+        return Err(FileError::WrongKind { path: path.to_owned(), wanted: "folder" });
     }
     let mode = metadata.permissions().mode() & 0o7777;
     if mode & OTHERS == 0 {
         return Ok(());
     }
-    let empty = fs::read_dir(path)
-        .map_err(io_error("read", path))?
-        .next()
-        .is_none();
+    let empty = fs::read_dir(path).map_err(io_error("read", path))?.next().is_none();
     if !empty {
-        return Err(FileError::OpenToOthers {
-            path: path.to_owned(),
-            mode,
-        });
+        return Err(FileError::OpenToOthers { path: path.to_owned(), mode });
     }
     fs::set_permissions(path, Permissions::from_mode(PRIVATE_DIR)).map_err(io_error("close", path))
 }
@@ -111,31 +98,19 @@ pub fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>, FileError> {
     // Asked of the open file, so that nobody can swap it between the question and the reading.
     let metadata = file.metadata().map_err(io_error("inspect", path))?;
     if !metadata.is_file() {
-        return Err(FileError::WrongKind {
-            path: path.to_owned(),
-            wanted: "file",
-        });
+        return Err(FileError::WrongKind { path: path.to_owned(), wanted: "file" });
     }
     let mode = metadata.permissions().mode() & 0o7777;
     if mode & OTHERS != 0 {
-        return Err(FileError::OpenToOthers {
-            path: path.to_owned(),
-            mode,
-        });
+        return Err(FileError::OpenToOthers { path: path.to_owned(), mode });
     }
     let size = metadata.len();
     if size > MAX_KEY_FILE {
-        return Err(FileError::TooLarge {
-            path: path.to_owned(),
-            size,
-            limit: MAX_KEY_FILE,
-        });
+        return Err(FileError::TooLarge { path: path.to_owned(), size, limit: MAX_KEY_FILE });
     }
     // Room for the longest allowed, taken at once: a vector that grows leaves copies of the key behind.
     let mut content = Zeroizing::new(Vec::with_capacity(MAX_KEY_FILE as usize + 1));
-    file.take(MAX_KEY_FILE + 1)
-        .read_to_end(&mut content)
-        .map_err(io_error("read", path))?;
+    file.take(MAX_KEY_FILE + 1).read_to_end(&mut content).map_err(io_error("read", path))?;
     if content.len() as u64 > MAX_KEY_FILE {
         return Err(FileError::TooLarge {
             path: path.to_owned(),
@@ -148,16 +123,9 @@ pub fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>, FileError> {
 
 fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), FileError> {
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(FileError::WrongKind {
-            path: path.to_owned(),
-            wanted: "file",
-        });
+        return Err(FileError::WrongKind { path: path.to_owned(), wanted: "file" });
     };
-    let folder = if folder.as_os_str().is_empty() {
-        Path::new(".")
-    } else {
-        folder
-    };
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     let suffix = random::bytes::<8>().map_err(|error| FileError::Io {
         action: "name a new file beside",
         path: path.to_owned(),
@@ -177,9 +145,7 @@ fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), FileError> {
         return written;
     }
     // Makes the rename itself survive a power cut.
-    File::open(folder)
-        .and_then(|folder| folder.sync_all())
-        .map_err(io_error("sync", folder))
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(io_error("sync", folder))
 }
 
 /// Creates `path`, which must not exist (`O_EXCL`, so no symlink is followed either).
@@ -191,8 +157,7 @@ fn write_new(path: &Path, content: &[u8], mode: u32) -> Result<(), FileError> {
         .open(path)
         .map_err(io_error("create", path))?;
     // The umask may have taken bits away that a public file needs; it never adds any.
-    file.set_permissions(Permissions::from_mode(mode))
-        .map_err(io_error("set the mode of", path))?;
+    file.set_permissions(Permissions::from_mode(mode)).map_err(io_error("set the mode of", path))?;
     file.write_all(content).map_err(io_error("write", path))?;
     file.sync_all().map_err(io_error("sync", path))
 }
@@ -222,11 +187,7 @@ mod tests {
         write_private(&path, b"second").unwrap();
         assert_eq!(mode(&path), 0o600);
         assert_eq!(read_private(&path).unwrap().as_slice(), b"second");
-        assert_eq!(
-            fs::read_dir(folder.path()).unwrap().count(),
-            1,
-            "no temporary file stays"
-        );
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file stays");
     }
 
     #[test]
@@ -254,10 +215,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("occupied");
         fs::create_dir(&path).unwrap();
-        assert!(matches!(
-            write_private(&path, b"x"),
-            Err(FileError::Io { action: "create", .. })
-        ));
+        assert!(matches!(write_private(&path, b"x"), Err(FileError::Io { action: "create", .. })));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
         assert!(write_private(Path::new("/"), b"x").is_err());
     }
@@ -267,13 +225,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.key");
         write_private(&path, b"secret").unwrap();
-        for (bits, allowed) in [
-            (0o600, true),
-            (0o400, true),
-            (0o640, false),
-            (0o604, false),
-            (0o620, false),
-        ] {
+        for (bits, allowed) in [(0o600, true), (0o400, true), (0o640, false), (0o604, false), (0o620, false)]
+        {
             fs::set_permissions(&path, Permissions::from_mode(bits)).unwrap();
             let read = read_private(&path);
             assert_eq!(read.is_ok(), allowed, "mode {bits:o}");
@@ -286,10 +239,7 @@ mod tests {
     #[test]
     fn what_is_no_key_file_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        assert!(matches!(
-            read_private(folder.path()),
-            Err(FileError::WrongKind { wanted: "file", .. })
-        ));
+        assert!(matches!(read_private(folder.path()), Err(FileError::WrongKind { wanted: "file", .. })));
         assert!(matches!(
             read_private(&folder.path().join("absent")),
             Err(FileError::Io { action: "open", .. })
@@ -316,10 +266,7 @@ mod tests {
         assert_eq!(mode(&path), 0o700);
         write_private(&path.join("a.key"), b"x").unwrap();
         fs::set_permissions(&path, Permissions::from_mode(0o750)).unwrap();
-        assert!(matches!(
-            private_dir(&path),
-            Err(FileError::OpenToOthers { mode: 0o750, .. })
-        ));
+        assert!(matches!(private_dir(&path), Err(FileError::OpenToOthers { mode: 0o750, .. })));
 
         let file = folder.path().join("file");
         write_private(&file, b"x").unwrap();

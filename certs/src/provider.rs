@@ -74,11 +74,7 @@ pub fn provider(choice: &ProviderChoice) -> Arc<CryptoProvider> {
             kx_groups.push(group);
         }
     }
-    Arc::new(CryptoProvider {
-        cipher_suites,
-        kx_groups,
-        ..aws_lc_rs::default_provider()
-    })
+    Arc::new(CryptoProvider { cipher_suites, kx_groups, ..aws_lc_rs::default_provider() })
 }
 
 /// Makes the default [`provider`] that of the process, for libraries that ask for one (Pingora installs ring's
@@ -111,23 +107,14 @@ mod tests {
     fn every_suite_is_ecdhe_with_aead_t_2() {
         for suite in &provider(&ProviderChoice::default()).cipher_suites {
             let name = format!("{:?}", suite.suite());
-            assert!(
-                name.starts_with("TLS13_") || name.starts_with("TLS_ECDHE_"),
-                "{name}"
-            );
-            assert!(
-                name.contains("_GCM_") || name.contains("_CHACHA20_POLY1305_"),
-                "{name}"
-            );
+            assert!(name.starts_with("TLS13_") || name.starts_with("TLS_ECDHE_"), "{name}");
+            assert!(name.contains("_GCM_") || name.contains("_CHACHA20_POLY1305_"), "{name}");
         }
     }
 
     #[test]
     fn tls_1_3_only_leaves_no_other_suite() {
-        let provider = provider(&ProviderChoice {
-            tls13_only: true,
-            ..ProviderChoice::default()
-        });
+        let provider = provider(&ProviderChoice { tls13_only: true, ..ProviderChoice::default() });
         assert_eq!(provider.cipher_suites.len(), 3);
         assert!(provider.cipher_suites.iter().all(|suite| suite.tls13().is_some()));
     }
@@ -141,16 +128,9 @@ mod tests {
 
     #[test]
     fn groups_keep_the_order_of_the_policy_and_weak_ones_are_left_out() {
-        let wanted = vec![
-            NamedGroup::secp384r1,
-            NamedGroup::FFDHE2048,
-            NamedGroup::X25519,
-            NamedGroup::secp384r1,
-        ];
-        let provider = provider(&ProviderChoice {
-            groups: wanted,
-            tls13_only: false,
-        });
+        let wanted =
+            vec![NamedGroup::secp384r1, NamedGroup::FFDHE2048, NamedGroup::X25519, NamedGroup::secp384r1];
+        let provider = provider(&ProviderChoice { groups: wanted, tls13_only: false });
         assert_eq!(groups(&provider), [NamedGroup::secp384r1, NamedGroup::X25519]);
     }
 

@@ -88,12 +88,7 @@ mod tests {
             let store = CertificateStore::build(entries, &any_provider(), SystemTime::now()).unwrap();
             let clock = Clock::new();
             let tickets = TicketKeys::with_clock(Duration::from_secs(6 * HOUR), clock.clone()).unwrap();
-            Self {
-                authority,
-                store: Arc::new(store),
-                clock,
-                tickets,
-            }
+            Self { authority, store: Arc::new(store), clock, tickets }
         }
 
         fn server(&self) -> Arc<ServerConfig> {
@@ -119,10 +114,7 @@ mod tests {
         let setting = Setting::new();
         let (client, server) = (setting.client(BOTH), setting.server());
         let first = handshake(&client, &server, "chat.example").unwrap();
-        assert_eq!(
-            (first.version(), first.kind()),
-            (ProtocolVersion::TLSv1_3, HandshakeKind::Full)
-        );
+        assert_eq!((first.version(), first.kind()), (ProtocolVersion::TLSv1_3, HandshakeKind::Full));
         assert_eq!(first.client.tls13_tickets_received(), 2);
 
         let second = handshake(&client, &server, "chat.example").unwrap();
@@ -136,18 +128,11 @@ mod tests {
         let (client, server) = (setting.client(&[&TLS12]), setting.server());
         for _ in 0..2 {
             let done = handshake(&client, &server, "chat.example").unwrap();
-            assert_eq!(
-                (done.version(), done.kind()),
-                (ProtocolVersion::TLSv1_2, HandshakeKind::Full)
-            );
+            assert_eq!((done.version(), done.kind()), (ProtocolVersion::TLSv1_2, HandshakeKind::Full));
             // NewSessionTicket (RFC 5077 §3.3) goes in the clear: type 4, 6 bytes, lifetime hint, no ticket.
             let lifetime = (6 * HOUR as u32).to_be_bytes();
             let empty = [&[4, 0, 0, 6], lifetime.as_slice(), &[0, 0]].concat();
-            assert!(
-                done.from_server
-                    .windows(empty.len())
-                    .any(|window| window == empty)
-            );
+            assert!(done.from_server.windows(empty.len()).any(|window| window == empty));
             // ServerHello: type, length (3), version (2), random (32), then the length of the session id.
             assert_eq!(done.from_server[5 + 4 + 2 + 32], 0, "no session id to resume by");
         }
@@ -221,10 +206,7 @@ mod tests {
         assert_eq!(group, NamedGroup::X25519MLKEM768);
 
         for group in [NamedGroup::X25519, NamedGroup::secp256r1, NamedGroup::secp384r1] {
-            let only = provider(&ProviderChoice {
-                groups: vec![group],
-                tls13_only: false,
-            });
+            let only = provider(&ProviderChoice { groups: vec![group], tls13_only: false });
             for version in [&TLS13, &TLS12] {
                 let client = Arc::new(setting.authority.client(only.clone(), &[version]));
                 let done = handshake(&client, &setting.server(), "chat.example").unwrap();
@@ -236,29 +218,18 @@ mod tests {
     #[test]
     fn a_group_left_out_by_the_policy_is_refused() {
         let setting = Setting::new();
-        let only = |group| {
-            provider(&ProviderChoice {
-                groups: vec![group],
-                tls13_only: false,
-            })
-        };
+        let only = |group| provider(&ProviderChoice { groups: vec![group], tls13_only: false });
         let server =
             server_config(setting.store.clone(), only(NamedGroup::X25519), BOTH, None, ALPN).unwrap();
         let client = Arc::new(setting.authority.client(only(NamedGroup::secp384r1), BOTH));
         let refused = handshake(&client, &Arc::new(server), "chat.example").unwrap_err();
-        assert_eq!(
-            refused,
-            Error::PeerIncompatible(PeerIncompatible::NoKxGroupsInCommon)
-        );
+        assert_eq!(refused, Error::PeerIncompatible(PeerIncompatible::NoKxGroupsInCommon));
     }
 
     #[test]
     fn tls_1_3_only_refuses_tls_1_2_t_2() {
         let setting = Setting::new();
-        let modern = provider(&ProviderChoice {
-            tls13_only: true,
-            ..ProviderChoice::default()
-        });
+        let modern = provider(&ProviderChoice { tls13_only: true, ..ProviderChoice::default() });
         let server = server_config(setting.store.clone(), modern.clone(), &[&TLS13], None, ALPN).unwrap();
         let server = Arc::new(server);
         assert!(handshake(&setting.client(BOTH), &server, "chat.example").is_ok());
@@ -267,10 +238,7 @@ mod tests {
 
         // Versions and suites that do not fit are an error when the policy is loaded, not at the handshake.
         assert!(server_config(setting.store.clone(), modern, &[&TLS12], None, ALPN).is_err());
-        let none = provider(&ProviderChoice {
-            groups: vec![NamedGroup::FFDHE2048],
-            tls13_only: false,
-        });
+        let none = provider(&ProviderChoice { groups: vec![NamedGroup::FFDHE2048], tls13_only: false });
         assert!(server_config(setting.store.clone(), none, BOTH, None, ALPN).is_err());
     }
 

@@ -151,11 +151,7 @@ mod tests {
         let jwk = key.public_jwk();
         let mut members: Vec<_> = jwk.as_object().unwrap().keys().map(String::as_str).collect();
         members.sort_unstable();
-        assert_eq!(
-            members,
-            ["alg", "crv", "kid", "kty", "use", "x", "y"],
-            "no private `d`"
-        );
+        assert_eq!(members, ["alg", "crv", "kid", "kty", "use", "x", "y"], "no private `d`");
         assert_eq!(jwk["kid"], key.kid());
         assert_eq!(point(&jwk).len(), 65);
     }
@@ -179,18 +175,12 @@ mod tests {
         SigningKey::generate().unwrap().save(&path).unwrap();
         fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
         let refused = SigningKey::load_or_generate(&path);
-        assert!(matches!(
-            refused,
-            Err(SigningKeyError::File(FileError::OpenToOthers { .. }))
-        ));
+        assert!(matches!(refused, Err(SigningKeyError::File(FileError::OpenToOthers { .. }))));
 
         write_private(&path, b"hunter2").unwrap();
         let refused = SigningKey::load_or_generate(&path).unwrap_err();
         assert!(!refused.to_string().contains("hunter2"));
-        assert!(
-            matches!(refused, SigningKeyError::Unreadable(_)),
-            "and it is not overwritten"
-        );
+        assert!(matches!(refused, SigningKeyError::Unreadable(_)), "and it is not overwritten");
         assert_eq!(fs::read(&path).unwrap(), b"hunter2");
         assert!(SigningKey::load(&folder.path().join("absent")).is_err());
     }

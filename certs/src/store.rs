@@ -34,9 +34,7 @@ pub struct CertificateEntry {
 
 impl fmt::Debug for CertificateEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CertificateEntry")
-            .field("names", &self.names)
-            .finish_non_exhaustive()
+        f.debug_struct("CertificateEntry").field("names", &self.names).finish_non_exhaustive()
     }
 }
 
@@ -148,11 +146,7 @@ impl CertificateStore {
         };
         let mut errors = Vec::new();
         for (position, entry) in entries.into_iter().enumerate() {
-            let names = if entry.names.is_empty() {
-                "default".to_owned()
-            } else {
-                entry.names.join(", ")
-            };
+            let names = if entry.names.is_empty() { "default".to_owned() } else { entry.names.join(", ") };
             let faults = match Checked::new(&entry, provider, now) {
                 Ok(checked) => store.insert(&entry.names, &names, checked),
                 Err(faults) => faults,
@@ -172,22 +166,15 @@ impl CertificateStore {
     /// For each entry its names (or `default`), and when the first certificate of its chain expires, in seconds since
     /// 1970.
     pub fn expiries(&self) -> impl Iterator<Item = (&str, u64)> {
-        self.expiries
-            .iter()
-            .map(|(names, expiry)| (names.as_str(), *expiry))
+        self.expiries.iter().map(|(names, expiry)| (names.as_str(), *expiry))
     }
 
     fn insert(&mut self, names: &[String], label: &str, checked: Checked) -> Vec<CertificateFault> {
         let Checked { key, expiry } = checked;
         let mut faults = Vec::new();
         let mut place = |slot: &mut Vec<Arc<CertifiedKey>>, name: &str| {
-            if slot
-                .iter()
-                .any(|other| other.key.algorithm() == key.key.algorithm())
-            {
-                faults.push(CertificateFault::Duplicate {
-                    name: name.to_owned(),
-                });
+            if slot.iter().any(|other| other.key.algorithm() == key.key.algorithm()) {
+                faults.push(CertificateFault::Duplicate { name: name.to_owned() });
                 return;
             }
             slot.push(Arc::clone(&key));
@@ -223,25 +210,20 @@ impl CertificateStore {
             (None, None) if self.default.is_empty() => &self.nameless,
             (None, _) => &self.default,
         };
-        candidates
-            .iter()
-            .find(|candidate| candidate.key.choose_scheme(schemes).is_some())
+        candidates.iter().find(|candidate| candidate.key.choose_scheme(schemes).is_some())
     }
 }
 
 impl ResolvesServerCert for CertificateStore {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         // rustls has already taken out the schemes that none of the client's cipher suites can use.
-        self.select(hello.server_name(), hello.signature_schemes())
-            .cloned()
+        self.select(hello.server_name(), hello.signature_schemes()).cloned()
     }
 }
 
 impl fmt::Debug for CertificateStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CertificateStore")
-            .field("expiries", &self.expiries)
-            .finish_non_exhaustive()
+        f.debug_struct("CertificateStore").field("expiries", &self.expiries).finish_non_exhaustive()
     }
 }
 
@@ -264,23 +246,13 @@ impl Checked {
         };
 
         // From here on each check stands for itself, so that an operator learns of all faults at once.
-        let mut faults: Vec<_> = parsed
-            .iter()
-            .filter_map(|certificate| check_time(certificate, now))
-            .collect();
+        let mut faults: Vec<_> =
+            parsed.iter().filter_map(|certificate| check_time(certificate, now)).collect();
         faults.extend(check_key_length(leaf));
-        faults.extend(
-            entry
-                .names
-                .iter()
-                .filter_map(|name| check_name(&chain, leaf, name)),
-        );
+        faults.extend(entry.names.iter().filter_map(|name| check_name(&chain, leaf, name)));
         let expiry = u64::try_from(leaf.validity().not_after.timestamp()).unwrap_or(0);
         match certified_key(chain.clone(), &entry.key_pem, provider) {
-            Ok(key) if faults.is_empty() => Ok(Self {
-                key: Arc::new(key),
-                expiry,
-            }),
+            Ok(key) if faults.is_empty() => Ok(Self { key: Arc::new(key), expiry }),
             Ok(_) => Err(faults),
             Err(fault) => {
                 faults.push(fault);
@@ -299,9 +271,7 @@ fn read_chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, CertificateFau
 fn parse_chain<'a>(chain: &'a [CertificateDer<'_>]) -> Result<Vec<X509Certificate<'a>>, CertificateFault> {
     let parse = |der: &'a CertificateDer<'_>| match X509Certificate::from_der(der) {
         Ok(([], certificate)) => Ok(certificate),
-        Ok(_) => Err(CertificateFault::ChainUnreadable(
-            "bytes after a certificate".to_owned(),
-        )),
+        Ok(_) => Err(CertificateFault::ChainUnreadable("bytes after a certificate".to_owned())),
         Err(error) => Err(CertificateFault::ChainUnreadable(error.to_string())),
     };
     chain.iter().map(parse).collect()
@@ -339,33 +309,18 @@ fn check_name(
     leaf: &X509Certificate<'_>,
     name: &str,
 ) -> Option<CertificateFault> {
-    let invalid = || {
-        Some(CertificateFault::NameInvalid {
-            name: name.to_owned(),
-        })
-    };
+    let invalid = || Some(CertificateFault::NameInvalid { name: name.to_owned() });
     let own = own_names(leaf);
     let missing = || {
-        let covers = if own.is_empty() {
-            "no name".to_owned()
-        } else {
-            own.join(", ")
-        };
-        Some(CertificateFault::NameMissing {
-            name: name.to_owned(),
-            covers,
-        })
+        let covers = if own.is_empty() { "no name".to_owned() } else { own.join(", ") };
+        Some(CertificateFault::NameMissing { name: name.to_owned(), covers })
     };
     if let Some(parent) = name.strip_prefix("*.") {
         // A wildcard over a whole top-level domain is in no honest certificate.
         if !parent.contains('.') || parent.ends_with('.') || ServerName::try_from(parent).is_err() {
             return invalid();
         }
-        return if own.iter().any(|san| san.eq_ignore_ascii_case(name)) {
-            None
-        } else {
-            missing()
-        };
+        return if own.iter().any(|san| san.eq_ignore_ascii_case(name)) { None } else { missing() };
     }
     let wanted = match ServerName::try_from(name) {
         // SNI never carries the final dot (RFC 6066 §3), so such a name would never be found.
@@ -402,10 +357,7 @@ fn certified_key(
 ) -> Result<CertifiedKey, CertificateFault> {
     let der = PrivateKeyDer::from_pem_slice(key_pem).map_err(|_| CertificateFault::KeyUnreadable)?;
     // rustls erases the DER form after loading.
-    let key = provider
-        .key_provider
-        .load_private_key(der)
-        .map_err(|_| CertificateFault::KeyUnreadable)?;
+    let key = provider.key_provider.load_private_key(der).map_err(|_| CertificateFault::KeyUnreadable)?;
     let key = CertifiedKey::new(chain, key);
     match key.keys_match() {
         Ok(()) => Ok(key),
@@ -438,11 +390,8 @@ mod tests {
 
     const NOW: u64 = 1_800_000_000;
     const DAY: u64 = 24 * 60 * 60;
-    const ANY: &[SignatureScheme] = &[
-        SignatureScheme::RSA_PSS_SHA256,
-        SignatureScheme::ED25519,
-        SignatureScheme::ECDSA_NISTP256_SHA256,
-    ];
+    const ANY: &[SignatureScheme] =
+        &[SignatureScheme::RSA_PSS_SHA256, SignatureScheme::ED25519, SignatureScheme::ECDSA_NISTP256_SHA256];
     const RSA_ONLY: &[SignatureScheme] = &[SignatureScheme::RSA_PSS_SHA256];
 
     /// A self-signed certificate with a 1024-bit RSA key, which no key generator here still makes.
@@ -469,10 +418,7 @@ lLxpt1Nj/j6aZhtB
     /// An entry for `names` whose certificate covers `covered`.
     fn entry_covering(names: &[&str], covered: &[&str]) -> CertificateEntry {
         let names = names.iter().map(|name| (*name).to_owned()).collect();
-        CertificateEntry {
-            names,
-            ..entry(covered, ECDSA)
-        }
+        CertificateEntry { names, ..entry(covered, ECDSA) }
     }
 
     fn build(entries: &[CertificateEntry]) -> Result<CertificateStore, Vec<CertificateError>> {
@@ -480,11 +426,7 @@ lLxpt1Nj/j6aZhtB
     }
 
     fn faults(entries: &[CertificateEntry]) -> Vec<CertificateFault> {
-        build(entries)
-            .unwrap_err()
-            .into_iter()
-            .map(|error| error.fault)
-            .collect()
+        build(entries).unwrap_err().into_iter().map(|error| error.fault).collect()
     }
 
     /// Which of `entries` a client gets.
@@ -495,9 +437,7 @@ lLxpt1Nj/j6aZhtB
     ) -> Option<usize> {
         let store = build(entries).unwrap();
         let key = store.select(name, schemes)?;
-        entries
-            .iter()
-            .position(|entry| read_chain(&entry.chain_pem).unwrap() == key.cert)
+        entries.iter().position(|entry| read_chain(&entry.chain_pem).unwrap() == key.cert)
     }
 
     #[test]
@@ -509,17 +449,9 @@ lLxpt1Nj/j6aZhtB
         ];
         let chosen = |name| chosen(&entries, name, ANY);
         assert_eq!(chosen(Some("a.chat.example")), Some(2));
-        assert_eq!(
-            chosen(Some("a2.chat.example")),
-            Some(2),
-            "names are compared in lower case"
-        );
+        assert_eq!(chosen(Some("a2.chat.example")), Some(2), "names are compared in lower case");
         assert_eq!(chosen(Some("b.chat.example")), Some(1));
-        assert_eq!(
-            chosen(Some("chat.example")),
-            Some(0),
-            "a wildcard covers one label, not none"
-        );
+        assert_eq!(chosen(Some("chat.example")), Some(0), "a wildcard covers one label, not none");
         assert_eq!(chosen(Some("a.b.chat.example")), Some(0), "nor two");
         assert_eq!(chosen(Some("unknown")), Some(0));
         assert_eq!(chosen(None), Some(0));
@@ -527,10 +459,7 @@ lLxpt1Nj/j6aZhtB
 
     #[test]
     fn without_a_default_an_unknown_name_is_refused_but_no_name_is_not() {
-        let entries = [
-            entry(&["first.example"], ECDSA),
-            entry(&["second.example"], ECDSA),
-        ];
+        let entries = [entry(&["first.example"], ECDSA), entry(&["second.example"], ECDSA)];
         assert_eq!(chosen(&entries, Some("third.example"), ANY), None);
         assert_eq!(chosen(&entries, None, ANY), Some(0));
         assert_eq!(chosen(&[], None, ANY), None);
@@ -543,10 +472,7 @@ lLxpt1Nj/j6aZhtB
         let chosen = |schemes| chosen(&entries, Some("chat.example"), schemes);
         assert_eq!(chosen(ANY), Some(2));
         assert_eq!(chosen(RSA_ONLY), Some(0));
-        assert_eq!(
-            chosen(&[SignatureScheme::ED25519, SignatureScheme::RSA_PSS_SHA256]),
-            Some(1)
-        );
+        assert_eq!(chosen(&[SignatureScheme::ED25519, SignatureScheme::RSA_PSS_SHA256]), Some(1));
         assert_eq!(chosen(&[SignatureScheme::RSA_PKCS1_SHA1]), None);
     }
 
@@ -576,10 +502,7 @@ lLxpt1Nj/j6aZhtB
         assert_eq!(judge(NOW - DAY), Ok(()));
         assert_eq!(judge(NOW + DAY), Ok(()));
         let fault = |now: u64| judge(now).unwrap_err().remove(0).fault;
-        assert!(matches!(
-            fault(NOW - DAY - 1),
-            CertificateFault::NotYetValid { .. }
-        ));
+        assert!(matches!(fault(NOW - DAY - 1), CertificateFault::NotYetValid { .. }));
         assert!(matches!(fault(NOW + DAY + 1), CertificateFault::Expired { .. }));
         let message = fault(NOW + DAY + 1).to_string();
         assert!(message.contains("expired on Jan 16 08:00:00 2027"), "{message}");
@@ -591,42 +514,21 @@ lLxpt1Nj/j6aZhtB
         let mut good = authority.entry_valid(&["chat.example"], ECDSA, at(NOW - DAY), at(NOW + DAY));
         let old = authority.entry_valid(&["old.example"], ECDSA, at(NOW - DAY), at(NOW - 1));
         good.chain_pem.extend_from_slice(&old.chain_pem);
-        assert!(matches!(
-            faults(&[good]).as_slice(),
-            [CertificateFault::Expired { .. }]
-        ));
+        assert!(matches!(faults(&[good]).as_slice(), [CertificateFault::Expired { .. }]));
     }
 
     #[test]
     fn names_that_the_certificate_does_not_cover_are_named() {
         let covered = ["chat.example", "*.eu.chat.example", "127.0.0.1", "::1"];
-        let good = [
-            "chat.example",
-            "CHAT.example",
-            "a.eu.chat.example",
-            "*.eu.chat.example",
-            "127.0.0.1",
-            "::1",
-        ];
+        let good =
+            ["chat.example", "CHAT.example", "a.eu.chat.example", "*.eu.chat.example", "127.0.0.1", "::1"];
         for name in good {
             assert!(build(&[entry_covering(&[name], &covered)]).is_ok(), "{name}");
         }
-        for name in [
-            "eu.chat.example",
-            "*.chat.example",
-            "*.us.chat.example",
-            "127.0.0.2",
-            "other.example",
-        ] {
+        for name in ["eu.chat.example", "*.chat.example", "*.us.chat.example", "127.0.0.2", "other.example"] {
             let fault = faults(&[entry_covering(&[name], &covered)]).remove(0);
             let covers = "chat.example, *.eu.chat.example, 127.0.0.1, ::1".to_owned();
-            assert_eq!(
-                fault,
-                CertificateFault::NameMissing {
-                    name: name.to_owned(),
-                    covers
-                }
-            );
+            assert_eq!(fault, CertificateFault::NameMissing { name: name.to_owned(), covers });
         }
     }
 
@@ -644,51 +546,25 @@ lLxpt1Nj/j6aZhtB
             "köln.example",
         ] {
             let fault = faults(&[entry_covering(&[name], &["chat.example"])]).remove(0);
-            assert_eq!(
-                fault,
-                CertificateFault::NameInvalid {
-                    name: name.to_owned()
-                }
-            );
+            assert_eq!(fault, CertificateFault::NameInvalid { name: name.to_owned() });
         }
     }
 
     #[test]
     fn unreadable_parts_are_named_and_no_key_is_quoted() {
         let good = entry(&["chat.example"], ECDSA);
-        let with_chain = |chain: &[u8]| CertificateEntry {
-            chain_pem: chain.to_vec(),
-            ..good.clone()
-        };
-        let with_key = |key: &[u8]| CertificateEntry {
-            key_pem: Zeroizing::new(key.to_vec()),
-            ..good.clone()
-        };
+        let with_chain = |chain: &[u8]| CertificateEntry { chain_pem: chain.to_vec(), ..good.clone() };
+        let with_key =
+            |key: &[u8]| CertificateEntry { key_pem: Zeroizing::new(key.to_vec()), ..good.clone() };
         assert_eq!(faults(&[with_chain(b"")]), [CertificateFault::ChainEmpty]);
-        assert_eq!(
-            faults(&[with_chain(&good.key_pem)]),
-            [CertificateFault::ChainEmpty]
-        );
+        assert_eq!(faults(&[with_chain(&good.key_pem)]), [CertificateFault::ChainEmpty]);
         let broken = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
-        assert!(matches!(
-            faults(&[with_chain(broken)])[..],
-            [CertificateFault::ChainUnreadable(_)]
-        ));
+        assert!(matches!(faults(&[with_chain(broken)])[..], [CertificateFault::ChainUnreadable(_)]));
         let cut = b"-----BEGIN CERTIFICATE-----\nAAAA\n";
-        assert!(matches!(
-            faults(&[with_chain(cut)])[..],
-            [CertificateFault::ChainUnreadable(_)]
-        ));
+        assert!(matches!(faults(&[with_chain(cut)])[..], [CertificateFault::ChainUnreadable(_)]));
         assert_eq!(faults(&[with_key(b"hunter2")]), [CertificateFault::KeyUnreadable]);
-        assert_eq!(
-            faults(&[with_key(&good.chain_pem)]),
-            [CertificateFault::KeyUnreadable]
-        );
-        assert!(
-            !build(&[with_key(b"hunter2")]).unwrap_err()[0]
-                .to_string()
-                .contains("hunter2")
-        );
+        assert_eq!(faults(&[with_key(&good.chain_pem)]), [CertificateFault::KeyUnreadable]);
+        assert!(!build(&[with_key(b"hunter2")]).unwrap_err()[0].to_string().contains("hunter2"));
     }
 
     #[test]
@@ -708,14 +584,8 @@ lLxpt1Nj/j6aZhtB
         first.key_pem = Zeroizing::new(Vec::new());
         let second = entry_covering(&["not a name"], &["chat.example"]);
         let errors = build(&[first, entry(&["fine.example"], ECDSA), second]).unwrap_err();
-        let found: Vec<_> = errors
-            .iter()
-            .map(|error| (error.entry, error.names.as_str()))
-            .collect();
-        assert_eq!(
-            found,
-            [(0, "absent.example"), (0, "absent.example"), (2, "not a name")]
-        );
+        let found: Vec<_> = errors.iter().map(|error| (error.entry, error.names.as_str())).collect();
+        assert_eq!(found, [(0, "absent.example"), (0, "absent.example"), (2, "not a name")]);
     }
 
     #[test]
@@ -725,27 +595,15 @@ lLxpt1Nj/j6aZhtB
         let name = "CHAT.example".to_owned();
         assert_eq!(faults(&twice), [CertificateFault::Duplicate { name }]);
         let defaults = [entry_covering(&[], &names), entry_covering(&[], &names)];
-        assert_eq!(
-            faults(&defaults),
-            [CertificateFault::Duplicate {
-                name: "default".to_owned()
-            }]
-        );
+        assert_eq!(faults(&defaults), [CertificateFault::Duplicate { name: "default".to_owned() }]);
         assert!(build(&[entry(&names, ECDSA), entry(&names, RSA)]).is_ok());
     }
 
     #[test]
     fn expiries_are_those_of_the_servers_own_certificates() {
-        let store = build(&[
-            entry(&["a.example", "b.example"], ECDSA),
-            entry_covering(&[], &["c"]),
-        ])
-        .unwrap();
+        let store = build(&[entry(&["a.example", "b.example"], ECDSA), entry_covering(&[], &["c"])]).unwrap();
         let expiries: Vec<_> = store.expiries().collect();
-        assert_eq!(
-            expiries,
-            [("a.example, b.example", NOW + DAY), ("default", NOW + DAY)]
-        );
+        assert_eq!(expiries, [("a.example, b.example", NOW + DAY), ("default", NOW + DAY)]);
     }
 
     #[test]

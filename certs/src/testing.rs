@@ -34,16 +34,11 @@ pub(crate) struct Authority {
 impl Authority {
     pub(crate) fn new() -> Self {
         let mut params = CertificateParams::default();
-        params
-            .distinguished_name
-            .push(DnType::CommonName, "test authority");
+        params.distinguished_name.push(DnType::CommonName, "test authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
         let certificate = params.self_signed(&key).unwrap().der().clone();
-        Self {
-            certificate,
-            issuer: Issuer::new(params, key),
-        }
+        Self { certificate, issuer: Issuer::new(params, key) }
     }
 
     /// A certificate for `names`, valid for a day on both sides of now.
@@ -112,9 +107,7 @@ impl Clock {
 
 impl TimeProvider for Clock {
     fn current_time(&self) -> Option<UnixTime> {
-        Some(UnixTime::since_unix_epoch(Duration::from_secs(
-            self.0.load(Ordering::Relaxed),
-        )))
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(self.0.load(Ordering::Relaxed))))
     }
 }
 
@@ -184,9 +177,5 @@ pub(crate) fn handshake(
         }
     }
     assert!(!client.is_handshaking() && !server.is_handshaking());
-    Ok(Handshake {
-        client,
-        server,
-        from_server,
-    })
+    Ok(Handshake { client, server, from_server })
 }

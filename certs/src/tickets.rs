@@ -68,10 +68,7 @@ impl TicketKeys {
         Ok(Arc::new(Self {
             period: period.clamp(Duration::from_secs(1), MAX_LIFETIME),
             clock,
-            keys: RwLock::new(Keys {
-                current: Arc::new(first),
-                previous: None,
-            }),
+            keys: RwLock::new(Keys { current: Arc::new(first), previous: None }),
         }))
     }
 
@@ -125,10 +122,7 @@ impl ProducesTickets for TicketKeys {
         if key.sealed.fetch_add(1, Ordering::Relaxed) >= MAX_TICKETS_PER_KEY {
             return None; // the next key will be due within the period
         }
-        let sealed = key
-            .key
-            .seal(&key.name, &[&now.as_secs().to_be_bytes(), state])
-            .ok()?;
+        let sealed = key.key.seal(&key.name, &[&now.as_secs().to_be_bytes(), state]).ok()?;
         Some([key.name.as_slice(), &sealed].concat())
     }
 
@@ -138,10 +132,7 @@ impl ProducesTickets for TicketKeys {
         let (name, sealed) = ticket.split_first_chunk::<NAME_LEN>()?;
         let Keys { current, previous } = self.keys_at(now).ok()?;
         // Names are public, so an ordinary comparison serves.
-        let key = [Some(current), previous]
-            .into_iter()
-            .flatten()
-            .find(|key| key.name == *name)?;
+        let key = [Some(current), previous].into_iter().flatten().find(|key| key.name == *name)?;
         let opened = key.key.open(name, sealed)?;
         let (issued, state) = opened.split_first_chunk()?;
         // From the future too: a clock that was set back must not make tickets live longer.
@@ -159,9 +150,7 @@ impl fmt::Debug for TicketKeys {
 impl Keys {
     /// Whether the previous key is past the lifetime of the last ticket it can have sealed.
     fn has_useless(&self, now: UnixTime, period: Duration) -> bool {
-        self.previous
-            .as_ref()
-            .is_some_and(|previous| age(previous.since, now) > period * 2)
+        self.previous.as_ref().is_some_and(|previous| age(previous.since, now) > period * 2)
     }
 }
 
@@ -169,12 +158,7 @@ impl TicketKey {
     fn generate(now: UnixTime) -> Result<Self, CryptoError> {
         let name = random::bytes::<NAME_LEN>()?;
         let secret = random::bytes::<KEY_LEN>()?;
-        Ok(Self {
-            name: *name,
-            key: AeadKey::new(&secret)?,
-            since: now,
-            sealed: AtomicU64::new(0),
-        })
+        Ok(Self { name: *name, key: AeadKey::new(&secret)?, since: now, sealed: AtomicU64::new(0) })
     }
 
     fn is_spent(&self, now: UnixTime, period: Duration) -> bool {
@@ -262,10 +246,7 @@ mod tests {
         let now = clock.current_time().unwrap();
         let key = keys.keys_at(now).unwrap().current;
         let seal = |state| {
-            let sealed = key
-                .key
-                .seal(&key.name, &[&now.as_secs().to_be_bytes(), state])
-                .unwrap();
+            let sealed = key.key.seal(&key.name, &[&now.as_secs().to_be_bytes(), state]).unwrap();
             [key.name.as_slice(), &sealed].concat()
         };
         assert!(keys.decrypt(&seal(TLS13)).is_some());
@@ -336,11 +317,8 @@ mod tests {
 
     #[test]
     fn the_lifetime_is_clamped_to_what_tls_allows() {
-        let lifetime = |seconds| {
-            TicketKeys::with_clock(Duration::from_secs(seconds), Clock::new())
-                .unwrap()
-                .lifetime()
-        };
+        let lifetime =
+            |seconds| TicketKeys::with_clock(Duration::from_secs(seconds), Clock::new()).unwrap().lifetime();
         assert_eq!(lifetime(0), 1);
         assert_eq!(lifetime(PERIOD), 3600);
         assert_eq!(lifetime(u64::MAX), 604_800);
@@ -351,9 +329,8 @@ mod tests {
         let (clock, keys) = keys();
         clock.advance(PERIOD);
         let names: Vec<_> = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..8)
-                .map(|_| scope.spawn(|| keys.encrypt(TLS13).unwrap()[..NAME_LEN].to_vec()))
-                .collect();
+            let threads: Vec<_> =
+                (0..8).map(|_| scope.spawn(|| keys.encrypt(TLS13).unwrap()[..NAME_LEN].to_vec())).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
         assert!(names.windows(2).all(|pair| pair[0] == pair[1]));

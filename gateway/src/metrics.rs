@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use http::StatusCode;
 use prometheus::{
-    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 use sealgate_policy::{Denial, Policy, Rule};
 
@@ -99,16 +99,21 @@ impl Metrics {
         let registry = Registry::new();
         let r = &registry;
         let counter = |name: &str, help: &str| IntCounter::new(name, help);
-        let counters = |name: &str, help: &str, labels: &[&str]| IntCounterVec::new(Opts::new(name, help), labels);
+        let counters =
+            |name: &str, help: &str, labels: &[&str]| IntCounterVec::new(Opts::new(name, help), labels);
         let gauge = |name: &str, help: &str| IntGauge::new(name, help);
-        let gauges = |name: &str, help: &str, labels: &[&str]| IntGaugeVec::new(Opts::new(name, help), labels);
+        let gauges =
+            |name: &str, help: &str, labels: &[&str]| IntGaugeVec::new(Opts::new(name, help), labels);
 
         let build = metric!(r, gauges("sealgate_build_info", "The running version.", &["version"]));
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         r.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         let metrics = Self {
             connections: metric!(r, counter("sealgate_connections_total", "Connections permitted.")),
-            connections_open: metric!(r, gauge("sealgate_connections_open", "Connections open now, WebSockets included.")),
+            connections_open: metric!(
+                r,
+                gauge("sealgate_connections_open", "Connections open now, WebSockets included.")
+            ),
             connections_refused: metric!(
                 r,
                 counters("sealgate_connections_refused_total", "Connections closed before TLS.", &["reason"])
@@ -117,14 +122,25 @@ impl Metrics {
                 r,
                 counter("sealgate_accept_errors_total", "Times that accepting failed for want of resources.")
             ),
-            handshakes: metric!(r, counters("sealgate_tls_handshakes_total", "TLS handshakes finished.", &["version"])),
+            handshakes: metric!(
+                r,
+                counters("sealgate_tls_handshakes_total", "TLS handshakes finished.", &["version"])
+            ),
             handshake_failures: metric!(
                 r,
-                counters("sealgate_tls_handshake_failures_total", "TLS handshakes not finished.", &["reason"])
+                counters(
+                    "sealgate_tls_handshake_failures_total",
+                    "TLS handshakes not finished.",
+                    &["reason"]
+                )
             ),
             requests: metric!(
                 r,
-                counters("sealgate_http_requests_total", "Requests answered, by class of status.", &["route", "code"])
+                counters(
+                    "sealgate_http_requests_total",
+                    "Requests answered, by class of status.",
+                    &["route", "code"]
+                )
             ),
             request_seconds: metric!(
                 r,
@@ -140,11 +156,19 @@ impl Metrics {
             denials: metric!(r, counters("sealgate_denials_total", "Requests refused.", &["reason"])),
             shadow_denials: metric!(
                 r,
-                counters("sealgate_shadow_denials_total", "Requests and messages that a shadow rule would have refused.", &["reason"])
+                counters(
+                    "sealgate_shadow_denials_total",
+                    "Requests and messages that a shadow rule would have refused.",
+                    &["reason"]
+                )
             ),
             upstream_errors: metric!(
                 r,
-                counters("sealgate_upstream_errors_total", "Requests and upgrades that a backend did not answer.", &["upstream"])
+                counters(
+                    "sealgate_upstream_errors_total",
+                    "Requests and upgrades that a backend did not answer.",
+                    &["upstream"]
+                )
             ),
             sockets_open: metric!(r, gauges("sealgate_websocket_open", "WebSockets open now.", &["route"])),
             messages: metric!(
@@ -153,7 +177,11 @@ impl Metrics {
             ),
             message_bytes: metric!(
                 r,
-                counters("sealgate_websocket_message_bytes_total", "Payload of messages let pass.", &["route", "direction"])
+                counters(
+                    "sealgate_websocket_message_bytes_total",
+                    "Payload of messages let pass.",
+                    &["route", "direction"]
+                )
             ),
             message_refusals: metric!(
                 r,
@@ -161,12 +189,22 @@ impl Metrics {
             ),
             closes: metric!(
                 r,
-                counters("sealgate_websocket_closes_total", "WebSockets ended, by close code and by whom.", &["code", "by"])
+                counters(
+                    "sealgate_websocket_closes_total",
+                    "WebSockets ended, by close code and by whom.",
+                    &["code", "by"]
+                )
             ),
-            reloads: metric!(r, counters("sealgate_policy_reloads_total", "Attempts to load a policy.", &["result"])),
+            reloads: metric!(
+                r,
+                counters("sealgate_policy_reloads_total", "Attempts to load a policy.", &["result"])
+            ),
             reload_success: metric!(
                 r,
-                gauge("sealgate_policy_last_reload_successful", "Whether the last attempt to load a policy worked.")
+                gauge(
+                    "sealgate_policy_last_reload_successful",
+                    "Whether the last attempt to load a policy worked."
+                )
             ),
             reload_time: metric!(
                 r,
@@ -175,11 +213,21 @@ impl Metrics {
                     "When the policy in force was loaded."
                 )
             ),
-            generation: metric!(r, gauge("sealgate_policy_generation", "Counts the policies since the start.")),
-            policy_info: metric!(r, gauges("sealgate_policy_info", "SHA-256 of the policy in force.", &["hash"])),
+            generation: metric!(
+                r,
+                gauge("sealgate_policy_generation", "Counts the policies since the start.")
+            ),
+            policy_info: metric!(
+                r,
+                gauges("sealgate_policy_info", "SHA-256 of the policy in force.", &["hash"])
+            ),
             certificate_expiry: metric!(
                 r,
-                gauges("sealgate_certificate_expiry_timestamp_seconds", "When a certificate ends.", &["name"])
+                gauges(
+                    "sealgate_certificate_expiry_timestamp_seconds",
+                    "When a certificate ends.",
+                    &["name"]
+                )
             ),
             jwks_age: metric!(
                 r,
@@ -190,7 +238,11 @@ impl Metrics {
             ),
             jwks_failures: metric!(
                 r,
-                gauges("sealgate_jwks_failures", "Times that an issuer's keys could not be read.", &["issuer"])
+                gauges(
+                    "sealgate_jwks_failures",
+                    "Times that an issuer's keys could not be read.",
+                    &["issuer"]
+                )
             ),
             registry: registry.clone(),
         };
@@ -321,7 +373,9 @@ impl Metrics {
             if let Some(age) = age {
                 self.jwks_age.with_label_values(&[&**issuer]).set(age.as_secs_f64());
             }
-            self.jwks_failures.with_label_values(&[&**issuer]).set(i64::try_from(failures).unwrap_or(i64::MAX));
+            self.jwks_failures
+                .with_label_values(&[&**issuer])
+                .set(i64::try_from(failures).unwrap_or(i64::MAX));
         }
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }

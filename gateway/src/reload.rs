@@ -5,20 +5,16 @@
 
 mod files;
 
-use std::{
-    collections::BTreeMap,
-    io::Read as _,
-    path::PathBuf,
-    sync::Arc,
-    time::SystemTime,
-};
+use std::{collections::BTreeMap, io::Read as _, path::PathBuf, sync::Arc, time::SystemTime};
 
 use arc_swap::ArcSwap;
 use http::HeaderValue;
 use ring::digest;
 use rustls::{NamedGroup, ServerConfig, version};
 use sealgate_keys::{CertificateEntry, CertificateStore, ProviderChoice, TicketKeys};
-use sealgate_policy::{Bundle, CertificateSource, Group, Policy, PolicyError, PolicyErrors, Source, TlsVersions};
+use sealgate_policy::{
+    Bundle, CertificateSource, Group, Policy, PolicyError, PolicyErrors, Source, TlsVersions,
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 use zeroize::Zeroizing;
@@ -143,7 +139,9 @@ impl PolicySource {
             }
             read_source(source)
                 .inspect(|bytes| fingerprint.update(bytes))
-                .map_err(|error| errors.push(Fault::Other { message: format!("certificate.{what}: {error}") }))
+                .map_err(|error| {
+                    errors.push(Fault::Other { message: format!("certificate.{what}: {error}") })
+                })
                 .ok()
         };
         for source in policy.certificates() {
@@ -223,6 +221,9 @@ fn tls(
     certificates: Vec<CertificateEntry>,
     tickets: Option<Arc<TicketKeys>>,
 ) -> Result<Tls, LoadError> {
+    if certificates.is_empty() {
+        return Err(LoadError::other("policy.toml: no [[certificate]]: nobody could connect"));
+    }
     let wanted = policy.tls();
     let tls13_only = wanted.versions == TlsVersions::Tls13;
     let groups = wanted.groups.iter().map(|group| match group {
@@ -242,10 +243,8 @@ fn tls(
         LoadError { errors: errors.collect() }
     })?;
     let expiries = store.expiries().map(|(names, at)| (names.to_owned(), at)).collect();
-    let versions: &[_] =
-        if tls13_only { &[&version::TLS13] } else { &[&version::TLS13, &version::TLS12] };
-    let alpn: &[&[u8]] =
-        if policy.connections().http2 { &[b"h2", b"http/1.1"] } else { &[b"http/1.1"] };
+    let versions: &[_] = if tls13_only { &[&version::TLS13] } else { &[&version::TLS13, &version::TLS12] };
+    let alpn: &[&[u8]] = if policy.connections().http2 { &[b"h2", b"http/1.1"] } else { &[b"http/1.1"] };
     let config = sealgate_keys::server_config(Arc::new(store), provider, versions, tickets, alpn)
         .map_err(LoadError::other)?;
     Ok((Arc::new(config), expiries))
@@ -386,7 +385,8 @@ impl Reloader {
         let previous = self.current.load_full();
         let source = self.source.clone();
         // Compiling schemas takes its time: not on the thread that answers probes.
-        let material = tokio::task::spawn_blocking(move || source.read()).await.map_err(LoadError::other)??;
+        let material =
+            tokio::task::spawn_blocking(move || source.read()).await.map_err(LoadError::other)??;
         let unchanged = material.fingerprint == previous.fingerprint;
         if unchanged && cause == Cause::FileChange {
             // Back to what is in force: nothing is rejected any more.

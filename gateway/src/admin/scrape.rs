@@ -88,8 +88,12 @@ fn ready(gateway: &Gateway) -> Response<Full<Bytes>> {
         return text(StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned());
     }
     let snapshot = gateway.current.load();
-    let without: Vec<_> =
-        snapshot.upstreams.iter().filter(|upstream| upstream.select(b"").is_none()).map(|u| &*u.name).collect();
+    let without: Vec<_> = snapshot
+        .upstreams
+        .iter()
+        .filter(|upstream| upstream.select(b"").is_none())
+        .map(|u| &*u.name)
+        .collect();
     if without.is_empty() {
         text(StatusCode::OK, "ready\n".to_owned())
     } else {

@@ -23,7 +23,12 @@ pub fn check(args: &CheckArgs) -> anyhow::Result<u8> {
             Ok(FINE)
         }
         Ok(policy) => {
-            println!("{}: fine, {} rules, hash {}", args.policy.policy.display(), policy.rules().len(), policy.hash());
+            println!(
+                "{}: fine, {} rules, hash {}",
+                args.policy.policy.display(),
+                policy.rules().len(),
+                policy.hash()
+            );
             Ok(FINE)
         }
         Err(error) => {

@@ -76,7 +76,10 @@ pub fn dev(args: &DevArgs) -> anyhow::Result<u8> {
     logs::to_stderr();
     let state = State::open(&args.state)?;
     if UnixStream::connect(&state.control).is_ok() {
-        bail!("a gateway runs with the state folder {} already; stop it or use --state", state.root.display());
+        bail!(
+            "a gateway runs with the state folder {} already; stop it or use --state",
+            state.root.display()
+        );
     }
     let listen = addresses(args.port)?;
     for address in &listen {
@@ -131,7 +134,9 @@ fn write_policy(folder: &Path) -> anyhow::Result<()> {
     if folder.join("policy.toml").exists() {
         return Ok(());
     }
-    for (bundle, moved) in [("enterprise", None), ("development", Some(("development.toml", "policy.d/development.toml")))] {
+    for (bundle, moved) in
+        [("enterprise", None), ("development", Some(("development.toml", "policy.d/development.toml")))]
+    {
         let bundle = BUNDLES.get_dir(bundle).with_context(|| format!("bundle {bundle} is not built in"))?;
         write_files(bundle, bundle.path(), folder, moved)?;
     }
@@ -246,7 +251,11 @@ fn publish(state: &State, ca: &Path, token: &str, running: &run::Running) -> any
     let short = |path: &Path| path.strip_prefix(&here).unwrap_or(path).display().to_string();
     let (ca, facts, policy) = (short(ca), short(&state.facts), short(&state.policy.join("policy.toml")));
     let im = im_command();
-    let state_option = if state.root == here.join(".sealgate") { String::new() } else { format!(" --state {}", short(&state.root)) };
+    let state_option = if state.root == here.join(".sealgate") {
+        String::new()
+    } else {
+        format!(" --state {}", short(&state.root))
+    };
     println!(
         "\
 sealgate {version} serves {url} (also https://localhost:{port}). Ctrl-C stops everything.

@@ -6,7 +6,8 @@ use tracing_subscriber::EnvFilter;
 
 /// Starts logging. `SEALGATE_LOG` filters (`info` by default, `sealgate=debug` and so on).
 pub fn to_stderr() {
-    let filter = EnvFilter::try_from_env("SEALGATE_LOG").unwrap_or_else(|_| EnvFilter::new("warn,sealgate=info"));
+    let filter =
+        EnvFilter::try_from_env("SEALGATE_LOG").unwrap_or_else(|_| EnvFilter::new("warn,sealgate=info"));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr);
     // A second subscriber is refused: the first one stays.
     let _ = if stderr().is_terminal() {

@@ -80,12 +80,13 @@ pub fn run(args: &RunArgs, ready: impl FnOnce(&Running)) -> anyhow::Result<u8> {
             core.push(socket);
         }
     }
-    let scrape = TcpListener::bind(args.metrics)
-        .with_context(|| format!("cannot listen on {} for metrics (choose another with --metrics)", args.metrics))?;
+    let scrape = TcpListener::bind(args.metrics).with_context(|| {
+        format!("cannot listen on {} for metrics (choose another with --metrics)", args.metrics)
+    })?;
     scrape.set_nonblocking(true)?;
     let control_path = args.control.clone().unwrap_or_else(|| args.policy.state.join("control.sock"));
-    let control = control::bind(&control_path)
-        .with_context(|| format!("control socket {}", control_path.display()))?;
+    let control =
+        control::bind(&control_path).with_context(|| format!("control socket {}", control_path.display()))?;
     let running = Running { addresses, metrics: scrape.local_addr()?, control: control_path.clone() };
 
     let gateway = Arc::new(Gateway {

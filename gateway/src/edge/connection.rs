@@ -38,7 +38,14 @@ impl Connection {
     /// A connection that was permitted, counted, and has finished its handshake.
     #[must_use]
     pub fn new(peer: SocketAddr, tls: TlsFacts, permit: ConnectionPermit, counted: ConnectionGuard) -> Self {
-        Self { peer, origin: Origin::of(peer.ip()), tls, clock: Clock::new(), _permit: permit, _counted: counted }
+        Self {
+            peer,
+            origin: Origin::of(peer.ip()),
+            tls,
+            clock: Clock::new(),
+            _permit: permit,
+            _counted: counted,
+        }
     }
 }
 
@@ -63,11 +70,13 @@ impl Clock {
         Self { born: Instant::now(), state: AtomicU64::new(IDLE << PHASE_SHIFT), requests: AtomicU32::new(0) }
     }
 
-    /// The stream read something. While idle, that is the beginning of a request head.
-    pub fn bytes_arrived(&self) {
-        if self.state.load(Relaxed) >> PHASE_SHIFT == IDLE {
+    /// The stream read something. True while idle: that is the beginning of a request head.
+    pub fn bytes_arrived(&self) -> bool {
+        let begins = self.state.load(Relaxed) >> PHASE_SHIFT == IDLE;
+        if begins {
             self.enter(HEAD);
         }
+        begins
     }
 
     /// The service was handed a request.
@@ -114,11 +123,12 @@ mod tests {
     fn a_connection_is_idle_then_reads_a_head_then_works() {
         let clock = Clock::new();
         assert_eq!(phase(&clock), IDLE);
-        clock.bytes_arrived();
+        assert!(clock.bytes_arrived());
+        assert!(!clock.bytes_arrived(), "the same head goes on");
         assert_eq!(phase(&clock), HEAD);
         clock.request_begins();
         assert_eq!(phase(&clock), BUSY);
-        clock.bytes_arrived();
+        assert!(!clock.bytes_arrived());
         assert_eq!(phase(&clock), BUSY, "a body's bytes are no head");
         clock.request_ended();
         assert_eq!(phase(&clock), IDLE);

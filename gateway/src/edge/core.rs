@@ -116,7 +116,8 @@ impl Drop for OpenGuard {
 pub fn run(gateway: Arc<Gateway>, listeners: Vec<StdListener>) -> std::io::Result<()> {
     let core = Core::new(gateway).map_err(|_| std::io::Error::other("the system gives no random bytes"))?;
     // Not a `LocalSet`: that one wakes the runtime through an eventfd for every task that I/O wakes.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
     runtime.block_on(async move {
         let listeners = listeners.into_iter().map(TcpListener::from_std).collect::<Result<Vec<_>, _>>()?;
         drive(Rc::new(core), listeners).await;

@@ -7,6 +7,7 @@
 mod accept;
 mod connection;
 mod core;
+pub mod guard;
 pub mod listener;
 mod stream;
 
@@ -90,12 +91,13 @@ impl ServiceWithDependents for EdgeService {
         for (index, sockets) in self.sockets.drain(..).enumerate() {
             let (end, has_ended) = oneshot::channel();
             let gateway = self.gateway.clone();
-            let spawned = std::thread::Builder::new().name(format!("sealgate-core-{index}")).spawn(move || {
-                if let Err(error) = core::run(gateway, sockets) {
-                    tracing::error!(%error, "a core could not start");
-                }
-                let _ = end.send(());
-            });
+            let spawned =
+                std::thread::Builder::new().name(format!("sealgate-core-{index}")).spawn(move || {
+                    if let Err(error) = core::run(gateway, sockets) {
+                        tracing::error!(%error, "a core could not start");
+                    }
+                    let _ = end.send(());
+                });
             match spawned {
                 Ok(_) => ended.push(has_ended),
                 Err(error) => tracing::error!(%error, "a core's thread could not start"),

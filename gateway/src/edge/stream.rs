@@ -5,6 +5,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Instant,
 };
 
 use tokio::{
@@ -13,21 +14,23 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 
-use super::connection::Connection;
+use super::{connection::Connection, guard::Guard};
 
-/// A downstream TLS stream that tells its connection's clock when bytes arrive.
-///
-/// This is where raw bytes can be judged before hyper interprets them.
+/// A downstream TLS stream: it tells its connection's clock when bytes arrive, and has them judged by a
+/// [`Guard`] before hyper interprets them.
 pub struct EdgeStream {
     tls: TlsStream<TcpStream>,
     connection: Arc<Connection>,
+    guard: Guard,
+    in_head: bool,
 }
 
 impl EdgeStream {
     /// Watches `tls` for `connection`.
     #[must_use]
     pub fn new(tls: TlsStream<TcpStream>, connection: Arc<Connection>) -> Self {
-        Self { tls, connection }
+        let guard = Guard::new(connection.tls.http2);
+        Self { tls, connection, guard, in_head: false }
     }
 }
 
@@ -36,10 +39,24 @@ impl AsyncRead for EdgeStream {
         let this = self.get_mut();
         let before = buf.filled().len();
         let outcome = Pin::new(&mut this.tls).poll_read(cx, buf);
-        if buf.filled().len() > before {
-            this.connection.clock.bytes_arrived();
+        let fresh = buf.filled().get(before..).unwrap_or_default();
+        if fresh.is_empty() {
+            return outcome;
         }
-        outcome
+        this.in_head |= this.connection.clock.bytes_arrived();
+        let judged = match &mut this.guard {
+            Guard::Frames(frames) => frames.judge(fresh, Instant::now()),
+            Guard::Heads(heads) if this.in_head => heads.judge(fresh).map(|ended| this.in_head = !ended),
+            Guard::Heads(_) => Ok(()),
+        };
+        match judged {
+            Ok(()) => outcome,
+            Err(fault) => {
+                tracing::debug!(peer = %this.connection.peer, %fault, "connection ended");
+                buf.set_filled(before);
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, fault)))
+            }
+        }
     }
 }
 

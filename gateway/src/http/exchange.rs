@@ -5,7 +5,11 @@ use std::{rc::Rc, sync::Arc, time::Instant};
 use http::{HeaderValue, StatusCode};
 use sealgate_policy::{Denial, Identity, Rule};
 
-use crate::{edge::{Connection, Core}, reload::Snapshot, audit};
+use crate::{
+    audit,
+    edge::{Connection, Core},
+    reload::Snapshot,
+};
 
 /// The account of one request. Its drop is the end of the request, however that came about.
 pub struct Exchange {
@@ -75,7 +79,12 @@ impl std::fmt::Display for RequestId {
 impl Exchange {
     /// Starts the account.
     #[must_use]
-    pub fn begin(core: Rc<Core>, connection: Arc<Connection>, snapshot: Arc<Snapshot>, method: http::Method) -> Self {
+    pub fn begin(
+        core: Rc<Core>,
+        connection: Arc<Connection>,
+        snapshot: Arc<Snapshot>,
+        method: http::Method,
+    ) -> Self {
         connection.clock.request_begins();
         let id = RequestId::new(core.random());
         Self {
@@ -164,6 +173,9 @@ mod tests {
 
     #[test]
     fn the_traceparent_is_never_all_zeroes() {
-        assert_eq!(RequestId::new(0).traceparent(0), "00-00000000000000000000000000000001-0000000000000001-00");
+        assert_eq!(
+            RequestId::new(0).traceparent(0),
+            "00-00000000000000000000000000000001-0000000000000001-00"
+        );
     }
 }

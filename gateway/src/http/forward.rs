@@ -133,4 +133,3 @@ fn denial_for(error: &SendError, fate: Option<&Cell<Fate>>, max_bytes: u64) -> D
         SendError::Connect(ConnectError::Io(_)) | SendError::Http(_) => Denial::UpstreamUnavailable,
     }
 }
-

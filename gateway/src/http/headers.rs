@@ -36,8 +36,7 @@ const OURS: [HeaderName; 9] = [
 ];
 
 /// What an upstream says of its software, or of other ways to reach it.
-const TELLTALE: [HeaderName; 3] =
-    [header::SERVER, header::ALT_SVC, HeaderName::from_static("x-powered-by")];
+const TELLTALE: [HeaderName; 3] = [header::SERVER, header::ALT_SVC, HeaderName::from_static("x-powered-by")];
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -108,9 +107,7 @@ impl Origin {
 pub fn strip_response(headers: &mut HeaderMap) {
     remove_nominated(headers);
     remove_where(headers, |name| {
-        HOP_BY_HOP.contains(name)
-            || TELLTALE.contains(name)
-            || name.as_str().starts_with(IDENTITY_PREFIX)
+        HOP_BY_HOP.contains(name) || TELLTALE.contains(name) || name.as_str().starts_with(IDENTITY_PREFIX)
     });
 }
 
@@ -191,7 +188,8 @@ mod tests {
 
     #[test]
     fn connection_cannot_nominate_the_host_away() {
-        let mut headers = map(&[("connection", "host, content-length"), ("host", "a"), ("content-length", "3")]);
+        let mut headers =
+            map(&[("connection", "host, content-length"), ("host", "a"), ("content-length", "3")]);
         strip_request(&mut headers, true);
         assert!(headers.contains_key("host") && headers.contains_key("content-length"));
     }

@@ -43,11 +43,12 @@ fn authority(uri: &Uri, headers: &HeaderMap, version: Version) -> Result<HeaderV
         return Err(Denial::Malformed { detail: "more than one Host field" });
     }
     match (uri.authority().map(http::uri::Authority::as_str), host) {
-        (Some(authority), Some(host)) if host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()) => Ok(host.clone()),
-        (Some(_), Some(_)) => Err(Denial::Malformed { detail: "the Host field and the target differ" }),
-        (Some(authority), None) if version == Version::HTTP_2 => {
-            HeaderValue::from_str(authority).map_err(|_| Denial::Malformed { detail: "the host is not valid" })
+        (Some(authority), Some(host)) if host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()) => {
+            Ok(host.clone())
         }
+        (Some(_), Some(_)) => Err(Denial::Malformed { detail: "the Host field and the target differ" }),
+        (Some(authority), None) if version == Version::HTTP_2 => HeaderValue::from_str(authority)
+            .map_err(|_| Denial::Malformed { detail: "the host is not valid" }),
         (None, Some(host)) => Ok(host.clone()),
         _ => Err(Denial::Malformed { detail: "no Host field" }),
     }
@@ -67,7 +68,8 @@ fn host_of(authority: &str) -> Option<&str> {
         },
     };
     let port = port?;
-    let port_is_fine = port.is_empty() || port.parse::<u16>().is_ok() && port.bytes().all(|b| b.is_ascii_digit());
+    let port_is_fine =
+        port.is_empty() || port.parse::<u16>().is_ok() && port.bytes().all(|b| b.is_ascii_digit());
     let host_is_fine = !host.is_empty()
         && host.len() <= 253
         && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b':'));
@@ -115,9 +117,12 @@ mod tests {
 
     #[test]
     fn the_host_is_lower_case_and_without_port() {
-        for (host, expected) in
-            [("Chat.Example:8443", "chat.example"), ("chat.example", "chat.example"), ("[::1]:8443", "::1"), ("[::1]", "::1")]
-        {
+        for (host, expected) in [
+            ("Chat.Example:8443", "chat.example"),
+            ("chat.example", "chat.example"),
+            ("[::1]:8443", "::1"),
+            ("[::1]", "::1"),
+        ] {
             let target = read(|r| r.uri("/").header("host", host)).unwrap();
             assert_eq!(target.host, expected);
         }
@@ -125,7 +130,8 @@ mod tests {
 
     #[test]
     fn odd_and_doubtful_hosts_are_refused() {
-        for host in ["", "a@b", "a/b", "a b", "chat.example:port", "chat.example:+80", "[::1", "[zz]", "a,b"] {
+        for host in ["", "a@b", "a/b", "a b", "chat.example:port", "chat.example:+80", "[::1", "[zz]", "a,b"]
+        {
             assert!(read(|r| r.uri("/").header("host", host)).is_err(), "{host:?}");
         }
         assert!(read(|r| r.uri("/")).is_err(), "none");

@@ -6,8 +6,8 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header
 use hyper::{body::Incoming, upgrade::Upgraded};
 use hyper_util::rt::TokioIo;
 use sealgate_policy::{
-    Denial, Evidence, Identity, RateExceeded, RateFacts, RateIndex, RequestFacts, RequestPermit, TunnelPermit,
-    settle,
+    Denial, Evidence, Identity, RateExceeded, RateFacts, RateIndex, RequestFacts, RequestPermit,
+    TunnelPermit, settle,
 };
 
 use super::{
@@ -52,7 +52,12 @@ struct Opening {
 
 /// Opens the WebSocket that `permit` allows: connects upstream, registers, checks revocation, and only
 /// then answers 101.
-pub async fn open(door: Door, permit: RequestPermit, request: Request<Incoming>, mut exchange: Exchange) -> Answer {
+pub async fn open(
+    door: Door,
+    permit: RequestPermit,
+    request: Request<Incoming>,
+    mut exchange: Exchange,
+) -> Answer {
     match try_open(&door, permit, request, &exchange).await {
         Ok(fields) => {
             exchange.answered(StatusCode::SWITCHING_PROTOCOLS);
@@ -97,7 +102,8 @@ async fn try_open(
 
     let mut fields: HeaderMap = offer.answer(switched.subprotocol.as_ref()).collect();
     headers::add_security(&mut fields, snapshot.hsts.as_ref(), exchange.id);
-    let record = TunnelRecord { core: core.clone(), connection: connection.clone(), snapshot: snapshot.clone() };
+    let record =
+        TunnelRecord { core: core.clone(), connection: connection.clone(), snapshot: snapshot.clone() };
     let open = core.count_open();
     tokio::task::spawn_local(async move {
         let (_registration, _open) = (registration, open);
@@ -146,12 +152,11 @@ async fn connect(
     let request = UpstreamRequest::new(&path_and_query, authority, &parts.headers, &subprotocols)
         .inspect_err(|error| failed(error))
         .map_err(|_| Denial::Internal)?;
-    let mut stream = upstream.connect(endpoint).await.inspect_err(|error| failed(error)).map_err(
-        |error| match error {
+    let mut stream =
+        upstream.connect(endpoint).await.inspect_err(|error| failed(error)).map_err(|error| match error {
             ConnectError::TimedOut => Denial::UpstreamTimeout,
             ConnectError::Io(_) => Denial::UpstreamUnavailable,
-        },
-    )?;
+        })?;
     let switched = tokio::time::timeout(upstream.response_timeout, request.exchange(&mut stream))
         .await
         .map_err(|_| Denial::UpstreamTimeout)?
@@ -307,7 +312,9 @@ pub async fn rejudge(core: &Core) {
 pub async fn drain(core: &Core) {
     let mut next = Some(0);
     while let Some(from) = next {
-        next = core.sockets.slice(from, REJUDGE_SLICE, |socket, _| socket.orders.give(Order::Close(Denial::Restarting)));
+        next = core
+            .sockets
+            .slice(from, REJUDGE_SLICE, |socket, _| socket.orders.give(Order::Close(Denial::Restarting)));
         tokio::task::yield_now().await;
     }
 }

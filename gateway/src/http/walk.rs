@@ -4,7 +4,9 @@ use std::{convert::Infallible, rc::Rc, sync::Arc, time::Duration};
 
 use http::{Request, Response};
 use hyper::body::{Body as _, Incoming};
-use sealgate_policy::{Authentication, Denial, Evidence, Identity, RequestFacts, RequestPermit, RouteMatch, TokenFault, settle};
+use sealgate_policy::{
+    Authentication, Denial, Evidence, Identity, RequestFacts, RequestPermit, RouteMatch, TokenFault, settle,
+};
 
 use super::{body::ResponseBody, exchange::Exchange, forward, refusal, target::Target, tunnel};
 use crate::{
@@ -90,7 +92,9 @@ async fn admit(
     }
     let demands = matched.judge(&facts, identity.clone())?;
     let taken = snapshot.rates.take(demands.rates(), &demands.rate_facts());
-    let revoked = identity.as_deref().is_some_and(|identity| core.gateway.revocations.is_revoked(identity, clock::unix_now()));
+    let revoked = identity
+        .as_deref()
+        .is_some_and(|identity| core.gateway.revocations.is_revoked(identity, clock::unix_now()));
     let (standing, rates) = match taken {
         Ok(standing) => (standing, Ok(())),
         Err(exceeded) => (None, Err(exceeded)),

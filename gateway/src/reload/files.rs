@@ -61,7 +61,8 @@ async fn settle(changed: &mut mpsc::Receiver<()>) {
 }
 
 fn folders(bundle: &Path, files: &[PathBuf]) -> BTreeSet<PathBuf> {
-    let mut folders: BTreeSet<_> = files.iter().filter_map(|file| file.parent()).map(Path::to_owned).collect();
+    let mut folders: BTreeSet<_> =
+        files.iter().filter_map(|file| file.parent()).map(Path::to_owned).collect();
     folders.insert(bundle.to_owned());
     folders.extend(["policy.d", "schemas", "tests"].map(|inner| bundle.join(inner)));
     folders.retain(|folder| folder.is_dir());
@@ -69,10 +70,15 @@ fn folders(bundle: &Path, files: &[PathBuf]) -> BTreeSet<PathBuf> {
 }
 
 /// Watches `folders`, and the one around the bundle for the bundle's own name. Dropped, it ends.
-fn watcher(bundle: &Path, folders: &BTreeSet<PathBuf>, events: mpsc::Sender<()>) -> Option<RecommendedWatcher> {
+fn watcher(
+    bundle: &Path,
+    folders: &BTreeSet<PathBuf>,
+    events: mpsc::Sender<()>,
+) -> Option<RecommendedWatcher> {
     let around = bundle.parent().filter(|around| !folders.contains(*around));
     let (own_name, inner) = (bundle.to_owned(), folders.clone());
-    let concerns_us = move |path: &PathBuf| *path == own_name || path.parent().is_some_and(|p| inner.contains(p));
+    let concerns_us =
+        move |path: &PathBuf| *path == own_name || path.parent().is_some_and(|p| inner.contains(p));
     let start = || {
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             // Reading is no change. An error (an overflow, say) may hide one.

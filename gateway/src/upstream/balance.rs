@@ -97,9 +97,7 @@ pub(super) fn same(address: &Address, chosen: &SocketAddr) -> bool {
 fn backend(address: &Address) -> Option<Backend> {
     let addr = match address {
         Address::Tcp(address) => SocketAddr::Inet(*address),
-        Address::Unix(path) => {
-            SocketAddr::Unix(std::os::unix::net::SocketAddr::from_pathname(path).ok()?)
-        }
+        Address::Unix(path) => SocketAddr::Unix(std::os::unix::net::SocketAddr::from_pathname(path).ok()?),
     };
     Some(Backend { addr, weight: 1, ext: Extensions::new() })
 }

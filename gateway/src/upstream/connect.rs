@@ -112,7 +112,9 @@ pub(super) fn client_tls(
                 .map_err(|error| format!("client_certificate: {error}"))?;
             let key = zeroize::Zeroizing::new(read(key)?);
             let key = PrivateKeyDer::from_pem_slice(&key).map_err(|error| format!("client_key: {error}"))?;
-            builder.with_client_auth_cert(chain, key).map_err(|error| format!("client_certificate: {error}"))?
+            builder
+                .with_client_auth_cert(chain, key)
+                .map_err(|error| format!("client_certificate: {error}"))?
         }
         (None, None) => builder.with_no_client_auth(),
         _ => return Err("client_certificate and client_key belong together".to_owned()),

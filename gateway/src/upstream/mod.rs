@@ -141,16 +141,18 @@ impl Upstream {
         read: &ReadSource<'_>,
     ) -> Result<Self, UpstreamError> {
         let tls = match &upstream.tls {
-            Some(tls) => Some(connect::client_tls(tls, read).map_err(|reason| UpstreamError::Tls {
-                upstream: upstream.name.clone(),
-                reason,
-            })?),
+            Some(tls) => Some(
+                connect::client_tls(tls, read)
+                    .map_err(|reason| UpstreamError::Tls { upstream: upstream.name.clone(), reason })?,
+            ),
             None => None,
         };
         let mut endpoints = Vec::new();
         for endpoint in &upstream.endpoints {
             match endpoint {
-                policy::Endpoint::Unix(path) => endpoints.push((Address::Unix(path.clone()), "localhost".to_owned())),
+                policy::Endpoint::Unix(path) => {
+                    endpoints.push((Address::Unix(path.clone()), "localhost".to_owned()))
+                }
                 policy::Endpoint::Tcp { host, port } => {
                     let resolve_error = |reason: String| UpstreamError::Resolve {
                         upstream: upstream.name.clone(),

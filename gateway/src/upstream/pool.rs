@@ -152,7 +152,11 @@ impl Wire {
         .await
     }
 
-    async fn exchange(&mut self, request: Request<RequestBody>, deadline: Instant) -> Result<Sent, SendError> {
+    async fn exchange(
+        &mut self,
+        request: Request<RequestBody>,
+        deadline: Instant,
+    ) -> Result<Sent, SendError> {
         self.timer.as_mut().reset(deadline);
         let Self { sender, connection, ended, timer } = self;
         let mut response = pin!(sender.try_send_request(request));

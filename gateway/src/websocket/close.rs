@@ -41,12 +41,8 @@ pub enum CloseError {
 impl From<CloseError> for Denial {
     fn from(error: CloseError) -> Denial {
         match error {
-            CloseError::Truncated => Denial::Protocol {
-                detail: "close frame with half a code",
-            },
-            CloseError::Code { .. } => Denial::Protocol {
-                detail: "close code that may not be sent",
-            },
+            CloseError::Truncated => Denial::Protocol { detail: "close frame with half a code" },
+            CloseError::Code { .. } => Denial::Protocol { detail: "close code that may not be sent" },
             CloseError::NotUtf8 => Denial::NotUtf8,
         }
     }
@@ -58,11 +54,7 @@ impl From<CloseError> for Denial {
 /// Close with the [`Denial`] that it turns into; the peer's code is not to be passed on.
 pub fn read(payload: &[u8]) -> Result<u16, CloseError> {
     let Some((code, reason)) = payload.split_first_chunk::<2>() else {
-        return if payload.is_empty() {
-            Ok(NO_STATUS)
-        } else {
-            Err(CloseError::Truncated)
-        };
+        return if payload.is_empty() { Ok(NO_STATUS) } else { Err(CloseError::Truncated) };
     };
     let code = u16::from_be_bytes(*code);
     if !may_be_sent(code) {
@@ -82,13 +74,8 @@ pub fn write(out: &mut Vec<u8>, mask: Option<[u8; 4]>, code: u16, reason: &str) 
     let mut payload = [0; frame::MAX_CONTROL_PAYLOAD];
     let mut len = 0;
     if may_be_sent(code) {
-        let reason = reason
-            .get(..reason.floor_char_boundary(MAX_REASON))
-            .unwrap_or_default();
-        for (place, byte) in payload
-            .iter_mut()
-            .zip(code.to_be_bytes().iter().chain(reason.as_bytes()))
-        {
+        let reason = reason.get(..reason.floor_char_boundary(MAX_REASON)).unwrap_or_default();
+        for (place, byte) in payload.iter_mut().zip(code.to_be_bytes().iter().chain(reason.as_bytes())) {
             *place = *byte;
             len += 1;
         }
@@ -103,14 +90,11 @@ mod tests {
 
     #[test]
     fn codes_on_the_wire() {
-        for code in [
-            1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014, 3000, 4401, 4999,
-        ] {
+        for code in [1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014, 3000, 4401, 4999]
+        {
             assert_eq!(read(&u16::to_be_bytes(code)), Ok(code));
         }
-        for code in [
-            0, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65_535,
-        ] {
+        for code in [0, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65_535] {
             assert_eq!(read(&u16::to_be_bytes(code)), Err(CloseError::Code { code }));
         }
         assert_eq!(read(&[]), Ok(NO_STATUS));

@@ -197,10 +197,7 @@ pub fn read_header(sender: Sender, max_payload: u32, wire: &[u8]) -> Result<Opti
         short => (u64::from(short), rest),
     };
     if !opcode.is_control() && payload_len > u64::from(max_payload) {
-        return Err(FrameError::TooLarge {
-            size: payload_len,
-            limit: max_payload,
-        });
+        return Err(FrameError::TooLarge { size: payload_len, limit: max_payload });
     }
 
     let (mask, rest) = match sender {
@@ -212,13 +209,7 @@ pub fn read_header(sender: Sender, max_payload: u32, wire: &[u8]) -> Result<Opti
     };
     // Bounded by `max_payload` or 125, so it fits every `usize` of 32 bits and more.
     let payload_len = usize::try_from(payload_len).unwrap_or(usize::MAX);
-    Ok(Some(Header {
-        fin,
-        opcode,
-        mask,
-        header_len: wire.len() - rest.len(),
-        payload_len,
-    }))
+    Ok(Some(Header { fin, opcode, mask, header_len: wire.len() - rest.len(), payload_len }))
 }
 
 /// Appends a whole, unfragmented frame to `out`: masked when there is a key.
@@ -301,13 +292,7 @@ mod tests {
         let header = read(Sender::Server, &plain).unwrap().unwrap();
         assert_eq!(
             header,
-            Header {
-                fin: true,
-                opcode: Opcode::Text,
-                mask: None,
-                header_len: 2,
-                payload_len: 5
-            }
+            Header { fin: true, opcode: Opcode::Text, mask: None, header_len: 2, payload_len: 5 }
         );
 
         let masked = [0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58];
@@ -318,16 +303,12 @@ mod tests {
         unmask(&mut payload, header.mask.unwrap(), 0);
         assert_eq!(payload, b"Hello");
 
-        let first = read(Sender::Server, &[0x01, 0x03, 0x48, 0x65, 0x6c])
-            .unwrap()
-            .unwrap();
+        let first = read(Sender::Server, &[0x01, 0x03, 0x48, 0x65, 0x6c]).unwrap().unwrap();
         assert_eq!((first.fin, first.opcode), (false, Opcode::Text));
         let second = read(Sender::Server, &[0x80, 0x02, 0x6c, 0x6f]).unwrap().unwrap();
         assert_eq!((second.fin, second.opcode), (true, Opcode::Continuation));
 
-        let ping = read(Sender::Server, &[0x89, 0x05, 0x48, 0x65, 0x6c, 0x6c, 0x6f])
-            .unwrap()
-            .unwrap();
+        let ping = read(Sender::Server, &[0x89, 0x05, 0x48, 0x65, 0x6c, 0x6c, 0x6f]).unwrap().unwrap();
         assert_eq!(ping.opcode, Opcode::Ping);
         let pong = [0x8a, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58];
         assert_eq!(read(Sender::Client, &pong).unwrap().unwrap().opcode, Opcode::Pong);
@@ -335,13 +316,7 @@ mod tests {
         let medium = read(Sender::Server, &[0x82, 0x7E, 0x01, 0x00]).unwrap().unwrap();
         assert_eq!((medium.payload_len, medium.header_len), (256, 4));
         let long = [0x82, 0x7F, 0, 0, 0, 0, 0, 1, 0, 0];
-        assert_eq!(
-            read_header(Sender::Server, 65_536, &long)
-                .unwrap()
-                .unwrap()
-                .payload_len,
-            65_536
-        );
+        assert_eq!(read_header(Sender::Server, 65_536, &long).unwrap().unwrap().payload_len, 65_536);
     }
 
     #[test]
@@ -352,31 +327,19 @@ mod tests {
             assert_eq!(read(Sender::Server, &[0x81 | bit]), Err(ReservedBit));
         }
         for opcode in [0x3, 0x4, 0x5, 0x6, 0x7, 0xB, 0xC, 0xD, 0xE, 0xF] {
-            assert_eq!(
-                read(Sender::Client, &[0x80 | opcode]),
-                Err(ReservedOpcode { opcode })
-            );
+            assert_eq!(read(Sender::Client, &[0x80 | opcode]), Err(ReservedOpcode { opcode }));
         }
         for opcode in [0x8, 0x9, 0xA] {
             assert_eq!(read(Sender::Client, &[opcode]), Err(FragmentedControl));
-            assert_eq!(
-                read(Sender::Client, &[0x80 | opcode, 0x80 | 126]),
-                Err(LongControl)
-            );
+            assert_eq!(read(Sender::Client, &[0x80 | opcode, 0x80 | 126]), Err(LongControl));
             assert_eq!(read(Sender::Server, &[0x80 | opcode, 127]), Err(LongControl));
             assert!(read(Sender::Server, &[0x80 | opcode, 125]).unwrap().is_some());
         }
         assert_eq!(read(Sender::Client, &[0x81, 0x05]), Err(Unmasked));
         assert_eq!(read(Sender::Server, &[0x81, 0x85]), Err(Masked));
         assert_eq!(read(Sender::Server, &[0x82, 126, 0, 125]), Err(BadLength));
-        assert_eq!(
-            read(Sender::Server, &[0x82, 127, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF]),
-            Err(BadLength)
-        );
-        assert_eq!(
-            read(Sender::Server, &[0x82, 127, 0x80, 0, 0, 0, 0, 1, 0, 0]),
-            Err(BadLength)
-        );
+        assert_eq!(read(Sender::Server, &[0x82, 127, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF]), Err(BadLength));
+        assert_eq!(read(Sender::Server, &[0x82, 127, 0x80, 0, 0, 0, 0, 1, 0, 0]), Err(BadLength));
     }
 
     #[test]
@@ -384,10 +347,7 @@ mod tests {
         let huge = [0x82, 0xFF, 0x7F, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF];
         assert_eq!(
             read(Sender::Client, &huge),
-            Err(FrameError::TooLarge {
-                size: u64::MAX >> 1,
-                limit: LIMIT
-            })
+            Err(FrameError::TooLarge { size: u64::MAX >> 1, limit: LIMIT })
         );
         assert_eq!(
             read_header(Sender::Server, 4, &[0x82, 5]),
@@ -405,11 +365,7 @@ mod tests {
                 let payload: Vec<u8> = (0..length).map(|n| n as u8).collect();
                 let mut wire = Vec::new();
                 write_frame(&mut wire, Opcode::Binary, mask, &payload);
-                let sender = if mask.is_some() {
-                    Sender::Client
-                } else {
-                    Sender::Server
-                };
+                let sender = if mask.is_some() { Sender::Client } else { Sender::Server };
                 let header = read_header(sender, u32::MAX, &wire).unwrap().unwrap();
                 assert_eq!((header.payload_len, header.wire_len()), (length, wire.len()));
                 let mut read = wire[header.header_len..].to_vec();

@@ -80,10 +80,7 @@ impl Offer {
             .filter(|key| is_key(key.as_bytes()))
             .ok_or(malformed("Sec-WebSocket-Key is not 16 bytes in base64, once"))?;
         let accept = HeaderValue::from_str(&accept_for(key.as_bytes())).map_err(|_| Denial::Internal)?;
-        Ok(Offer {
-            accept,
-            subprotocols: offered_subprotocols(headers)?,
-        })
+        Ok(Offer { accept, subprotocols: offered_subprotocols(headers)? })
     }
 
     /// The client's subprotocols that are also `allowed`, in the client's order: what is offered upstream.
@@ -92,9 +89,8 @@ impl Offer {
     /// [`Denial::SubprotocolNotAllowed`] if there is none and the policy demands one.
     pub fn subprotocols(&self, allowed: &[String], required: bool) -> Result<Vec<&str>, Denial> {
         let offered = self.subprotocols.iter().map(|name| &**name);
-        let common: Vec<&str> = offered
-            .filter(|name| allowed.iter().any(|allowed| allowed == name))
-            .collect();
+        let common: Vec<&str> =
+            offered.filter(|name| allowed.iter().any(|allowed| allowed == name)).collect();
         match common.is_empty() && required {
             true => Err(Denial::SubprotocolNotAllowed),
             false => Ok(common),
@@ -107,13 +103,9 @@ impl Offer {
         subprotocol: Option<&HeaderValue>,
     ) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
         let subprotocol = subprotocol.map(|name| (SEC_WEBSOCKET_PROTOCOL, name.clone()));
-        [
-            (CONNECTION, UPGRADE_TOKEN),
-            (UPGRADE, WEBSOCKET),
-            (SEC_WEBSOCKET_ACCEPT, self.accept.clone()),
-        ]
-        .into_iter()
-        .chain(subprotocol)
+        [(CONNECTION, UPGRADE_TOKEN), (UPGRADE, WEBSOCKET), (SEC_WEBSOCKET_ACCEPT, self.accept.clone())]
+            .into_iter()
+            .chain(subprotocol)
     }
 }
 
@@ -128,9 +120,7 @@ pub const SUPPORTED_VERSION: (HeaderName, HeaderValue) =
 pub fn offered_subprotocols(headers: &HeaderMap) -> Result<Vec<Box<str>>, Denial> {
     let mut names: Vec<Box<str>> = Vec::new();
     for list in headers.get_all(SEC_WEBSOCKET_PROTOCOL) {
-        let list = list
-            .to_str()
-            .map_err(|_| malformed("Sec-WebSocket-Protocol is not a list of tokens"))?;
+        let list = list.to_str().map_err(|_| malformed("Sec-WebSocket-Protocol is not a list of tokens"))?;
         for name in list.split(',').map(|name| name.trim_matches([' ', '\t'])) {
             if !is_token(name) {
                 return Err(malformed("Sec-WebSocket-Protocol is not a list of tokens"));
@@ -218,9 +208,7 @@ impl UpstreamRequest {
             return Err(UpstreamError::Request);
         }
         let mut nonce = [0; 16];
-        SystemRandom::new()
-            .fill(&mut nonce)
-            .map_err(|_| UpstreamError::Random)?;
+        SystemRandom::new().fill(&mut nonce).map_err(|_| UpstreamError::Random)?;
         let key = STANDARD.encode(nonce);
 
         let mut head = Vec::with_capacity(1024);
@@ -244,13 +232,7 @@ impl UpstreamRequest {
         }
         head.extend_from_slice(b"\r\n\r\n");
         let subprotocols = subprotocols.iter().map(|&name| name.to_owned()).collect();
-        Ok(UpstreamRequest {
-            head,
-            expect: Expected {
-                accept: accept_for(key.as_bytes()),
-                subprotocols,
-            },
-        })
+        Ok(UpstreamRequest { head, expect: Expected { accept: accept_for(key.as_bytes()), subprotocols } })
     }
 
     /// Sends the request and reads the answer. Has no deadline of its own.
@@ -300,10 +282,8 @@ pub fn read_response(
     if !head.starts_with(b"HTTP/1.1 ") || has_bare_line_feed(head) {
         return Err(UpstreamError::NotHttp);
     }
-    let status = response
-        .code
-        .and_then(|code| StatusCode::from_u16(code).ok())
-        .ok_or(UpstreamError::NotHttp)?;
+    let status =
+        response.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or(UpstreamError::NotHttp)?;
     if status != StatusCode::SWITCHING_PROTOCOLS {
         return Err(UpstreamError::Status(status));
     }
@@ -327,9 +307,7 @@ pub fn read_response(
     match single(&headers, &SEC_WEBSOCKET_ACCEPT) {
         Some(accept) if accept.as_bytes() == expect.accept.as_bytes() => {}
         _ => {
-            return Err(UpstreamError::NotAgreed(
-                "Sec-WebSocket-Accept does not fit the key",
-            ));
+            return Err(UpstreamError::NotAgreed("Sec-WebSocket-Accept does not fit the key"));
         }
     }
     if headers.contains_key(SEC_WEBSOCKET_EXTENSIONS) {
@@ -385,16 +363,7 @@ fn is_token(name: &str) -> bool {
 
 /// Not of one hop (RFC 9110 §7.6.1), and not of the handshake, which we hold ourselves.
 fn is_forwarded(name: &HeaderName) -> bool {
-    let own = [
-        CONNECTION,
-        CONTENT_LENGTH,
-        EXPECT,
-        HOST,
-        TE,
-        TRAILER,
-        TRANSFER_ENCODING,
-        UPGRADE,
-    ];
+    let own = [CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE];
     let prefixes = ["sec-websocket-", "proxy-"];
     !own.contains(name)
         && name.as_str() != "keep-alive"
@@ -403,8 +372,7 @@ fn is_forwarded(name: &HeaderName) -> bool {
 }
 
 fn has_bare_line_feed(head: &[u8]) -> bool {
-    head.split_inclusive(|&byte| byte == b'\n')
-        .any(|line| line.ends_with(b"\n") && !line.ends_with(b"\r\n"))
+    head.split_inclusive(|&byte| byte == b'\n').any(|line| line.ends_with(b"\n") && !line.ends_with(b"\r\n"))
 }
 
 #[cfg(test)]
@@ -469,10 +437,7 @@ mod tests {
         is_malformed(upgrade(set(TRANSFER_ENCODING, "chunked")));
         assert!(upgrade(set(CONTENT_LENGTH, "0")).is_ok());
 
-        assert_eq!(
-            upgrade(set(SEC_WEBSOCKET_VERSION, "8")).unwrap_err(),
-            Denial::UpgradeRequired
-        );
+        assert_eq!(upgrade(set(SEC_WEBSOCKET_VERSION, "8")).unwrap_err(), Denial::UpgradeRequired);
         let headers = HeaderMap::new();
         assert!(matches!(
             Offer::read(&Method::POST, Version::HTTP_11, &headers),
@@ -489,37 +454,22 @@ mod tests {
             add(SEC_WEBSOCKET_PROTOCOL, "im.v2.json,\tim.v1.json")(headers);
         })
         .unwrap();
-        assert_eq!(
-            offer.subprotocols(&allowed, true).unwrap(),
-            ["im.v2.json", "im.v1.json"]
-        );
+        assert_eq!(offer.subprotocols(&allowed, true).unwrap(), ["im.v2.json", "im.v1.json"]);
         assert!(offer.subprotocols(&[], false).unwrap().is_empty());
         let foreign = ["sealgate.bearer.e30.e30.c2ln".to_owned()];
-        assert_eq!(
-            offer.subprotocols(&foreign, true).unwrap_err(),
-            Denial::SubprotocolNotAllowed
-        );
+        assert_eq!(offer.subprotocols(&foreign, true).unwrap_err(), Denial::SubprotocolNotAllowed);
 
         let none = upgrade(set(SEC_WEBSOCKET_PROTOCOL, "sealgate.bearer.e30.e30.c2ln")).unwrap();
         assert!(none.subprotocols(&allowed, false).unwrap().is_empty());
-        assert_eq!(
-            none.subprotocols(&allowed, true).unwrap_err(),
-            Denial::SubprotocolNotAllowed
-        );
+        assert_eq!(none.subprotocols(&allowed, true).unwrap_err(), Denial::SubprotocolNotAllowed);
 
         for wrong in ["", "a,,b", "a b", "a, a", "ä", "a(b)"] {
             let offer = upgrade(|headers| {
-                headers.insert(
-                    SEC_WEBSOCKET_PROTOCOL,
-                    HeaderValue::from_bytes(wrong.as_bytes()).unwrap(),
-                );
+                headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_bytes(wrong.as_bytes()).unwrap());
             });
             assert!(matches!(offer, Err(Denial::Malformed { .. })), "{wrong}");
         }
-        let many = (0..=MAX_SUBPROTOCOLS)
-            .map(|n| n.to_string())
-            .collect::<Vec<_>>()
-            .join(",");
+        let many = (0..=MAX_SUBPROTOCOLS).map(|n| n.to_string()).collect::<Vec<_>>().join(",");
         assert!(
             upgrade(|headers| {
                 headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_str(&many).unwrap());
@@ -533,14 +483,8 @@ mod tests {
         headers.insert("x-sealgate-subject", HeaderValue::from_static("alice"));
         headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
         headers.insert(HOST, HeaderValue::from_static("evil"));
-        headers.insert(
-            SEC_WEBSOCKET_EXTENSIONS,
-            HeaderValue::from_static("permessage-deflate"),
-        );
-        headers.insert(
-            SEC_WEBSOCKET_PROTOCOL,
-            HeaderValue::from_static("sealgate.bearer.x"),
-        );
+        headers.insert(SEC_WEBSOCKET_EXTENSIONS, HeaderValue::from_static("permessage-deflate"));
+        headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("sealgate.bearer.x"));
         UpstreamRequest::new("/v1/ws?a=1", "backend", &headers, &["im.v1.json"]).unwrap()
     }
 
@@ -548,26 +492,11 @@ mod tests {
     fn the_request_has_what_the_handshake_needs_and_no_offers_of_the_client() {
         let request = request();
         let head = String::from_utf8(request.head).unwrap();
-        assert!(
-            head.starts_with("GET /v1/ws?a=1 HTTP/1.1\r\nhost: backend\r\n"),
-            "{head}"
-        );
+        assert!(head.starts_with("GET /v1/ws?a=1 HTTP/1.1\r\nhost: backend\r\n"), "{head}");
         assert!(head.ends_with("\r\nx-sealgate-subject: alice\r\n\r\n"), "{head}");
-        assert!(
-            head.contains("\r\nsec-websocket-protocol: im.v1.json\r\n"),
-            "{head}"
-        );
-        assert!(
-            !head.contains("deflate") && !head.contains("bearer") && !head.contains("evil"),
-            "{head}"
-        );
-        let key = head
-            .split("sec-websocket-key: ")
-            .nth(1)
-            .unwrap()
-            .split("\r\n")
-            .next()
-            .unwrap();
+        assert!(head.contains("\r\nsec-websocket-protocol: im.v1.json\r\n"), "{head}");
+        assert!(!head.contains("deflate") && !head.contains("bearer") && !head.contains("evil"), "{head}");
+        let key = head.split("sec-websocket-key: ").nth(1).unwrap().split("\r\n").next().unwrap();
         assert!(is_key(key.as_bytes()));
         assert_eq!(accept_for(key.as_bytes()), request.expect.accept);
     }
@@ -585,18 +514,12 @@ mod tests {
             ("/", "h", "p, q"),
         ] {
             let request = UpstreamRequest::new(target, host, &none, &[subprotocol]);
-            assert!(
-                matches!(request, Err(UpstreamError::Request)),
-                "{target} {host} {subprotocol}"
-            );
+            assert!(matches!(request, Err(UpstreamError::Request)), "{target} {host} {subprotocol}");
         }
     }
 
     fn read(answer: &str) -> Result<Option<(usize, Option<HeaderValue>)>, UpstreamError> {
-        let expect = Expected {
-            accept: ACCEPT.into(),
-            subprotocols: vec!["chat".into(), "talk".into()],
-        };
+        let expect = Expected { accept: ACCEPT.into(), subprotocols: vec!["chat".into(), "talk".into()] };
         read_response(answer.as_bytes(), &expect)
     }
 
@@ -609,29 +532,20 @@ mod tests {
         assert!(read(GOOD).unwrap().is_none());
         let (len, subprotocol) = read(&format!("{GOOD}\r\nearly")).unwrap().unwrap();
         assert_eq!((len, subprotocol), (GOOD.len() + 2, None));
-        let (_, subprotocol) = read(&format!("{GOOD}Sec-WebSocket-Protocol: talk\r\n\r\n"))
-            .unwrap()
-            .unwrap();
+        let (_, subprotocol) = read(&format!("{GOOD}Sec-WebSocket-Protocol: talk\r\n\r\n")).unwrap().unwrap();
         assert_eq!(subprotocol.unwrap(), "talk");
     }
 
     #[test]
     fn an_answer_that_does_not() {
         let not_agreed = |answer: String| {
-            assert!(
-                matches!(read(&answer), Err(UpstreamError::NotAgreed(_))),
-                "{answer}"
-            );
+            assert!(matches!(read(&answer), Err(UpstreamError::NotAgreed(_))), "{answer}");
         };
         not_agreed(format!("{GOOD}Content-Length: 0\r\n\r\n"));
         not_agreed(format!("{GOOD}Transfer-Encoding: chunked\r\n\r\n"));
-        not_agreed(format!(
-            "{GOOD}Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n"
-        ));
+        not_agreed(format!("{GOOD}Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n"));
         not_agreed(format!("{GOOD}Sec-WebSocket-Protocol: other\r\n\r\n"));
-        not_agreed(format!(
-            "{GOOD}Sec-WebSocket-Protocol: chat\r\nSec-WebSocket-Protocol: chat\r\n\r\n"
-        ));
+        not_agreed(format!("{GOOD}Sec-WebSocket-Protocol: chat\r\nSec-WebSocket-Protocol: chat\r\n\r\n"));
         not_agreed(format!("{GOOD}Sec-WebSocket-Accept: {ACCEPT}\r\n\r\n"));
         not_agreed(format!("{GOOD}Upgrade: websocket\r\n\r\n"));
         not_agreed(GOOD.replace("s3p", "S3p") + "\r\n");
@@ -674,17 +588,11 @@ mod tests {
         let (mut ours, mut theirs) = tokio::io::duplex(64 * 1024);
         theirs.write_all(b"HTTP/1.1 101 X\r\nx: ").await.unwrap();
         theirs.write_all(&[b'a'; MAX_RESPONSE_HEAD]).await.unwrap();
-        assert!(matches!(
-            request().exchange(&mut ours).await,
-            Err(UpstreamError::NotHttp)
-        ));
+        assert!(matches!(request().exchange(&mut ours).await, Err(UpstreamError::NotHttp)));
 
         let (mut ours, mut theirs) = tokio::io::duplex(64 * 1024);
         theirs.write_all(b"HTTP/1.1 101 X\r\n").await.unwrap();
         theirs.shutdown().await.unwrap();
-        assert!(matches!(
-            request().exchange(&mut ours).await,
-            Err(UpstreamError::Io(_))
-        ));
+        assert!(matches!(request().exchange(&mut ours).await, Err(UpstreamError::Io(_))));
     }
 }

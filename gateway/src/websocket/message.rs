@@ -99,12 +99,8 @@ impl From<WireFault> for Denial {
         match fault {
             WireFault::Frame(error) => error.into(),
             WireFault::Close(error) => error.into(),
-            WireFault::NothingToContinue => Denial::Protocol {
-                detail: "continuation without a message",
-            },
-            WireFault::NotContinued => Denial::Protocol {
-                detail: "message begun inside another",
-            },
+            WireFault::NothingToContinue => Denial::Protocol { detail: "continuation without a message" },
+            WireFault::NotContinued => Denial::Protocol { detail: "message begun inside another" },
             WireFault::TooManyFragments { limit } => Denial::TooManyFragments { limit },
             WireFault::TooLarge { limit } => Denial::MessageTooBig { limit },
             WireFault::NotUtf8 => Denial::NotUtf8,
@@ -209,12 +205,7 @@ impl Assembler {
             }
             return Ok(match open.held {
                 false => open.frame(header, whole),
-                true => Step::Message {
-                    len,
-                    kind: open.kind,
-                    payload,
-                    fragmented: false,
-                },
+                true => Step::Message { len, kind: open.kind, payload, fragmented: false },
             });
         }
 
@@ -238,12 +229,7 @@ impl Assembler {
             append_payload(header, whole, 0, scratch);
             rest = behind;
         }
-        Ok(Step::Message {
-            len,
-            kind: open.kind,
-            payload: scratch,
-            fragmented: true,
-        })
+        Ok(Step::Message { len, kind: open.kind, payload: scratch, fragmented: true })
     }
 
     /// Wire bytes of the fragmented message that [`Assembler::next`] just gave: to be forwarded or dropped.
@@ -273,9 +259,7 @@ impl Assembler {
     fn check_text(&mut self, payload: &[u8], last: bool) -> Result<(), WireFault> {
         let seen = std::mem::take(&mut self.text_seen);
         if seen == 0 && last && self.text.is_complete() {
-            return simdutf8::basic::from_utf8(payload)
-                .map(drop)
-                .map_err(|_| WireFault::NotUtf8);
+            return simdutf8::basic::from_utf8(payload).map(drop).map_err(|_| WireFault::NotUtf8);
         }
         self.text.feed(payload.get(seen..).unwrap_or_default())?;
         if last && !self.text.is_complete() {
@@ -287,12 +271,7 @@ impl Assembler {
 
 impl Open {
     fn new(kind: MessageKind, held: bool) -> Open {
-        Open {
-            kind,
-            held,
-            frames: 0,
-            size: 0,
-        }
+        Open { kind, held, frames: 0, size: 0 }
     }
 
     fn frame(self, header: Header, whole: &[u8]) -> Step<'_> {
@@ -309,14 +288,10 @@ impl Open {
         self.frames = self.frames.saturating_add(1);
         self.size = self.size.saturating_add(payload_len);
         if self.frames > limits.max_fragments.max(1) {
-            return Err(WireFault::TooManyFragments {
-                limit: limits.max_fragments,
-            });
+            return Err(WireFault::TooManyFragments { limit: limits.max_fragments });
         }
         if self.size > limits.max_message as usize {
-            return Err(WireFault::TooLarge {
-                limit: limits.max_message,
-            });
+            return Err(WireFault::TooLarge { limit: limits.max_message });
         }
         Ok(())
     }
@@ -336,9 +311,7 @@ fn unmasked<'a>(header: Header, whole: &'a [u8], scratch: &'a mut Vec<u8>) -> &'
 
 /// Appends what `wire` has of a frame's payload, from byte `from` of it on, unmasked.
 fn append_payload(header: Header, wire: &[u8], from: usize, out: &mut Vec<u8>) {
-    let payload = wire
-        .get(header.header_len.saturating_add(from)..)
-        .unwrap_or_default();
+    let payload = wire.get(header.header_len.saturating_add(from)..).unwrap_or_default();
     match header.mask {
         None => out.extend_from_slice(payload),
         Some(key) => frame::append_unmasked(out, payload, key, from),
@@ -401,12 +374,7 @@ impl Window {
     fn count(&mut self, limit: u32, now: Instant) -> Result<(), WireFault> {
         match self.since {
             Some(since) if now.saturating_duration_since(since) < Duration::from_secs(1) => self.count += 1,
-            _ => {
-                *self = Window {
-                    since: Some(now),
-                    count: 1,
-                }
-            }
+            _ => *self = Window { since: Some(now), count: 1 },
         }
         match self.count > limit {
             true => Err(WireFault::ControlFlood { limit }),
@@ -473,27 +441,12 @@ mod tests {
                         expected_held.extend_from_slice(&unread[..len]);
                         len
                     }
-                    Ok(Step::Frame {
-                        len,
-                        first,
-                        last,
-                        payload,
-                        ..
-                    }) => {
+                    Ok(Step::Frame { len, first, last, payload, .. }) => {
                         assert!(!judged);
-                        events.push(Event::Frame {
-                            first,
-                            last,
-                            len: payload.len(),
-                        });
+                        events.push(Event::Frame { first, last, len: payload.len() });
                         len
                     }
-                    Ok(Step::Message {
-                        len,
-                        kind,
-                        payload,
-                        fragmented,
-                    }) => {
+                    Ok(Step::Message { len, kind, payload, fragmented }) => {
                         assert!(judged);
                         events.push(Event::Message(kind, payload.to_vec()));
                         if fragmented {
@@ -546,27 +499,11 @@ mod tests {
             assert_eq!(
                 read(sender, false, &[&wire]),
                 [
-                    Event::Frame {
-                        first: true,
-                        last: false,
-                        len: 3
-                    },
+                    Event::Frame { first: true, last: false, len: 3 },
                     ping(),
-                    Event::Frame {
-                        first: false,
-                        last: false,
-                        len: 0
-                    },
-                    Event::Frame {
-                        first: false,
-                        last: true,
-                        len: 2
-                    },
-                    Event::Frame {
-                        first: true,
-                        last: true,
-                        len: 4
-                    },
+                    Event::Frame { first: false, last: false, len: 0 },
+                    Event::Frame { first: false, last: true, len: 2 },
+                    Event::Frame { first: true, last: true, len: 4 },
                 ]
             );
         }
@@ -580,10 +517,7 @@ mod tests {
                 fault(sender, &[frame(sender, true, Opcode::Continuation, b"")]),
                 WireFault::NothingToContinue
             );
-            assert_eq!(
-                fault(sender, &[text.clone(), text.clone()]),
-                WireFault::NotContinued
-            );
+            assert_eq!(fault(sender, &[text.clone(), text.clone()]), WireFault::NotContinued);
             assert_eq!(
                 fault(sender, &[text, frame(sender, true, Opcode::Binary, b"")]),
                 WireFault::NotContinued
@@ -609,10 +543,7 @@ mod tests {
         );
         assert_eq!(
             fault(sender, &[vec![0x82, 126, 0x03, 0xE9]]),
-            WireFault::Frame(FrameError::TooLarge {
-                size: 1001,
-                limit: 1000
-            })
+            WireFault::Frame(FrameError::TooLarge { size: 1001, limit: 1000 })
         );
     }
 
@@ -630,10 +561,7 @@ mod tests {
         assert_eq!(window.count(3, start + Duration::from_secs(1)), Ok(()));
 
         let ping = frame(Sender::Client, true, Opcode::Ping, b"");
-        assert_eq!(
-            fault(Sender::Client, &vec![ping; 4]),
-            WireFault::ControlFlood { limit: 3 }
-        );
+        assert_eq!(fault(Sender::Client, &vec![ping; 4]), WireFault::ControlFlood { limit: 3 });
     }
 
     #[test]
@@ -650,46 +578,27 @@ mod tests {
             read(sender, true, &[&split]),
             [Event::Message(MessageKind::Text, "€".as_bytes().to_vec())]
         );
-        assert_eq!(
-            fault(sender, &[frame(sender, true, Opcode::Text, &[*a, *b])]),
-            WireFault::NotUtf8
-        );
+        assert_eq!(fault(sender, &[frame(sender, true, Opcode::Text, &[*a, *b])]), WireFault::NotUtf8);
         assert_eq!(
             fault(
                 sender,
-                &[
-                    frame(sender, false, Opcode::Text, &[*a]),
-                    frame(sender, true, Opcode::Continuation, b"a")
-                ]
+                &[frame(sender, false, Opcode::Text, &[*a]), frame(sender, true, Opcode::Continuation, b"a")]
             ),
             WireFault::NotUtf8
         );
         // Surrogates, overlong forms, beyond U+10FFFF.
-        for wrong in [
-            &[0xED, 0xA0, 0x80][..],
-            &[0xC0, 0x80],
-            &[0xE0, 0x80, 0x80],
-            &[0xF4, 0x90, 0x80, 0x80],
-        ] {
-            assert_eq!(
-                fault(sender, &[frame(sender, true, Opcode::Text, wrong)]),
-                WireFault::NotUtf8
-            );
+        for wrong in [&[0xED, 0xA0, 0x80][..], &[0xC0, 0x80], &[0xE0, 0x80, 0x80], &[0xF4, 0x90, 0x80, 0x80]]
+        {
+            assert_eq!(fault(sender, &[frame(sender, true, Opcode::Text, wrong)]), WireFault::NotUtf8);
         }
         // The second byte already is wrong, and the frame is not whole.
         let whole = frame(sender, true, Opcode::Text, &[0xF4, 0x90, 0x80, 0x80]);
         let header = whole.len() - 4;
         assert_eq!(read(sender, true, &[&whole[..header + 1]]), []);
-        assert_eq!(
-            read(sender, true, &[&whole[..header + 2]]),
-            [Event::Fault(WireFault::NotUtf8)]
-        );
+        assert_eq!(read(sender, true, &[&whole[..header + 2]]), [Event::Fault(WireFault::NotUtf8)]);
         // Binary is not text.
         let binary = frame(sender, true, Opcode::Binary, &[0xFF]);
-        assert_eq!(
-            read(sender, true, &[&binary]),
-            [Event::Message(MessageKind::Binary, vec![0xFF])]
-        );
+        assert_eq!(read(sender, true, &[&binary]), [Event::Message(MessageKind::Binary, vec![0xFF])]);
     }
 
     #[test]

@@ -113,12 +113,7 @@ pub struct ReasonCounters(Box<[(&'static str, IntCounter)]>);
 impl ReasonCounters {
     /// Takes the metric's child for each reason.
     pub fn prepare(child: impl Fn(&'static str) -> IntCounter) -> ReasonCounters {
-        ReasonCounters(
-            Denial::ALL_REASONS
-                .iter()
-                .map(|&reason| (reason, child(reason)))
-                .collect(),
-        )
+        ReasonCounters(Denial::ALL_REASONS.iter().map(|&reason| (reason, child(reason))).collect())
     }
 
     /// Counts one.
@@ -340,12 +335,7 @@ where
         if self.client.is_stuck(limits, now) {
             self.client.lose();
             self.upstream.close(GOING_AWAY, "too-slow");
-            self.begin_end(
-                Denial::TooSlow.close_code(),
-                EndedBy::Gateway,
-                Some(Denial::TooSlow),
-                now,
-            );
+            self.begin_end(Denial::TooSlow.close_code(), EndedBy::Gateway, Some(Denial::TooSlow), now);
         }
         if self.upstream.is_stuck(self.desk.permit.limits(), now) {
             self.upstream.lose();
@@ -395,21 +385,13 @@ where
                 let idle = limits.idle.map(|idle| self.desk.active + idle);
                 let (client, upstream) = match self.is_stalled() {
                     true => (None, None),
-                    false => (
-                        Some(self.client.watch_at(limits)),
-                        Some(self.upstream.watch_at(limits)),
-                    ),
+                    false => (Some(self.client.watch_at(limits)), Some(self.upstream.watch_at(limits))),
                 };
                 [self.expires, idle, client, upstream]
             }
         };
         // Nothing due means that somebody is stalled, or that the tunnel ends.
-        stuck
-            .into_iter()
-            .chain(due)
-            .flatten()
-            .min()
-            .unwrap_or(self.armed + CLOSE_TIMEOUT)
+        stuck.into_iter().chain(due).flatten().min().unwrap_or(self.armed + CLOSE_TIMEOUT)
     }
 
     /// A peer that does not read keeps us from reading the other: then silence proves nothing about either.
@@ -457,12 +439,7 @@ where
     }
 
     fn relay_to_upstream(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch, now: Instant) -> bool {
-        let Relay {
-            client,
-            upstream,
-            desk,
-            ..
-        } = self;
+        let Relay { client, upstream, desk, .. } = self;
         match client.intake {
             Intake::Frames => {
                 let carried = carry(Direction::ToUpstream, client, upstream, desk, scratch, cx, now);
@@ -483,12 +460,7 @@ where
     }
 
     fn relay_to_client(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch, now: Instant) -> bool {
-        let Relay {
-            client,
-            upstream,
-            desk,
-            ..
-        } = self;
+        let Relay { client, upstream, desk, .. } = self;
         match upstream.intake {
             Intake::Frames => {
                 let carried = carry(Direction::ToClient, upstream, client, desk, scratch, cx, now);
@@ -557,14 +529,7 @@ where
         }
         self.ending.get_or_insert_with(|| {
             let deadline = now + CLOSE_TIMEOUT;
-            Box::new(Ending {
-                code,
-                by,
-                denial,
-                deadline,
-                lingering: false,
-                cut: false,
-            })
+            Box::new(Ending { code, by, denial, deadline, lingering: false, cut: false })
         });
     }
 
@@ -606,9 +571,7 @@ struct Accepted(());
 impl Desk {
     /// Judges a message: a whole one, or, where the policy does not look into it, its first frame.
     fn judge(&mut self, message: &Message<'_>, now: Instant) -> Result<Accepted, Refusal> {
-        let permit = self
-            .permit_message(message)
-            .inspect_err(|refusal| self.refuse(&refusal.denial))?;
+        let permit = self.permit_message(message).inspect_err(|refusal| self.refuse(&refusal.denial))?;
         if let Some(denial) = permit.shadowed() {
             self.metrics.shadowed.count(denial);
         }
@@ -626,13 +589,7 @@ impl Desk {
             wanted => self.rates.take(wanted, &demands.rate_facts()),
         };
         // A revocation reaches an open tunnel as an order.
-        settle_message(
-            demands,
-            Evidence {
-                rates,
-                revoked: false,
-            },
-        )
+        settle_message(demands, Evidence { rates, revoked: false })
     }
 
     fn count(&mut self, direction: Direction, messages: bool, bytes: usize) {
@@ -663,26 +620,10 @@ impl Desk {
             }
         };
         let (to_upstream, to_client) = before;
-        add(
-            &self.metrics.messages_to_upstream,
-            to_upstream.messages,
-            self.to_upstream.messages,
-        );
-        add(
-            &self.metrics.bytes_to_upstream,
-            to_upstream.bytes,
-            self.to_upstream.bytes,
-        );
-        add(
-            &self.metrics.messages_to_client,
-            to_client.messages,
-            self.to_client.messages,
-        );
-        add(
-            &self.metrics.bytes_to_client,
-            to_client.bytes,
-            self.to_client.bytes,
-        );
+        add(&self.metrics.messages_to_upstream, to_upstream.messages, self.to_upstream.messages);
+        add(&self.metrics.bytes_to_upstream, to_upstream.bytes, self.to_upstream.bytes);
+        add(&self.metrics.messages_to_client, to_client.messages, self.to_client.messages);
+        add(&self.metrics.bytes_to_client, to_client.bytes, self.to_client.bytes);
     }
 
     /// Tells the client that a message was dropped; `false` if it leaves too much unread for that: `waiting` bytes.
@@ -733,10 +674,7 @@ where
 {
     // Back pressure: nothing more from one side while the other has not taken what came before.
     if !to.poll_out(cx, now) || to.broken {
-        return Carried {
-            more: false,
-            outcome: None,
-        };
+        return Carried { more: false, outcome: None };
     }
     let Scratch { read, plain } = scratch;
     let (came, more, ended) = from.poll_in(cx, read, desk.permit.limits().buffer as usize);
@@ -756,17 +694,10 @@ where
         }
     };
     let judged = desk.permit.inspects(direction);
-    let mut run = Run {
-        bytes,
-        start: 0,
-        at: 0,
-    };
+    let mut run = Run { bytes, start: 0, at: 0 };
     loop {
         let limits = desk.permit.limits();
-        let step = match from
-            .incoming
-            .next(run.rest(), judged, limits, now.into_std(), plain)
-        {
+        let step = match from.incoming.next(run.rest(), judged, limits, now.into_std(), plain) {
             Ok(step) => step,
             Err(fault) => {
                 from.intake = Intake::Discard;
@@ -776,22 +707,9 @@ where
         };
         match step {
             Step::Partial => break,
-            Step::Frame {
-                len,
-                kind,
-                first,
-                last,
-                payload,
-            } => {
+            Step::Frame { len, kind, first, last, payload } => {
                 let verdict = match first {
-                    true => desk.judge(
-                        &Message {
-                            direction,
-                            kind,
-                            payload,
-                        },
-                        now,
-                    ),
+                    true => desk.judge(&Message { direction, kind, payload }, now),
                     // Its message was judged with its first frame.
                     false => Ok(Accepted(())),
                 };
@@ -808,20 +726,8 @@ where
                     }
                 }
             }
-            Step::Message {
-                len,
-                kind,
-                payload,
-                fragmented,
-            } => {
-                let verdict = desk.judge(
-                    &Message {
-                        direction,
-                        kind,
-                        payload,
-                    },
-                    now,
-                );
+            Step::Message { len, kind, payload, fragmented } => {
+                let verdict = desk.judge(&Message { direction, kind, payload }, now);
                 let held = from.incoming.take_held();
                 match verdict {
                     Ok(accepted) => {
@@ -848,11 +754,7 @@ where
                 }
             }
             Step::Held { len } => to.queue(run.pass_over(len)),
-            Step::Control {
-                len,
-                opcode: Opcode::Close,
-                payload,
-            } => {
+            Step::Control { len, opcode: Opcode::Close, payload } => {
                 match close::read(payload) {
                     Ok(code) => {
                         if !to.close_sent {

@@ -113,10 +113,7 @@ impl<S> Side<S> {
     }
 
     pub(super) fn close_with(&mut self, denial: &Denial) {
-        self.close(
-            denial.close_code(),
-            &format!("{}: {}", denial.reason(), denial.detail()),
-        );
+        self.close(denial.close_code(), &format!("{}: {}", denial.reason(), denial.detail()));
     }
 
     /// Answers a ping. One that finds the buffer full goes unanswered: a later pong answers it too
@@ -148,8 +145,7 @@ impl<S> Side<S> {
     }
 
     pub(super) fn is_unresponsive(&self, limits: &TunnelLimits, now: Instant) -> bool {
-        self.pinged
-            .is_some_and(|pinged| now >= pinged + limits.pong_timeout)
+        self.pinged.is_some_and(|pinged| now >= pinged + limits.pong_timeout)
     }
 
     /// When it has to have taken something of what is to be written.

@@ -34,11 +34,8 @@ fn tunnel(keys: &str, test: impl AsyncFnOnce(Bed)) {
 }
 
 fn tunnel_with(keys: &str, pipe: usize, early: &[u8], late: &[u8], test: impl AsyncFnOnce(Bed)) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .start_paused(true)
-        .build()
-        .unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     let permit = permit(keys, None);
     LocalSet::new().block_on(&runtime, async {
         let (client, downstream) = tokio::io::duplex(pipe);
@@ -56,14 +53,7 @@ fn tunnel_with(keys: &str, pipe: usize, early: &[u8], late: &[u8], test: impl As
             now: UNIX_EPOCH + Duration::from_secs(START),
         };
         let end = tokio::task::spawn_local(tunnel.run());
-        test(Bed {
-            client,
-            backend,
-            orders,
-            metrics,
-            end,
-        })
-        .await;
+        test(Bed { client, backend, orders, metrics, end }).await;
     });
 }
 
@@ -100,14 +90,7 @@ fn permit(keys: &str, identity: Option<Identity>) -> TunnelPermit {
         ("policy.toml".to_owned(), text.into_bytes()),
         ("schemas/say.json".to_owned(), schema.to_vec()),
     ]);
-    let policy = Policy::compile(
-        &Bundle {
-            root: "/".into(),
-            files,
-        },
-        &BTreeMap::new(),
-    )
-    .unwrap();
+    let policy = Policy::compile(&Bundle { root: "/".into(), files }, &BTreeMap::new()).unwrap();
     let facts = RequestFacts {
         peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
         host: "localhost",
@@ -119,29 +102,12 @@ fn permit(keys: &str, identity: Option<Identity>) -> TunnelPermit {
         content_length: None,
         has_body: false,
     };
-    let demands = policy
-        .match_request(&facts)
-        .unwrap()
-        .judge(&facts, identity.map(Arc::new))
-        .unwrap();
-    settle(
-        demands,
-        Evidence {
-            rates: Ok(()),
-            revoked: false,
-        },
-    )
-    .unwrap()
-    .into_tunnel()
-    .unwrap()
+    let demands = policy.match_request(&facts).unwrap().judge(&facts, identity.map(Arc::new)).unwrap();
+    settle(demands, Evidence { rates: Ok(()), revoked: false }).unwrap().into_tunnel().unwrap()
 }
 
 fn alice(expires_at: u64) -> Identity {
-    Identity::new(IdentityParts {
-        subject: "alice".into(),
-        expires_at,
-        ..IdentityParts::default()
-    })
+    Identity::new(IdentityParts { subject: "alice".into(), expires_at, ..IdentityParts::default() })
 }
 
 fn metrics() -> Arc<TunnelMetrics> {
@@ -157,13 +123,7 @@ fn metrics() -> Arc<TunnelMetrics> {
 }
 
 fn counted(counters: &ReasonCounters, reason: &str) -> u64 {
-    counters
-        .0
-        .iter()
-        .find(|(name, _)| *name == reason)
-        .unwrap()
-        .1
-        .get()
+    counters.0.iter().find(|(name, _)| *name == reason).unwrap().1.get()
 }
 
 /// A limiter that lets two messages through.
@@ -175,10 +135,7 @@ impl RateTaker for TwoOfEach {
         self.0.set(self.0.get() + 1);
         match self.0.get() {
             ..=2 => Ok(()),
-            _ => Err(RateExceeded {
-                rate: wanted[0],
-                retry_after: Duration::from_secs(7),
-            }),
+            _ => Err(RateExceeded { rate: wanted[0], retry_after: Duration::from_secs(7) }),
         }
     }
 }
@@ -294,10 +251,8 @@ impl Bed {
 #[test]
 fn accepted_messages_pass_in_their_wire_bytes() {
     tunnel(CHECKED, async |mut bed| {
-        let fragmented = [
-            unfinished(from_client(Opcode::Text, &SAY[..7])),
-            from_client(Opcode::Continuation, &SAY[7..]),
-        ];
+        let fragmented =
+            [unfinished(from_client(Opcode::Text, &SAY[..7])), from_client(Opcode::Continuation, &SAY[7..])];
         let wire = [from_client(Opcode::Text, SAY), fragmented.concat()].concat();
         bed.client_sends(&wire).await;
         let mut got = vec![0; wire.len()];
@@ -340,8 +295,7 @@ fn one_byte_at_a_time_changes_nothing() {
 #[test]
 fn what_nobody_looks_into_passes_frame_by_frame() {
     tunnel("max_message = '1MiB'", async |mut bed| {
-        bed.client_sends(&unfinished(from_client(Opcode::Binary, b"a")))
-            .await;
+        bed.client_sends(&unfinished(from_client(Opcode::Binary, b"a"))).await;
         assert_eq!(bed.backend_reads().await, (Opcode::Binary, b"a".to_vec()));
         bed.client_sends(&from_client(Opcode::Continuation, b"b")).await;
         assert_eq!(bed.backend_reads().await, (Opcode::Continuation, b"b".to_vec()));
@@ -440,10 +394,7 @@ fn a_refused_message_closes_behind_those_accepted() {
         ];
         bed.client_sends(&wire.concat()).await;
         assert_eq!(bed.backend_reads().await.1, SAY);
-        assert_eq!(
-            [bed.backend_reads().await.1, bed.backend_reads().await.1].concat(),
-            SAY
-        );
+        assert_eq!([bed.backend_reads().await.1, bed.backend_reads().await.1].concat(), SAY);
         assert_eq!(counted(&bed.metrics.refused, "schema"), 1);
         let (client, backend, end) = bed.closes().await;
         assert_eq!(client.0, 1007);
@@ -451,13 +402,7 @@ fn a_refused_message_closes_behind_those_accepted() {
         assert_eq!(backend, (1001, "schema".to_owned()));
         assert_eq!((end.code, end.by, end.refused), (1007, EndedBy::Gateway, 1));
         assert!(matches!(end.denial, Some(Denial::Schema { .. })));
-        assert_eq!(
-            end.to_upstream,
-            Traffic {
-                messages: 2,
-                bytes: 2 * SAY.len() as u64
-            }
-        );
+        assert_eq!(end.to_upstream, Traffic { messages: 2, bytes: 2 * SAY.len() as u64 });
     });
 }
 
@@ -476,18 +421,11 @@ fn a_refused_message_may_be_answered_and_dropped() {
             let (opcode, answer) = bed.client_reads().await;
             let answer: serde_json::Value = serde_json::from_slice(&answer).unwrap();
             assert_eq!(opcode, Opcode::Text);
-            assert_eq!(
-                (&answer["type"], &answer["reason"]),
-                (&"error".into(), &"schema".into())
-            );
+            assert_eq!((&answer["type"], &answer["reason"]), (&"error".into(), &"schema".into()));
         }
         assert_eq!(bed.backend_reads().await.1, SAY);
         assert_eq!(bed.backend_reads().await.1, SAY);
-        assert!(
-            timeout(Duration::from_secs(1), bed.backend_reads())
-                .await
-                .is_err()
-        );
+        assert!(timeout(Duration::from_secs(1), bed.backend_reads()).await.is_err());
         assert_eq!(counted(&bed.metrics.refused, "schema"), 2);
     });
 }
@@ -502,13 +440,11 @@ fn an_answer_does_not_begin_inside_a_message() {
         on_refusal = "answer"
     "#;
     tunnel(keys, async |mut bed| {
-        bed.backend_sends(&unfinished(from_backend(Opcode::Text, b"be")))
-            .await;
+        bed.backend_sends(&unfinished(from_backend(Opcode::Text, b"be"))).await;
         assert_eq!(bed.client_reads().await, (Opcode::Text, b"be".to_vec()));
         bed.client_sends(&from_client(Opcode::Text, TRY_NOTHING)).await;
         assert!(timeout(Duration::from_secs(1), bed.client_reads()).await.is_err());
-        bed.backend_sends(&from_backend(Opcode::Continuation, b"gin"))
-            .await;
+        bed.backend_sends(&from_backend(Opcode::Continuation, b"gin")).await;
         assert_eq!(bed.client_reads().await, (Opcode::Continuation, b"gin".to_vec()));
         assert_eq!(bed.client_reads().await.0, Opcode::Text);
     });
@@ -516,36 +452,26 @@ fn an_answer_does_not_begin_inside_a_message() {
 
 #[test]
 fn too_many_unread_answers_close() {
-    tunnel_with(
-        &format!("buffer = '1KiB'\n{CHECKED}"),
-        512,
-        b"",
-        b"",
-        async |mut bed| {
-            let wire = from_client(Opcode::Text, TRY_NOTHING);
-            let mut sent = 0;
-            while let Ok(Ok(())) = timeout(Duration::from_secs(1), bed.client.write_all(&wire)).await {
-                sent += 1;
-                if sent == 100 {
-                    break;
-                }
+    tunnel_with(&format!("buffer = '1KiB'\n{CHECKED}"), 512, b"", b"", async |mut bed| {
+        let wire = from_client(Opcode::Text, TRY_NOTHING);
+        let mut sent = 0;
+        while let Ok(Ok(())) = timeout(Duration::from_secs(1), bed.client.write_all(&wire)).await {
+            sent += 1;
+            if sent == 100 {
+                break;
             }
-            assert_eq!(
-                read_close(&mut bed.backend, Sender::Client).await,
-                (1001, "schema".to_owned())
-            );
-            let end = bed.end.await.unwrap();
-            assert_eq!((end.code, end.by), (1007, EndedBy::Gateway));
-            assert!(end.refused < 30, "{} messages were answered", end.refused);
-        },
-    );
+        }
+        assert_eq!(read_close(&mut bed.backend, Sender::Client).await, (1001, "schema".to_owned()));
+        let end = bed.end.await.unwrap();
+        assert_eq!((end.code, end.by), (1007, EndedBy::Gateway));
+        assert!(end.refused < 30, "{} messages were answered", end.refused);
+    });
 }
 
 #[test]
 fn rates_are_asked_and_their_refusal_says_when_to_come_back() {
     tunnel(CHECKED, async |mut bed| {
-        bed.client_sends(&from_client(Opcode::Text, LIMITED).repeat(3))
-            .await;
+        bed.client_sends(&from_client(Opcode::Text, LIMITED).repeat(3)).await;
         assert_eq!(bed.backend_reads().await.1, LIMITED);
         assert_eq!(bed.backend_reads().await.1, LIMITED);
         let (client, _, end) = bed.closes().await;
@@ -554,8 +480,7 @@ fn rates_are_asked_and_their_refusal_says_when_to_come_back() {
     });
     // The same where nothing is looked into.
     tunnel("message_rates = ['messages']", async |mut bed| {
-        bed.client_sends(&from_client(Opcode::Binary, b"a").repeat(3))
-            .await;
+        bed.client_sends(&from_client(Opcode::Binary, b"a").repeat(3)).await;
         assert_eq!(bed.backend_reads().await.1, b"a");
         assert_eq!(bed.backend_reads().await.1, b"a");
         assert_eq!(bed.closes().await.0.0, 4429);
@@ -579,16 +504,8 @@ fn a_client_that_breaks_the_rules_is_told_which() {
         (1002, "protocol: client frame is not masked", unmasked),
         (1002, "protocol: reserved bit", vec![0xC1]),
         (1002, "protocol: reserved opcode", vec![0x83]),
-        (
-            1002,
-            "protocol: continuation",
-            from_client(Opcode::Continuation, b"a"),
-        ),
-        (
-            1002,
-            "protocol: close code",
-            from_client(Opcode::Close, &close_payload(1005, "")),
-        ),
+        (1002, "protocol: continuation", from_client(Opcode::Continuation, b"a")),
+        (1002, "protocol: close code", from_client(Opcode::Close, &close_payload(1005, ""))),
         (1002, "protocol: close frame", from_client(Opcode::Close, b"a")),
         (1007, "not-utf8", from_client(Opcode::Close, &[3, 232, 0xFF])),
         (1007, "not-utf8", from_client(Opcode::Text, &[0xFF])),
@@ -666,15 +583,9 @@ fn a_silent_peer_is_pinged_and_given_up() {
         // Anything heard is as good as a pong. The client stays silent.
         bed.backend_sends(&from_backend(Opcode::Text, b"here")).await;
         assert_eq!(bed.client_reads().await.1, b"here");
-        assert_eq!(
-            bed.client_reads().await,
-            (Opcode::Close, close_payload(1001, "pong-timeout"))
-        );
+        assert_eq!(bed.client_reads().await, (Opcode::Close, close_payload(1001, "pong-timeout")));
         assert_eq!(start.elapsed().as_secs(), 80);
-        assert_eq!(
-            read_close(&mut bed.backend, Sender::Client).await,
-            (1001, "client-gone".to_owned())
-        );
+        assert_eq!(read_close(&mut bed.backend, Sender::Client).await, (1001, "client-gone".to_owned()));
         let end = bed.end.await.unwrap();
         assert_eq!((end.code, end.by), (1006, EndedBy::Client));
     });
@@ -748,11 +659,8 @@ fn an_expired_token_never_relays() {
 
 #[test]
 fn orders_close_behind_what_was_accepted() {
-    for (denial, code) in [
-        (Denial::Revoked, 4410),
-        (Denial::Restarting, 1012),
-        (Denial::PolicyChanged, 1008),
-    ] {
+    for (denial, code) in [(Denial::Revoked, 4410), (Denial::Restarting, 1012), (Denial::PolicyChanged, 1008)]
+    {
         tunnel("", async |mut bed| {
             bed.client_sends(&from_client(Opcode::Text, b"before")).await;
             tokio::task::yield_now().await;
@@ -772,16 +680,14 @@ fn orders_close_behind_what_was_accepted() {
 fn a_new_policy_holds_from_the_next_message() {
     tunnel("", async |mut bed| {
         bed.client_sends(&from_client(Opcode::Text, b"anything")).await;
-        bed.client_sends(&unfinished(from_client(Opcode::Text, b"a message ")))
-            .await;
+        bed.client_sends(&unfinished(from_client(Opcode::Text, b"a message "))).await;
         assert_eq!(bed.backend_reads().await.1, b"anything");
         assert_eq!(bed.backend_reads().await.1, b"a message ");
         bed.orders.give(Order::Policy {
             permit: Box::new(permit(CHECKED, None)),
             rates: Rc::new(TwoOfEach::default()),
         });
-        bed.client_sends(&from_client(Opcode::Continuation, b"under way"))
-            .await;
+        bed.client_sends(&from_client(Opcode::Continuation, b"under way")).await;
         assert_eq!(bed.backend_reads().await.1, b"under way");
         bed.client_sends(&from_client(Opcode::Text, b"anything")).await;
         assert_eq!(bed.closes().await.0.0, 1007);
@@ -793,23 +699,14 @@ fn a_new_policy_holds_from_the_next_message() {
 #[test]
 fn a_client_that_closes_gets_what_the_backend_still_says_and_its_answer() {
     tunnel("", async |mut bed| {
-        let wire = [
-            from_client(Opcode::Text, b"last"),
-            from_client(Opcode::Close, &close_payload(3001, "bye")),
-        ];
+        let wire =
+            [from_client(Opcode::Text, b"last"), from_client(Opcode::Close, &close_payload(3001, "bye"))];
         bed.client_sends(&wire.concat()).await;
         assert_eq!(bed.backend_reads().await.1, b"last");
-        bed.backend_sends(&from_backend(Opcode::Text, b"really last"))
-            .await;
-        assert_eq!(
-            read_close(&mut bed.backend, Sender::Client).await,
-            (3001, "bye".to_owned())
-        );
+        bed.backend_sends(&from_backend(Opcode::Text, b"really last")).await;
+        assert_eq!(read_close(&mut bed.backend, Sender::Client).await, (3001, "bye".to_owned()));
         assert_eq!(bed.client_reads().await.1, b"really last");
-        assert_eq!(
-            bed.client_reads().await,
-            (Opcode::Close, close_payload(3001, "bye"))
-        );
+        assert_eq!(bed.client_reads().await, (Opcode::Close, close_payload(3001, "bye")));
         let end = bed.end.await.unwrap();
         assert_eq!((end.code, end.by, end.denial), (3001, EndedBy::Client, None));
         assert_eq!(bed.client.read(&mut [0]).await.unwrap(), 0);
@@ -831,17 +728,12 @@ fn a_client_may_close_without_a_code_and_shut_its_side() {
 #[test]
 fn a_backend_that_closes_gets_what_the_client_still_says_and_its_answer() {
     tunnel("", async |mut bed| {
-        bed.backend_sends(&from_backend(Opcode::Close, &close_payload(1000, "")))
-            .await;
+        bed.backend_sends(&from_backend(Opcode::Close, &close_payload(1000, ""))).await;
         assert_eq!(bed.client_reads().await, (Opcode::Close, close_payload(1000, "")));
         bed.client_sends(&from_client(Opcode::Text, b"crossing")).await;
-        bed.client_sends(&from_client(Opcode::Close, &close_payload(1000, "")))
-            .await;
+        bed.client_sends(&from_client(Opcode::Close, &close_payload(1000, ""))).await;
         assert_eq!(bed.backend_reads().await.1, b"crossing");
-        assert_eq!(
-            bed.backend_reads().await,
-            (Opcode::Close, close_payload(1000, ""))
-        );
+        assert_eq!(bed.backend_reads().await, (Opcode::Close, close_payload(1000, "")));
         let end = bed.end.await.unwrap();
         assert_eq!((end.code, end.by), (1000, EndedBy::Upstream));
     });
@@ -851,8 +743,7 @@ fn a_backend_that_closes_gets_what_the_client_still_says_and_its_answer() {
 fn a_close_that_nobody_answers_ends_all_the_same() {
     tunnel("", async |mut bed| {
         let start = Instant::now();
-        bed.client_sends(&from_client(Opcode::Close, &close_payload(1000, "")))
-            .await;
+        bed.client_sends(&from_client(Opcode::Close, &close_payload(1000, ""))).await;
         assert_eq!(bed.client_reads().await, (Opcode::Close, close_payload(1000, "")));
         assert_eq!(start.elapsed(), CLOSE_TIMEOUT);
         bed.end.await.unwrap();
@@ -872,10 +763,7 @@ fn a_peer_that_vanishes_is_reported_to_the_other() {
         bed.client_sends(&from_client(Opcode::Text, b"last")).await;
         drop(bed.client);
         assert_eq!(read_frame(&mut bed.backend, Sender::Client).await.1, b"last");
-        assert_eq!(
-            read_close(&mut bed.backend, Sender::Client).await,
-            (1001, "client-gone".to_owned())
-        );
+        assert_eq!(read_close(&mut bed.backend, Sender::Client).await, (1001, "client-gone".to_owned()));
         let end = bed.end.await.unwrap();
         assert_eq!((end.code, end.by), (1006, EndedBy::Client));
     });
@@ -916,55 +804,33 @@ fn while_we_close_messages_are_read_past() {
 
 #[test]
 fn a_client_that_does_not_read_is_bounded_and_cut() {
-    tunnel_with(
-        "write_timeout = '10s'\nbuffer = '8KiB'",
-        1024,
-        b"",
-        b"",
-        async |mut bed| {
-            let start = Instant::now();
-            let wire = from_backend(Opcode::Binary, &[0; 500]);
-            let mut taken = 0;
-            while let Ok(Ok(())) = timeout(Duration::from_secs(5), bed.backend.write_all(&wire)).await {
-                taken += wire.len();
-            }
-            assert!(
-                taken < 1024 + 8 * 1024 + 1024 + wire.len(),
-                "{taken} bytes were taken"
-            );
-            // The other direction goes on meanwhile.
-            bed.client_sends(&from_client(Opcode::Text, b"still here")).await;
-            assert_eq!(bed.backend_reads().await.1, b"still here");
-            assert_eq!(
-                read_close(&mut bed.backend, Sender::Client).await,
-                (1001, "too-slow".to_owned())
-            );
-            assert_eq!(start.elapsed().as_secs(), 10);
-            drop(bed.backend);
-            let end = bed.end.await.unwrap();
-            assert_eq!(
-                (end.code, end.by, end.denial),
-                (1008, EndedBy::Gateway, Some(Denial::TooSlow))
-            );
-        },
-    );
+    tunnel_with("write_timeout = '10s'\nbuffer = '8KiB'", 1024, b"", b"", async |mut bed| {
+        let start = Instant::now();
+        let wire = from_backend(Opcode::Binary, &[0; 500]);
+        let mut taken = 0;
+        while let Ok(Ok(())) = timeout(Duration::from_secs(5), bed.backend.write_all(&wire)).await {
+            taken += wire.len();
+        }
+        assert!(taken < 1024 + 8 * 1024 + 1024 + wire.len(), "{taken} bytes were taken");
+        // The other direction goes on meanwhile.
+        bed.client_sends(&from_client(Opcode::Text, b"still here")).await;
+        assert_eq!(bed.backend_reads().await.1, b"still here");
+        assert_eq!(read_close(&mut bed.backend, Sender::Client).await, (1001, "too-slow".to_owned()));
+        assert_eq!(start.elapsed().as_secs(), 10);
+        drop(bed.backend);
+        let end = bed.end.await.unwrap();
+        assert_eq!((end.code, end.by, end.denial), (1008, EndedBy::Gateway, Some(Denial::TooSlow)));
+    });
 }
 
 #[test]
 fn a_slow_client_that_reads_on_stays_and_loses_nothing() {
     let keys = "write_timeout = '10s'\nping_interval = '20s'\npong_timeout = '5s'";
     tunnel_with(keys, 1024, b"", b"", async |bed| {
-        let Bed {
-            mut client,
-            mut backend,
-            ..
-        } = bed;
+        let Bed { mut client, mut backend, .. } = bed;
         let sending = tokio::task::spawn_local(async move {
             for n in 0..100 {
-                backend
-                    .write_all(&from_backend(Opcode::Binary, &[n; 500]))
-                    .await
-                    .unwrap();
+                backend.write_all(&from_backend(Opcode::Binary, &[n; 500])).await.unwrap();
             }
             backend
         });
@@ -1034,10 +900,7 @@ struct Peer {
 
 impl Peer {
     fn new(stream: DuplexStream, role: tungstenite::protocol::Role) -> Peer {
-        Peer {
-            socket: tungstenite::WebSocket::from_raw_socket(Pipe::default(), role, None),
-            stream,
-        }
+        Peer { socket: tungstenite::WebSocket::from_raw_socket(Pipe::default(), role, None), stream }
     }
 
     async fn send(&mut self, message: tungstenite::Message) {
@@ -1069,49 +932,34 @@ impl Peer {
 fn tungstenite_speaks_to_itself_through_us() {
     use tungstenite::Message as Frame;
     use tungstenite::protocol::Role;
-    tunnel_with(
-        "max_message = '1MiB'\nmax_frame = '1MiB'",
-        3000,
-        b"",
-        b"",
-        async |bed| {
-            let mut client = Peer::new(bed.client, Role::Client);
-            let mut backend = Peer::new(bed.backend, Role::Server);
-            let echo = tokio::task::spawn_local(async move {
-                loop {
-                    match backend.next().await {
-                        Ok(message @ (Frame::Text(_) | Frame::Binary(_))) => backend.send(message).await,
-                        Ok(_) => {}
-                        Err(error) => return error,
-                    }
+    tunnel_with("max_message = '1MiB'\nmax_frame = '1MiB'", 3000, b"", b"", async |bed| {
+        let mut client = Peer::new(bed.client, Role::Client);
+        let mut backend = Peer::new(bed.backend, Role::Server);
+        let echo = tokio::task::spawn_local(async move {
+            loop {
+                match backend.next().await {
+                    Ok(message @ (Frame::Text(_) | Frame::Binary(_))) => backend.send(message).await,
+                    Ok(_) => {}
+                    Err(error) => return error,
                 }
-            });
-            for size in [0, 1, 125, 126, 1000, 65_535, 65_536, 300_000] {
-                let text = "é".repeat(size / 2);
-                client.send(Frame::text(text.clone())).await;
-                assert_eq!(client.next().await.unwrap(), Frame::text(text));
-                let binary: Vec<u8> = (0..size).map(|n| n as u8).collect();
-                client.send(Frame::binary(binary.clone())).await;
-                assert_eq!(client.next().await.unwrap(), Frame::binary(binary));
             }
-            client.send(Frame::Ping("p".into())).await;
-            assert_eq!(client.next().await.unwrap(), Frame::Pong("p".into()));
-            client.socket.close(None).unwrap();
-            client.flush().await;
-            assert!(matches!(client.next().await.unwrap(), Frame::Close(None)));
-            assert!(matches!(
-                client.next().await,
-                Err(tungstenite::Error::ConnectionClosed)
-            ));
-            assert!(matches!(
-                echo.await.unwrap(),
-                tungstenite::Error::ConnectionClosed
-            ));
-            let end = bed.end.await.unwrap();
-            assert_eq!(
-                (end.by, end.to_upstream.messages, end.to_client.messages),
-                (EndedBy::Client, 16, 16)
-            );
-        },
-    );
+        });
+        for size in [0, 1, 125, 126, 1000, 65_535, 65_536, 300_000] {
+            let text = "é".repeat(size / 2);
+            client.send(Frame::text(text.clone())).await;
+            assert_eq!(client.next().await.unwrap(), Frame::text(text));
+            let binary: Vec<u8> = (0..size).map(|n| n as u8).collect();
+            client.send(Frame::binary(binary.clone())).await;
+            assert_eq!(client.next().await.unwrap(), Frame::binary(binary));
+        }
+        client.send(Frame::Ping("p".into())).await;
+        assert_eq!(client.next().await.unwrap(), Frame::Pong("p".into()));
+        client.socket.close(None).unwrap();
+        client.flush().await;
+        assert!(matches!(client.next().await.unwrap(), Frame::Close(None)));
+        assert!(matches!(client.next().await, Err(tungstenite::Error::ConnectionClosed)));
+        assert!(matches!(echo.await.unwrap(), tungstenite::Error::ConnectionClosed));
+        let end = bed.end.await.unwrap();
+        assert_eq!((end.by, end.to_upstream.messages, end.to_client.messages), (EndedBy::Client, 16, 16));
+    });
 }
