@@ -32,6 +32,8 @@ pub enum Guard {
     Heads(HeadGuard),
     /// HTTP/2.
     Frames(FrameGuard),
+    /// Neither any more: a WebSocket, whose frames the relay judges.
+    None,
 }
 
 impl Guard {

@@ -32,6 +32,12 @@ impl EdgeStream {
         let guard = Guard::new(connection.tls.http2);
         Self { tls, connection, guard, in_head: false }
     }
+
+    /// The stream of a WebSocket: what comes now is no HTTP.
+    #[must_use]
+    pub fn upgraded(self) -> Self {
+        Self { guard: Guard::None, ..self }
+    }
 }
 
 impl AsyncRead for EdgeStream {
@@ -43,11 +49,16 @@ impl AsyncRead for EdgeStream {
         if fresh.is_empty() {
             return outcome;
         }
-        this.in_head |= this.connection.clock.bytes_arrived();
         let judged = match &mut this.guard {
-            Guard::Frames(frames) => frames.judge(fresh, Instant::now()),
-            Guard::Heads(heads) if this.in_head => heads.judge(fresh).map(|ended| this.in_head = !ended),
-            Guard::Heads(_) => Ok(()),
+            Guard::Frames(frames) => {
+                this.connection.clock.bytes_arrived();
+                frames.judge(fresh, Instant::now())
+            }
+            Guard::Heads(heads) => {
+                this.in_head |= this.connection.clock.bytes_arrived();
+                if this.in_head { heads.judge(fresh).map(|ended| this.in_head = !ended) } else { Ok(()) }
+            }
+            Guard::None => Ok(()),
         };
         match judged {
             Ok(()) => outcome,

@@ -195,7 +195,7 @@ impl TunnelRecord {
         let end = match upgraded.downcast::<TokioIo<EdgeStream>>() {
             Ok(parts) => {
                 let tunnel = Tunnel {
-                    downstream: parts.io.into_inner(),
+                    downstream: parts.io.into_inner().upgraded(),
                     upstream,
                     downstream_early: parts.read_buf,
                     upstream_early: switched.early,
