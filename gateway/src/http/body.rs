@@ -148,15 +148,15 @@ pub struct ResponseBody {
 }
 
 enum Content {
-    Held(Option<Bytes>, #[expect(dead_code, reason = "kept until the answer is out")] Option<Incoming>),
+    Held(Option<Bytes>, Option<Unread>),
     Streamed { incoming: Incoming, lease: Option<Lease>, sent: Option<Rc<Cell<Fate>>> },
 }
 
 impl ResponseBody {
-    /// A body of our own. `unread` is what is left of the request: dropped before the answer is out, it
-    /// would have HTTP/2 reset the stream as if something had gone wrong.
+    /// A body of our own. `unread` is what is left of the request: see [`Unread`].
     #[must_use]
     pub fn held(bytes: Bytes, unread: Option<Incoming>, exchange: Exchange) -> Self {
+        let unread = unread.filter(|unread| !unread.is_end_stream()).map(Unread::new);
         Self { content: Content::Held((!bytes.is_empty()).then_some(bytes), unread), exchange }
     }
 
@@ -183,10 +183,17 @@ impl Body for ResponseBody {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = self.get_mut();
         match &mut this.content {
-            Content::Held(bytes, _) => Poll::Ready(bytes.take().map(|bytes| {
-                this.exchange.sent(bytes.len());
-                Ok(Frame::data(bytes))
-            })),
+            Content::Held(bytes, unread) => {
+                if let Some(bytes) = bytes.take() {
+                    this.exchange.sent(bytes.len());
+                    return Poll::Ready(Some(Ok(Frame::data(bytes))));
+                }
+                if let Some(left) = unread {
+                    ready!(left.poll_discard(cx));
+                    *unread = None;
+                }
+                Poll::Ready(None)
+            }
             Content::Streamed { incoming, lease, .. } => {
                 let mut frame = Pin::new(&mut *incoming).poll_frame(cx);
                 if frame.is_pending()
@@ -208,7 +215,7 @@ impl Body for ResponseBody {
 
     fn is_end_stream(&self) -> bool {
         match &self.content {
-            Content::Held(bytes, _) => bytes.is_none(),
+            Content::Held(bytes, unread) => bytes.is_none() && unread.is_none(),
             Content::Streamed { incoming, .. } => incoming.is_end_stream(),
         }
     }
@@ -220,6 +227,42 @@ impl Body for ResponseBody {
             }
             Content::Streamed { incoming, .. } => incoming.size_hint(),
         }
+    }
+}
+
+/// The rest of a request that was refused before it was read.
+///
+/// Read and thrown away, within bounds, between the answer and its end: a stream that is reset while the
+/// client still sends makes some clients lose the answer.
+struct Unread {
+    incoming: Incoming,
+    left: usize,
+    deadline: Pin<Box<Sleep>>,
+}
+
+/// Most that is thrown away of a refused request.
+const MAX_DISCARDED: usize = 64 * 1024;
+
+/// Longest wait for it.
+const DISCARD_PATIENCE: Duration = Duration::from_secs(1);
+
+impl Unread {
+    fn new(incoming: Incoming) -> Self {
+        let deadline = Box::pin(tokio::time::sleep(DISCARD_PATIENCE));
+        Self { incoming, left: MAX_DISCARDED, deadline }
+    }
+
+    /// Ready when the rest has come, or has come too slowly, or is too much.
+    fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) {
+            let Some(Ok(frame)) = frame else { return Poll::Ready(()) };
+            let size = frame.data_ref().map_or(0, Bytes::len);
+            match self.left.checked_sub(size) {
+                Some(left) => self.left = left,
+                None => return Poll::Ready(()),
+            }
+        }
+        self.deadline.as_mut().poll(cx)
     }
 }
 
