@@ -81,7 +81,10 @@ pub fn run(args: &RunArgs, ready: impl FnOnce(&Running)) -> anyhow::Result<u8> {
         }
     }
     let scrape = TcpListener::bind(args.metrics).with_context(|| {
-        format!("cannot listen on {} for metrics (choose another with --metrics)", args.metrics)
+        format!(
+            "cannot listen on {} for metrics (choose another: --metrics; --metrics-port for `dev`)",
+            args.metrics
+        )
     })?;
     scrape.set_nonblocking(true)?;
     let control_path = args.control.clone().unwrap_or_else(|| args.policy.state.join("control.sock"));

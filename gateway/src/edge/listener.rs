@@ -14,7 +14,9 @@ const BACKLOG: i32 = 4096;
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// Somebody else listens there.
-    #[error("{address} is in use by another process; stop it or choose another address with --listen")]
+    #[error(
+        "{address} is in use by another process; stop it, or choose another address (--listen; --port for `dev`)"
+    )]
     InUse {
         /// The address asked for.
         address: SocketAddr,
