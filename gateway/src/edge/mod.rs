@@ -1,6 +1,6 @@
 //! The edge: from a listening socket to HTTP requests.
 //!
-//! A connection walks [`listener`] → [`core`] (accept loop) → `accept` (permit, TLS, HTTP) →
+//! A connection walks [`listener`] → `core` (accept loop) → `accept` (permit, TLS, HTTP) →
 //! [`crate::http`]. Pingora's `Server` holds the whole as a service; each core is a thread with a
 //! single-threaded runtime of its own.
 

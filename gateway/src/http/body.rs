@@ -153,7 +153,7 @@ enum Content {
 }
 
 impl ResponseBody {
-    /// A body of our own. `unread` is what is left of the request: see [`Unread`].
+    /// A body of our own. `unread` is what is left of the request; it is thrown away, within bounds.
     #[must_use]
     pub fn held(bytes: Bytes, unread: Option<Incoming>, exchange: Exchange) -> Self {
         let unread = unread.filter(|unread| !unread.is_end_stream()).map(Unread::new);
