@@ -99,7 +99,7 @@ async fn take_body(
         return Ok((body, Some(fate)));
     }
     let limit = usize::try_from(rule.max_bytes).unwrap_or(usize::MAX);
-    let gathered = tokio::time::timeout(patience, Limited::new(incoming, limit).collect())
+    let gathered = Box::pin(tokio::time::timeout(patience, Limited::new(incoming, limit).collect()))
         .await
         .map_err(|_| Denial::TooSlow)?
         .map_err(|error| match error.downcast_ref::<LengthLimitError>() {

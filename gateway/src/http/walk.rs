@@ -41,7 +41,8 @@ pub async fn serve(
     };
     let door = Door { core, connection, snapshot: snapshot.clone(), target: admitted.target };
     let answer = if door.target.websocket {
-        tunnel::open(door, admitted.permit, request, exchange).await
+        // In a box: hyper moves this future for every request, and few become a WebSocket.
+        Box::pin(tunnel::open(door, admitted.permit, request, exchange)).await
     } else {
         forward::forward(door, admitted.permit, admitted.standing, request, exchange).await
     };
@@ -123,7 +124,7 @@ async fn identify(
     match verify() {
         // The issuer may have a new key; a client with a good token must not be sent to log in again.
         Err(TokenFailure::Fault(TokenFault::Key) | TokenFailure::KeysUnavailable)
-            if snapshot.verifier.refreshed(token.as_str(), KEY_PATIENCE).await =>
+            if Box::pin(snapshot.verifier.refreshed(token.as_str(), KEY_PATIENCE)).await =>
         {
             Ok(Some(verify()?))
         }

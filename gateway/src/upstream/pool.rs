@@ -92,7 +92,8 @@ impl Pool {
         loop {
             let (mut wire, reused) = match self.take(endpoint, upstream.idle_timeout) {
                 Some(wire) => (wire, true),
-                None => (Wire::open(upstream, endpoint, deadline).await?, false),
+                // In a box, like all that is rare: this future is part of every request's.
+                None => (Box::pin(Wire::open(upstream, endpoint, deadline)).await?, false),
             };
             if reused && !wire.is_ready().await {
                 continue;
