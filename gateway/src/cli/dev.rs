@@ -11,18 +11,15 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use include_dir::{Dir, include_dir};
 use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
 use sealgate_keys::{dev::DevAuthority, private_dir, write_private};
+use sealgate_policy::Bundle;
 use tokio::{
     runtime::Runtime,
     signal::unix::{SignalKind, signal},
 };
 
 use super::{FINE, PolicyArgs, RunArgs, logs, run};
-
-/// The bundles as they were when this program was built.
-static BUNDLES: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../policies/bundles");
 
 /// How long the backend may take to answer for the first time, and to end.
 const BACKEND_PATIENCE: Duration = Duration::from_secs(10);
@@ -134,29 +131,15 @@ fn write_policy(folder: &Path) -> anyhow::Result<()> {
     if folder.join("policy.toml").exists() {
         return Ok(());
     }
-    for (bundle, moved) in
-        [("enterprise", None), ("development", Some(("development.toml", "policy.d/development.toml")))]
-    {
-        let bundle = BUNDLES.get_dir(bundle).with_context(|| format!("bundle {bundle} is not built in"))?;
-        write_files(bundle, bundle.path(), folder, moved)?;
-    }
-    Ok(())
-}
-
-fn write_files(dir: &Dir<'_>, root: &Path, folder: &Path, moved: Option<(&str, &str)>) -> anyhow::Result<()> {
-    for file in dir.files() {
-        let inner = file.path().strip_prefix(root)?;
-        let target = match moved {
-            Some((from, to)) if inner == Path::new(from) => folder.join(to),
-            _ => folder.join(inner),
-        };
-        if let Some(parent) = target.parent() {
-            fs::create_dir_all(parent)?;
+    for name in ["enterprise", "development"] {
+        let bundle = Bundle::shipped(name).with_context(|| format!("bundle {name} is not built in"))?;
+        for (path, content) in bundle.files {
+            let target = folder.join(path);
+            if let Some(parent) = target.parent() {
+                fs::create_dir_all(parent)?;
+            }
+            fs::write(&target, content).with_context(|| target.display().to_string())?;
         }
-        fs::write(&target, file.contents()).with_context(|| target.display().to_string())?;
-    }
-    for inner in dir.dirs() {
-        write_files(inner, root, folder, moved)?;
     }
     Ok(())
 }
