@@ -45,4 +45,5 @@ pub use policy::{
     SessionPolicy, Source, TlsPolicy, TlsVersions, Upstream, UpstreamIndex, UpstreamTls,
 };
 pub use rule::{Authentication, BodyRule, OnRefusal, Rule, TunnelLimits};
+pub use units::parse_duration;
 pub use verdict::{TestOutcome, run_tests};

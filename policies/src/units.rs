@@ -42,6 +42,14 @@ fn format(value: u64, units: &[(&str, u64)]) -> String {
     }
 }
 
+/// Reads a duration as policies write it, such as `15m`: digits and one of `ms`, `s`, `m`, `h`, `d`.
+///
+/// # Errors
+/// What was expected instead.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    DurationText::parse(text).map(|it| it.0).ok_or_else(|| format!("expected {DURATION_EXPECTED}"))
+}
+
 impl DurationText {
     pub(crate) fn parse(text: &str) -> Option<Self> {
         parse(text, &DURATION_UNITS).map(Duration::from_millis).map(Self)

@@ -230,6 +230,16 @@ impl Gateway {
         (output.status.success(), said)
     }
 
+    /// `sealgate sessions …` with `--json`: whether it succeeded, and its answer.
+    pub fn sessions(&self, arguments: &[&str]) -> (bool, Value) {
+        let mut command = Command::new(binary("sealgate"));
+        command.arg("sessions").args(arguments).arg("--json").arg("--control").arg(&self.control);
+        let output = command.output().expect("sealgate runs");
+        let answer = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&output.stderr).into_owned()));
+        (output.status.success(), answer)
+    }
+
     /// The serial number, in upper-case hex, of the certificate shown to a client that asks for `name`.
     pub fn served_serial(&self, name: &str) -> String {
         let shown = Command::new("openssl")

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use sealgate_policy::Issuer;
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
@@ -16,12 +17,20 @@ use tokio::{
 };
 
 use crate::{
-    edge::Gateway,
+    clock,
+    edge::{Gateway, RevokeReport},
     reload::{Cause, LoadError, Report, Request},
+    session::{Revocation, Target},
 };
 
 /// Longest line that is read.
 const MAX_LINE_BYTES: u64 = 64 * 1024;
+
+/// Longest id that a token can hold.
+const MAX_ID_BYTES: usize = 256;
+
+/// Longest time to remember a revocation, in seconds: the longest life of a session.
+const MAX_TTL: u64 = 400 * 86_400;
 
 /// How long a client may take over its line.
 const LINE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -34,6 +43,31 @@ pub enum Command {
     Reload,
     /// Say what is in force.
     Status,
+    /// End sessions: their tokens count no more, and their sockets close.
+    Revoke {
+        /// Whose.
+        target: RevokeTarget,
+        /// Name or `iss` of the issuer; may be left out where the policy has only one.
+        #[serde(default)]
+        issuer: Option<String>,
+        /// How long the revocation is remembered, in seconds, 1 to 400 days; default the policy's `session.lifetime`.
+        #[serde(default)]
+        ttl: Option<u64>,
+    },
+}
+
+/// What a [`Command::Revoke`] ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RevokeTarget {
+    /// One token, by `jti`.
+    Token(String),
+    /// One session, by `sid`, and every token that is or will be issued for it.
+    Session(String),
+    /// All tokens of a subject that were issued until now. Whoever logs in anew is let in.
+    Subject(String),
+    /// All tokens of the issuer that were issued until now.
+    AllOfIssuer,
 }
 
 /// The answer to a [`Command`].
@@ -46,6 +80,8 @@ pub enum Answer {
     Rejected(LoadError),
     /// What is in force.
     Status(Status),
+    /// Sessions were ended.
+    Revoked(RevokeReport),
     /// The command was not understood.
     Refused {
         /// Why.
@@ -144,6 +180,59 @@ async fn obey(command: Command, gateway: &Gateway, requests: &mpsc::Sender<Reque
                 connections: gateway.connections.total(),
             })
         }
+        Command::Revoke { target, issuer, ttl } => {
+            match revoke(gateway, &target, issuer.as_deref(), ttl).await {
+                Ok(report) => Answer::Revoked(report),
+                Err(message) => Answer::Refused { message },
+            }
+        }
+    }
+}
+
+async fn revoke(
+    gateway: &Gateway,
+    target: &RevokeTarget,
+    issuer: Option<&str>,
+    ttl: Option<u64>,
+) -> Result<RevokeReport, String> {
+    let snapshot = gateway.current.load_full();
+    let issuer = issuer_named(snapshot.policy.issuers(), issuer)?;
+    let ttl = ttl.unwrap_or_else(|| snapshot.policy.session().lifetime.as_secs());
+    if !(1..=MAX_TTL).contains(&ttl) {
+        return Err(format!("ttl: expected 1 to {MAX_TTL} seconds"));
+    }
+    if let RevokeTarget::Token(id) | RevokeTarget::Session(id) | RevokeTarget::Subject(id) = target
+        && (id.is_empty() || id.len() > MAX_ID_BYTES)
+    {
+        return Err(format!("expected an id of 1 to {MAX_ID_BYTES} bytes: no token has another"));
+    }
+    let now = clock::unix_now();
+    let (target, issued_before) = match target {
+        RevokeTarget::Token(token_id) => (Target::Token { issuer, token_id }, u64::MAX),
+        RevokeTarget::Session(session) => (Target::Session { issuer, session }, u64::MAX),
+        // Dates of tokens are whole seconds: one of this second may be older than this command.
+        RevokeTarget::Subject(subject) => (Target::Subject { issuer, subject }, now.saturating_add(1)),
+        RevokeTarget::AllOfIssuer => (Target::Issuer { issuer }, now.saturating_add(1)),
+    };
+    let report = gateway.revoke(&Revocation { target, issued_before, until: now.saturating_add(ttl) }).await;
+    tracing::info!(sockets = report.sockets, entered = report.entered, "sessions revoked by the operator");
+    Ok(report)
+}
+
+/// The `iss` of the issuer that is meant.
+fn issuer_named<'p>(issuers: &'p [Issuer], wanted: Option<&str>) -> Result<&'p str, String> {
+    let names = || issuers.iter().map(|it| &*it.name).collect::<Vec<_>>().join(", ");
+    match (issuers, wanted) {
+        (issuers, Some(wanted)) => {
+            let found = issuers.iter().find(|it| *it.name == *wanted || it.issuer == wanted);
+            found.map(|it| it.issuer.as_str()).ok_or_else(|| match issuers {
+                [] => "the policy has no issuer, so there are no sessions".to_owned(),
+                _ => format!("no such issuer; the policy has: {}", names()),
+            })
+        }
+        ([only], None) => Ok(&only.issuer),
+        ([], None) => Err("the policy has no issuer, so there are no sessions".to_owned()),
+        (_, None) => Err(format!("the policy has several issuers; name one of: {}", names())),
     }
 }
 

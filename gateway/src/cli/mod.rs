@@ -7,6 +7,7 @@ mod logs;
 mod policy;
 mod reload;
 mod run;
+mod sessions;
 
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
@@ -40,6 +41,9 @@ enum Command {
     Reload(reload::ControlArgs),
     /// Say what a running gateway has in force.
     Status(reload::ControlArgs),
+    /// End sessions of a running gateway.
+    #[command(subcommand)]
+    Sessions(sessions::SessionsCommand),
     /// Look at policies.
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
@@ -108,6 +112,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::check(&args),
         Command::Reload(args) => reload::reload(&args),
         Command::Status(args) => reload::status(&args),
+        Command::Sessions(command) => sessions::sessions(&command),
         Command::Policy(command) => policy::policy(command),
         Command::Version { json } => version(json),
         #[cfg(feature = "dev")]

@@ -8,6 +8,10 @@ use clap::Args;
 use super::{FINE, REFUSED};
 use crate::admin::control::{Answer, Command, ask};
 
+/// For an answer to another question: only a gateway of another version gives one.
+pub(super) const NOT_ASKED: &str = "the gateway answers what was not asked";
+
+/// Where the running gateway is, and how to report.
 #[derive(Args)]
 pub struct ControlArgs {
     /// The running gateway's control socket; by default `control.sock` in the state folder.
@@ -18,7 +22,21 @@ pub struct ControlArgs {
     state: PathBuf,
     /// Report as JSON.
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
+}
+
+impl ControlArgs {
+    /// Has the gateway do it, and prints its answer if that is to be JSON.
+    #[expect(clippy::print_stdout, reason = "the command's answer")]
+    pub(super) fn ask(&self, command: &Command) -> anyhow::Result<Answer> {
+        let path = self.control.clone().unwrap_or_else(|| self.state.join("control.sock"));
+        let answer = ask(&path, command)
+            .with_context(|| format!("no gateway answers at {} (name it with --control)", path.display()))?;
+        if self.json {
+            println!("{}", serde_json::to_string(&answer)?);
+        }
+        Ok(answer)
+    }
 }
 
 pub fn reload(args: &ControlArgs) -> anyhow::Result<u8> {
@@ -31,18 +49,14 @@ pub fn status(args: &ControlArgs) -> anyhow::Result<u8> {
 
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "the command's answer")]
 fn report(args: &ControlArgs, command: &Command) -> anyhow::Result<u8> {
-    let path = args.control.clone().unwrap_or_else(|| args.state.join("control.sock"));
-    let answer = ask(&path, command)
-        .with_context(|| format!("no gateway answers at {} (name it with --control)", path.display()))?;
-    if args.json {
-        println!("{}", serde_json::to_string(&answer)?);
-    }
+    let answer = args.ask(command)?;
     let code = match &answer {
         Answer::Loaded(_) | Answer::Status(_) => FINE,
-        Answer::Rejected(_) | Answer::Refused { .. } => REFUSED,
+        Answer::Rejected(_) | Answer::Refused { .. } | Answer::Revoked(_) => REFUSED,
     };
     if !args.json {
         match answer {
+            Answer::Revoked(_) => super::complain(NOT_ASKED),
             Answer::Loaded(report) => {
                 let what = if report.changed { "loaded" } else { "loaded, nothing had changed" };
                 println!("{what}: generation {}, hash {}", report.generation, report.hash);

@@ -19,7 +19,7 @@ use tokio::{
 use super::{FINE, RunArgs};
 use crate::{
     admin::{AdminService, Parts, control},
-    edge::{EdgeService, Gateway, listener},
+    edge::{EdgeService, Gateway, Inboxes, listener},
     limits::{ConnectionLimits, RateClock, RateStore},
     metrics::Metrics,
     reload::{Outliving, PolicySource, Reloader},
@@ -92,10 +92,12 @@ pub fn run(args: &RunArgs, ready: impl FnOnce(&Running)) -> anyhow::Result<u8> {
         control::bind(&control_path).with_context(|| format!("control socket {}", control_path.display()))?;
     let running = Running { addresses, metrics: scrape.local_addr()?, control: control_path.clone() };
 
+    let (ways_in, inboxes) = Inboxes::new(cores);
     let gateway = Arc::new(Gateway {
         current: reloader.current(),
         connections: ConnectionLimits::new(),
         revocations: Revocations::new(REVOCATIONS),
+        cores: ways_in,
         outliving,
         stop: watch::Sender::new(false),
     });
@@ -103,7 +105,7 @@ pub fn run(args: &RunArgs, ready: impl FnOnce(&Running)) -> anyhow::Result<u8> {
     let bundle = PolicySource::from(&args.policy).bundle;
     let mut server = Server::new_with_opt_and_conf(None, server_conf());
     server.bootstrap();
-    server.add_service(EdgeService::new(gateway.clone(), sockets, drained));
+    server.add_service(EdgeService::new(gateway.clone(), sockets, inboxes, drained));
     server.add_service(AdminService::new(gateway.clone(), Parts { reloader, bundle, scrape, control }));
     // Sockets are bound: whoever connects from here on is served.
     ready(&running);

@@ -16,11 +16,14 @@ use tokio::{
     sync::Notify,
 };
 
-use super::{Gateway, accept};
+use super::{
+    Gateway, Inbox, accept,
+    inbox::{Mail, Notice},
+};
 use crate::{
-    http::{Sockets, drain, rejudge},
+    http::{Sockets, drain, rejudge, revoke, sweep},
     reload::Snapshot,
-    session::TokenCache,
+    session::{Revocation, TokenCache},
     upstream::pool::Pool,
 };
 
@@ -113,14 +116,17 @@ impl Drop for OpenGuard {
 /// # Errors
 ///
 /// The runtime or a listener could not be set up.
-pub fn run(gateway: Arc<Gateway>, listeners: Vec<StdListener>) -> std::io::Result<()> {
+pub fn run(gateway: Arc<Gateway>, listeners: Vec<StdListener>, inbox: Inbox) -> std::io::Result<()> {
     let core = Core::new(gateway).map_err(|_| std::io::Error::other("the system gives no random bytes"))?;
     // Not a `LocalSet`: that one wakes the runtime through an eventfd for every task that I/O wakes.
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
     runtime.block_on(async move {
         let listeners = listeners.into_iter().map(TcpListener::from_std).collect::<Result<Vec<_>, _>>()?;
-        drive(Rc::new(core), listeners).await;
+        let core = Rc::new(core);
+        // Beside everything else, and to the very end: a socket that drains can still be revoked.
+        tokio::task::spawn_local(read_inbox(core.clone(), inbox));
+        drive(core, listeners).await;
         Ok(())
     })
 }
@@ -163,6 +169,20 @@ async fn follow_policy(core: &Core) {
             () = core.rejudge.notified() => {}
         }
         rejudge(core).await;
+    }
+}
+
+/// Does what the rest of the gateway tells this core.
+async fn read_inbox(core: Rc<Core>, mut inbox: Inbox) {
+    while let Some(mail) = inbox.next().await {
+        match mail {
+            Mail::Notice(Notice::Revoked { target, issued_before, closed }) => {
+                let revocation = Revocation { target: target.borrowed(), issued_before, until: u64::MAX };
+                // Has room for every core; nobody may be left to hear it.
+                let _ = closed.try_send(revoke(&core, &revocation));
+            }
+            Mail::Missed => sweep(&core).await,
+        }
     }
 }
 

@@ -8,10 +8,11 @@ mod accept;
 mod connection;
 mod core;
 pub mod guard;
+mod inbox;
 pub mod listener;
 mod stream;
 
-use std::{net::TcpListener, sync::Arc};
+use std::{net::TcpListener, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -19,19 +20,26 @@ use pingora_core::{
     server::{ListenFds, ShutdownWatch},
     services::{ServiceReadyNotifier, ServiceWithDependents},
 };
-use tokio::sync::{oneshot, watch};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot, watch};
 
+use self::inbox::Notice;
 pub use self::{
     connection::{Clock, Connection, TlsFacts},
     core::Core,
+    inbox::{Inbox, Inboxes},
     stream::EdgeStream,
 };
 use crate::{
+    clock,
     limits::ConnectionLimits,
     metrics::Metrics,
     reload::{Outliving, Snapshot},
-    session::Revocations,
+    session::{Revocation, Revocations},
 };
+
+/// How long an order to all cores waits for their answers. It is obeyed by a slower core too, only later.
+const CORE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What all cores share, and what outlives a reload.
 pub struct Gateway {
@@ -41,6 +49,8 @@ pub struct Gateway {
     pub connections: Arc<ConnectionLimits>,
     /// Sessions, subjects and tokens that ended before their time.
     pub revocations: Revocations,
+    /// How the cores are reached.
+    pub cores: Inboxes,
     /// What no reload touches: rate cells, counters, ticket keys.
     pub outliving: Arc<Outliving>,
     /// Turns true when the gateway is to end: no new connections, old ones finish.
@@ -54,6 +64,34 @@ impl Gateway {
         &self.outliving.metrics
     }
 
+    /// Ends what the revocation means: enters it, so that no such token counts any more, then closes the open sockets
+    /// (4410) on every core, and no others. The one way for all sources of revocations.
+    ///
+    /// A full table of revocations is an alarm, and no reason to leave sockets open: see [`RevokeReport::entered`].
+    pub async fn revoke(&self, revocation: &Revocation<'_>) -> RevokeReport {
+        // INVARIANT: entered first, looked for second: a socket that opens meanwhile is registered before it checks.
+        let entered = self.revocations.revoke(revocation, clock::unix_now());
+        if let Err(error) = entered {
+            tracing::error!(%error, "a revocation closes open sockets only; new ones are not refused");
+        }
+        let (closed, mut answers) = mpsc::channel(self.cores.len().max(1));
+        self.cores.tell_all(&Notice::Revoked {
+            target: Arc::new(revocation.target.into()),
+            issued_before: revocation.issued_before,
+            closed,
+        });
+        let (mut sockets, mut answered) = (0, 0);
+        let counting = async {
+            // Ends when every core has answered: then all senders are gone.
+            while let Some(count) = answers.recv().await {
+                sockets += count;
+                answered += 1;
+            }
+        };
+        let _ = tokio::time::timeout(CORE_PATIENCE, counting).await;
+        RevokeReport { sockets, entered: entered.is_ok(), complete: answered == self.cores.len() }
+    }
+
     /// Whether the gateway is on its way out.
     #[must_use]
     pub fn draining(&self) -> bool {
@@ -61,20 +99,38 @@ impl Gateway {
     }
 }
 
+/// What came of a revocation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[must_use = "a revocation may not have been entered"]
+pub struct RevokeReport {
+    /// Open sockets that were told to close.
+    pub sockets: usize,
+    /// Whether the revocation holds for requests and sockets to come; `false` if there was no room to remember it.
+    pub entered: bool,
+    /// Whether all cores have answered in time. One that has not still closes its sockets, uncounted.
+    pub complete: bool,
+}
+
 /// The cores, as Pingora sees them.
 pub struct EdgeService {
     gateway: Arc<Gateway>,
+    inboxes: Vec<Inbox>,
     /// For each core, its sockets.
     sockets: Vec<Vec<TcpListener>>,
     drained: Option<oneshot::Sender<()>>,
 }
 
 impl EdgeService {
-    /// Cores that serve `sockets` (a list for each core) until the gateway stops; `drained` hears when
-    /// nothing is left.
+    /// Cores that serve `sockets` (a list for each core) and read `inboxes` (one each) until the gateway stops;
+    /// `drained` hears when nothing is left.
     #[must_use]
-    pub fn new(gateway: Arc<Gateway>, sockets: Vec<Vec<TcpListener>>, drained: oneshot::Sender<()>) -> Self {
-        Self { gateway, sockets, drained: Some(drained) }
+    pub fn new(
+        gateway: Arc<Gateway>,
+        sockets: Vec<Vec<TcpListener>>,
+        inboxes: Vec<Inbox>,
+        drained: oneshot::Sender<()>,
+    ) -> Self {
+        Self { gateway, inboxes, sockets, drained: Some(drained) }
     }
 }
 
@@ -88,12 +144,13 @@ impl ServiceWithDependents for EdgeService {
         ready: ServiceReadyNotifier,
     ) {
         let mut ended = Vec::new();
-        for (index, sockets) in self.sockets.drain(..).enumerate() {
+        let cores = self.sockets.drain(..).zip(self.inboxes.drain(..));
+        for (index, (sockets, inbox)) in cores.enumerate() {
             let (end, has_ended) = oneshot::channel();
             let gateway = self.gateway.clone();
             let spawned =
                 std::thread::Builder::new().name(format!("sealgate-core-{index}")).spawn(move || {
-                    if let Err(error) = core::run(gateway, sockets) {
+                    if let Err(error) = core::run(gateway, sockets, inbox) {
                         tracing::error!(%error, "a core could not start");
                     }
                     let _ = end.send(());

@@ -21,7 +21,7 @@ use crate::{
     edge::{Connection, Core, EdgeStream},
     limits::Rates,
     reload::Snapshot,
-    session::Registry,
+    session::{Registry, Revocation},
     upstream::{ConnectError, UpstreamStream},
     websocket::{
         handshake::{Offer, Switched, UpstreamError, UpstreamRequest},
@@ -303,6 +303,32 @@ pub async fn rejudge(core: &Core) {
                     Order::Close(Denial::PolicyChanged)
                 }
             });
+        });
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Closes the open sockets of a core that the revocation ends; says how many there were.
+pub fn revoke(core: &Core, revocation: &Revocation<'_>) -> usize {
+    let mut closed = 0;
+    core.sockets.for_each(&revocation.target, |socket, identity| {
+        if revocation.ends(identity) {
+            socket.orders.give(Order::Close(Denial::Revoked));
+            closed += 1;
+        }
+    });
+    closed
+}
+
+/// Holds all open sockets of a core against the revocations, in slices.
+pub async fn sweep(core: &Core) {
+    let now = clock::unix_now();
+    let mut next = Some(0);
+    while let Some(from) = next {
+        next = core.sockets.slice(from, REJUDGE_SLICE, |socket, identity| {
+            if identity.is_some_and(|identity| core.gateway.revocations.is_revoked(identity, now)) {
+                socket.orders.give(Order::Close(Denial::Revoked));
+            }
         });
         tokio::task::yield_now().await;
     }

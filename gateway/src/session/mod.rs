@@ -20,5 +20,5 @@ pub use bearer::{SUBPROTOCOL_PREFIX, Token, bearer};
 pub use cache::TokenCache;
 pub use jwks::{JwksError, KeyFetcher};
 pub use registry::{Registration, Registry, RegistryFull};
-pub use revocation::{Revocation, Revocations, RevocationsFull, Target};
+pub use revocation::{OwnedTarget, Revocation, Revocations, RevocationsFull, Target};
 pub use verifier::{KeySourceError, TokenFailure, Verifier};

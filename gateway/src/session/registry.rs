@@ -24,7 +24,7 @@ struct Inner<S> {
     hasher: RandomState,
     places: Vec<Option<Socket<S>>>,
     free: Vec<u32>,
-    /// (hash of a session, subject or token id; place).
+    /// (hash of a session, subject, token id or issuer; place).
     index: BTreeSet<(u64, u32)>,
     open: usize,
 }
@@ -67,18 +67,20 @@ impl<S> Registry<S> {
         Ok(Registration { registry: self.clone(), place })
     }
 
-    /// Shows each socket that the target means to `each`; says how many there were.
+    /// Shows each socket that the target means to `each`.
     ///
     /// `each` only sends: it must not register, nor drop a registration.
-    pub fn for_each(&self, target: &Target<'_>, mut each: impl FnMut(&S)) -> usize {
+    pub fn for_each(&self, target: &Target<'_>, mut each: impl FnMut(&S, &Identity)) {
         let inner = self.inner.borrow();
         let key = inner.key(target);
         let places = inner.index.range((key, 0)..=(key, u32::MAX)).map(|&(_, place)| place);
         let sockets = places.filter_map(|place| inner.places.get(place as usize)?.as_ref());
-        // Hashes may meet; identities do not.
-        let meant =
-            sockets.filter(|socket| socket.identity.as_ref().is_some_and(|identity| target.means(identity)));
-        meant.map(|socket| each(&socket.sender)).count()
+        for Socket { identity, sender } in sockets {
+            // Hashes may meet; identities do not.
+            if let Some(identity) = identity.as_deref().filter(|identity| target.means(identity)) {
+                each(sender, identity);
+            }
+        }
     }
 
     /// Shows a slice of all sockets to `each`: the occupied ones of `places` places from `from` on. Gives where to go
@@ -140,8 +142,8 @@ impl<S> Inner<S> {
         Some(socket)
     }
 
-    fn keys(&self, identity: Option<&Identity>) -> [Option<u64>; 3] {
-        identity.map_or([None; 3], |identity| {
+    fn keys(&self, identity: Option<&Identity>) -> [Option<u64>; 4] {
+        identity.map_or([None; 4], |identity| {
             Target::all_of(identity).map(|it| it.map(|target| self.key(&target)))
         })
     }
@@ -208,7 +210,10 @@ mod tests {
 
     fn reached(registry: &Registry<u32>, target: Target<'_>) -> Vec<u32> {
         let mut reached = Vec::new();
-        assert_eq!(registry.for_each(&target, |sender| reached.push(*sender)), reached.len());
+        registry.for_each(&target, |sender, identity| {
+            assert!(target.means(identity));
+            reached.push(*sender);
+        });
         reached.sort_unstable();
         reached
     }
@@ -231,6 +236,7 @@ mod tests {
             reached(&registry, Target::Subject { issuer: "https://other.example", subject: "alice" }),
             [0u32; 0]
         );
+        assert_eq!(reached(&registry, Target::Issuer { issuer: ISSUER }), [1, 2, 3]);
         drop(first);
         assert_eq!(reached(&registry, by_subject()), [2]);
         assert_eq!(registry.len(), 3);

@@ -34,16 +34,22 @@ pub enum Target<'a> {
         /// `sub`.
         subject: &'a str,
     },
+    /// Everyone's of one issuer.
+    Issuer {
+        /// `iss`.
+        issuer: &'a str,
+    },
 }
 
 impl<'a> Target<'a> {
-    /// Everything by which an identity can be meant: its token, session and subject, as far as it has them.
-    pub fn all_of(identity: &'a Identity) -> [Option<Self>; 3] {
+    /// Everything by which an identity can be meant: its token, session, subject and issuer, as far as it has them.
+    pub fn all_of(identity: &'a Identity) -> [Option<Self>; 4] {
         let issuer = &*identity.issuer;
         [
             identity.token_id.as_deref().map(|token_id| Target::Token { issuer, token_id }),
             identity.session.as_deref().map(|session| Target::Session { issuer, session }),
             Some(Target::Subject { issuer, subject: &identity.subject }),
+            Some(Target::Issuer { issuer }),
         ]
     }
 
@@ -57,6 +63,51 @@ impl<'a> Target<'a> {
             Target::Token { issuer, token_id } => (0u8, issuer, token_id).hash(state),
             Target::Session { issuer, session } => (1u8, issuer, session).hash(state),
             Target::Subject { issuer, subject } => (2u8, issuer, subject).hash(state),
+            Target::Issuer { issuer } => (3u8, issuer).hash(state),
+        }
+    }
+}
+
+/// A [`Target`] that owns its words, to be sent or stored.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "see the fields of `Target`")]
+pub enum OwnedTarget {
+    /// As [`Target::Token`].
+    Token { issuer: String, token_id: String },
+    /// As [`Target::Session`].
+    Session { issuer: String, session: String },
+    /// As [`Target::Subject`].
+    Subject { issuer: String, subject: String },
+    /// As [`Target::Issuer`].
+    Issuer { issuer: String },
+}
+
+impl OwnedTarget {
+    /// The same, borrowed.
+    pub fn borrowed(&self) -> Target<'_> {
+        match self {
+            Self::Token { issuer, token_id } => Target::Token { issuer, token_id },
+            Self::Session { issuer, session } => Target::Session { issuer, session },
+            Self::Subject { issuer, subject } => Target::Subject { issuer, subject },
+            Self::Issuer { issuer } => Target::Issuer { issuer },
+        }
+    }
+}
+
+impl From<Target<'_>> for OwnedTarget {
+    fn from(target: Target<'_>) -> Self {
+        let owned = str::to_owned;
+        match target {
+            Target::Token { issuer, token_id } => {
+                Self::Token { issuer: owned(issuer), token_id: owned(token_id) }
+            }
+            Target::Session { issuer, session } => {
+                Self::Session { issuer: owned(issuer), session: owned(session) }
+            }
+            Target::Subject { issuer, subject } => {
+                Self::Subject { issuer: owned(issuer), subject: owned(subject) }
+            }
+            Target::Issuer { issuer } => Self::Issuer { issuer: owned(issuer) },
         }
     }
 }
@@ -71,6 +122,13 @@ pub struct Revocation<'a> {
     pub issued_before: u64,
     /// Unix seconds from which the revocation may be forgotten, because every token that it concerns has expired.
     pub until: u64,
+}
+
+impl Revocation<'_> {
+    /// Whether this revocation alone, for as long as it holds, ends what the identity's token opened.
+    pub fn ends(&self, identity: &Identity) -> bool {
+        self.target.means(identity) && identity.issued_at.unwrap_or(0) < self.issued_before
+    }
 }
 
 /// All revocations hold as many entries as they may. Fail closed, and raise an alarm: one was not entered.
@@ -295,7 +353,7 @@ mod tests {
     proptest! {
         #[test]
         fn agrees_with_a_list_of_events(
-            events in prop::collection::vec((0u8..3, 0u8..3, 0u64..50, 0u64..50), 0..40),
+            events in prop::collection::vec((0u8..4, 0u8..3, 0u64..50, 0u64..50), 0..40),
             issued_at in 0u64..50,
             now in 0u64..50,
         ) {
@@ -307,13 +365,19 @@ mod tests {
                 let target = match kind {
                     0 => Target::Token { issuer: ISSUER, token_id: &text },
                     1 => Target::Session { issuer: ISSUER, session: &text },
+                    3 => Target::Issuer { issuer: ISSUER },
                     _ => Target::Subject { issuer: ISSUER, subject: &text },
                 };
-                revocations.revoke(&Revocation { target, issued_before, until }, 0).unwrap();
-                let (before, end) = widest.entry((kind, name)).or_insert((0, 0));
+                let revocation = Revocation { target, issued_before, until };
+                let is_meant = [(0, 2), (1, 1), (2, 0)].contains(&(kind, name)) || kind == 3;
+                prop_assert_eq!(revocation.ends(&who), is_meant && issued_at < issued_before);
+                let owned = OwnedTarget::from(target);
+                prop_assert_eq!(owned.borrowed(), target);
+                revocations.revoke(&revocation, 0).unwrap();
+                let (before, end) = widest.entry((kind, if kind == 3 { 0 } else { name })).or_insert((0, 0));
                 (*before, *end) = ((*before).max(issued_before), (*end).max(until));
             }
-            let expected = [(0, 2), (1, 1), (2, 0)].iter().filter_map(|key| widest.get(key))
+            let expected = [(0, 2), (1, 1), (2, 0), (3, 0)].iter().filter_map(|key| widest.get(key))
                 .any(|&(before, until)| issued_at < before && now < until);
             prop_assert_eq!(revocations.is_revoked(&who, now), expected);
             revocations.forget_expired(now);
