@@ -47,6 +47,8 @@ pub enum Denial {
     NoWebsocket,
     /// None of the WebSocket subprotocols offered is one the rule allows.
     SubprotocolNotAllowed,
+    /// An extended CONNECT for what is no WebSocket, or for one that is not opened over HTTP/2 (RFC 8441, RFC 9220 §3).
+    ProtocolNotOffered,
 
     // Who asks.
     /// The rule demands a token and none came.
@@ -191,6 +193,7 @@ impl Denial {
         "upgrade-required",
         "no-websocket",
         "subprotocol-not-allowed",
+        "protocol-not-offered",
         "token-missing",
         "token-expired",
         "token-twice",
@@ -243,6 +246,7 @@ impl Denial {
             Self::UpgradeRequired         => row("upgrade-required",        426, 1008, "WebSocket only"),
             Self::NoWebsocket             => row("no-websocket",            404, 1008, "No WebSocket here"),
             Self::SubprotocolNotAllowed   => row("subprotocol-not-allowed", 400, 1002, "Subprotocol not allowed"),
+            Self::ProtocolNotOffered      => row("protocol-not-offered",    501, 1008, "Protocol not offered"),
 
             Self::TokenMissing            => row("token-missing",           401, 4401, "Token missing"),
             Self::TokenInvalid(fault) => match fault {
@@ -323,6 +327,7 @@ impl Denial {
             Self::UpgradeRequired => "this resource is a WebSocket".into(),
             Self::NoWebsocket => "this resource is not a WebSocket".into(),
             Self::SubprotocolNotAllowed => "none of the offered subprotocols is spoken here".into(),
+            Self::ProtocolNotOffered => "this protocol is not offered here over HTTP/2".into(),
             Self::TokenMissing => "a bearer token is needed".into(),
             Self::TokenInvalid(TokenFault::Expired) => "the token has expired; get a new one".into(),
             Self::TokenInvalid(TokenFault::Twice) => "send one token, in one place".into(),
@@ -464,6 +469,7 @@ mod tests {
             Denial::UpgradeRequired,
             Denial::NoWebsocket,
             Denial::SubprotocolNotAllowed,
+            Denial::ProtocolNotOffered,
             Denial::TokenMissing,
             Denial::TokenKeysUnavailable,
             Denial::RoleMissing,

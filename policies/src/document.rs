@@ -171,6 +171,11 @@ pub(crate) struct ConnectionsDocument {
     /// Concurrent HTTP/2 streams per connection; default 100.
     #[schemars(range(min = 1, max = 10_000))]
     pub(crate) h2_max_streams: Option<u32>,
+    /// What one HTTP/2 stream may send ahead of what is read of it, "16KiB" to "16MiB"; default "128KiB".
+    pub(crate) h2_stream_window: Option<SizeText>,
+    /// The same for all streams of a connection, at least twice as much, so that no stream can stall the others,
+    /// "64KiB" to "64MiB"; default "1MiB".
+    pub(crate) h2_connection_window: Option<SizeText>,
     /// Whether HTTP/2 is offered; default true.
     pub(crate) http2: Option<bool>,
 }
@@ -488,6 +493,9 @@ pub(crate) struct WebsocketDocument {
     pub(crate) query: Option<QueryDocument>,
     #[serde(default)]
     pub(crate) mode: ModeDocument,
+    /// Whether it may be opened over HTTP/2 too (RFC 8441); default true. Browsers do not fall back to HTTP/1.1: once
+    /// any WebSocket may, one that may not fails on their HTTP/2 connections.
+    pub(crate) http2: Option<bool>,
     /// Pages that may connect: "https://chat.example", "https://*.chat.example", "self" (the request's own host),
     /// "null", "*" (any); default none.
     #[serde(default)]

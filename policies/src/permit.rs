@@ -176,7 +176,7 @@ impl RouteMatch {
     /// Judges the head of a request. `facts` are those that were matched.
     ///
     /// # Errors
-    /// The first [`Denial`] in this order: sizes, token, roles, origin, content type, query.
+    /// The first [`Denial`] in this order: sizes, token, roles, protocol, origin, content type, query.
     pub fn judge(
         self,
         facts: &RequestFacts<'_>,
@@ -213,6 +213,9 @@ fn judge_head(rule: &Rule, facts: &RequestFacts<'_>, identity: Option<&Identity>
         }
     }
     if let Some(tunnel) = &rule.tunnel {
+        if facts.method == Method::CONNECT && !tunnel.http2 {
+            return Err(Denial::ProtocolNotOffered);
+        }
         tunnel.origins.check(facts.headers, facts.host)?;
         if tunnel.subprotocol_required && !offers_one_of(&tunnel.subprotocols, facts.headers) {
             return Err(Denial::SubprotocolNotAllowed);

@@ -26,6 +26,7 @@ pub struct Policy {
     pub(crate) rates: Vec<Rate>,
     pub(crate) rules: Vec<Arc<Rule>>,
     pub(crate) routes: Routes,
+    pub(crate) http2_websockets: bool,
 }
 
 impl Policy {
@@ -77,6 +78,11 @@ impl Policy {
     /// Rules, routes and websockets; [`RuleId`] points into this slice.
     pub fn rules(&self) -> &[Arc<Rule>] {
         &self.rules
+    }
+
+    /// Whether any WebSocket may be opened over HTTP/2, so that clients are told (RFC 8441 §3).
+    pub fn http2_websockets(&self) -> bool {
+        self.http2_websockets
     }
 
     /// Names of all rules in the order of their [`RuleId`]: a closed label set.
@@ -162,6 +168,11 @@ pub struct ConnectionPolicy {
     pub max_headers: u32,
     /// Concurrent HTTP/2 streams per connection. 1 to 10,000; default 100.
     pub h2_max_streams: u32,
+    /// Bytes that one HTTP/2 stream may send ahead of what is read of it (RFC 9113 §5.2). 16 KiB to 16 MiB; default
+    /// 128 KiB.
+    pub h2_stream_window: u32,
+    /// The same for all streams of a connection; at least twice as much. 64 KiB to 64 MiB; default 1 MiB.
+    pub h2_connection_window: u32,
     /// Whether HTTP/2 is offered (ALPN `h2`); default true.
     pub http2: bool,
 }

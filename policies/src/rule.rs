@@ -107,6 +107,8 @@ impl RateList {
 #[derive(Debug)]
 pub(crate) struct TunnelRule {
     pub(crate) limits: TunnelLimits,
+    /// Whether it may be opened by an extended CONNECT (RFC 8441).
+    pub(crate) http2: bool,
     pub(crate) origins: Origins,
     pub(crate) subprotocols: Vec<String>,
     pub(crate) subprotocol_required: bool,

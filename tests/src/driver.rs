@@ -1,4 +1,4 @@
-//! WebSockets by Python's `websockets` and Node's `ws`, driven line by line (tests/clients/).
+//! WebSockets by Python's `websockets` and Node's `ws`, and over HTTP/2 by Python's `h2`, driven line by line (tests/clients/).
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{BufRead, BufReader, Write};
@@ -20,11 +20,13 @@ pub enum Client {
     Python,
     /// Node, `ws`.
     Node,
+    /// Python, `h2` with the frames of `websockets`: RFC 8441, all sockets on one connection.
+    Http2,
 }
 
 impl Client {
     /// All of them.
-    pub const ALL: [Client; 2] = [Client::Python, Client::Node];
+    pub const ALL: [Client; 3] = [Client::Python, Client::Node, Client::Http2];
 }
 
 /// How to open a socket.
@@ -35,6 +37,7 @@ pub struct Open {
     headers: Vec<(String, String)>,
     subprotocols: Vec<String>,
     compression: bool,
+    protocol: Option<String>,
 }
 
 impl Open {
@@ -69,6 +72,11 @@ impl Open {
     pub fn compression(self) -> Open {
         Open { compression: true, ..self }
     }
+
+    /// With another `:protocol` than `websocket` ([`Client::Http2`] only).
+    pub fn protocol(self, name: &str) -> Open {
+        Open { protocol: Some(name.to_owned()), ..self }
+    }
 }
 
 /// One client process, holding any number of sockets.
@@ -84,9 +92,10 @@ impl Driver {
     pub fn start(client: Client, ca: &Path) -> Driver {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients");
         let mut command = match client {
-            Client::Python => {
+            Client::Python | Client::Http2 => {
+                let script = if client == Client::Python { "ws.py" } else { "ws_h2.py" };
                 let mut command = Command::new(folder.join("venv/bin/python3"));
-                command.arg("-u").arg(folder.join("ws.py"));
+                command.arg("-u").arg(folder.join(script));
                 command
             }
             Client::Node => {
@@ -123,6 +132,7 @@ impl Driver {
         self.command(json!({
             "op": "open", "id": id, "url": url, "headers": headers, "origin": open.origin,
             "subprotocols": open.subprotocols, "compression": open.compression,
+            "protocol": open.protocol.as_deref().unwrap_or("websocket"),
         }));
     }
 
@@ -168,6 +178,33 @@ impl Driver {
     /// Sends a ping.
     pub fn ping(&mut self, id: &str) {
         self.command(json!({ "op": "ping", "id": id }));
+    }
+
+    /// Ends a stream with RST_STREAM ([`Client::Http2`] only, as are the four below).
+    pub fn reset(&mut self, id: &str) {
+        self.command(json!({ "op": "reset", "id": id }));
+    }
+
+    /// Ends this side's half of a stream, without a close frame.
+    pub fn half_close(&mut self, id: &str) {
+        self.command(json!({ "op": "half-close", "id": id }));
+    }
+
+    /// Opens a stream's window no further: what comes is neither read nor told.
+    pub fn stall(&mut self, id: &str) {
+        self.command(json!({ "op": "stall", "id": id }));
+    }
+
+    /// Opens it again; what came meanwhile is lost.
+    pub fn resume(&mut self, id: &str) {
+        self.command(json!({ "op": "resume", "id": id }));
+    }
+
+    /// A GET on the connection of the sockets; returns the event `response` with `status`, `headers`, `body`.
+    pub fn request(&mut self, id: &str, url: &str, token: &str) -> Value {
+        let headers = [("authorization", format!("Bearer {token}"))];
+        self.command(json!({ "op": "request", "id": id, "url": url, "headers": headers }));
+        self.next(id)
     }
 
     /// Closes from this side.

@@ -106,17 +106,27 @@ async fn serve_http(core: Rc<Core>, tls: TlsStream<TcpStream>, connection: Arc<C
         let (core, connection) = (core.clone(), connection.clone());
         service_fn(move |request| serve_request(core.clone(), connection.clone(), request))
     };
-    let limits = core.snapshot().policy.connections().clone();
+    let snapshot = core.snapshot();
+    let limits = snapshot.policy.connections().clone();
     let ended = if connection.tls.http2 {
-        let serving = http2::Builder::new(LocalExecutor)
+        let mut builder = http2::Builder::new(LocalExecutor);
+        if snapshot.policy.http2_websockets() {
+            builder.enable_connect_protocol();
+        }
+        let serving = builder
             .timer(TokioTimer::new())
             .max_concurrent_streams(limits.h2_max_streams)
+            .initial_stream_window_size(limits.h2_stream_window)
+            .initial_connection_window_size(limits.h2_connection_window)
+            .max_send_buf_size(limits.h2_stream_window as usize)
             .max_header_list_size(limits.max_header_bytes)
             .keep_alive_interval(limits.idle_timeout)
             .keep_alive_timeout(limits.header_timeout)
             .serve_connection(io, service);
+        drop(snapshot);
         watch(&core, &connection, &limits, serving, http2::Connection::graceful_shutdown).await
     } else {
+        drop(snapshot);
         let serving = http1::Builder::new()
             .half_close(false)
             .header_read_timeout(None)

@@ -2,7 +2,10 @@
 
 use std::{
     net::SocketAddr,
-    sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -46,6 +49,22 @@ impl Connection {
             _permit: permit,
             _counted: counted,
         }
+    }
+
+    /// Keeps the connection from being idle: a WebSocket over HTTP/2 goes on after its request was answered.
+    #[must_use]
+    pub fn busy(self: &Arc<Self>) -> Busy {
+        self.clock.request_begins();
+        Busy(self.clone())
+    }
+}
+
+/// While it lives, its connection is at work.
+pub struct Busy(Arc<Connection>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.clock.request_ended();
     }
 }
 

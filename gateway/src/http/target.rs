@@ -1,6 +1,7 @@
 //! One strict reading of where a request wants to go.
 
-use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version, header, uri::Scheme};
+use hyper::ext::Protocol;
 use sealgate_policy::Denial;
 
 /// Host and kind of a request, read once; what is judged is what is forwarded.
@@ -80,7 +81,7 @@ fn host_of(authority: &str) -> Option<&str> {
 /// rule can be walked around by an `Upgrade` header.
 fn websocket<B>(request: &Request<B>) -> Result<bool, Denial> {
     if request.method() == Method::CONNECT {
-        return Err(Denial::Malformed { detail: "CONNECT is not offered here" });
+        return extended_connect(request);
     }
     let mut upgrades = request.headers().get_all(header::UPGRADE).iter();
     let Some(upgrade) = upgrades.next() else { return Ok(false) };
@@ -89,6 +90,23 @@ fn websocket<B>(request: &Request<B>) -> Result<bool, Denial> {
     }
     if upgrades.next().is_some() || !upgrade.as_bytes().eq_ignore_ascii_case(b"websocket") {
         return Err(Denial::Malformed { detail: "only an upgrade to websocket is offered here" });
+    }
+    Ok(true)
+}
+
+/// CONNECT with `:protocol` (RFC 8441 §4), which is how HTTP/2 opens a WebSocket.
+fn extended_connect<B>(request: &Request<B>) -> Result<bool, Denial> {
+    let Some(protocol) = request.extensions().get::<Protocol>() else {
+        return Err(Denial::Malformed { detail: "CONNECT is not offered here" });
+    };
+    if request.version() != Version::HTTP_2 || protocol.as_str() != "websocket" {
+        return Err(Denial::ProtocolNotOffered);
+    }
+    if request.uri().scheme() != Some(&Scheme::HTTPS) {
+        return Err(Denial::Malformed { detail: "a WebSocket over HTTP/2 has the scheme https" });
+    }
+    if request.headers().contains_key(header::UPGRADE) {
+        return Err(Denial::Malformed { detail: "HTTP/2 has no Upgrade field" });
     }
     Ok(true)
 }
@@ -148,6 +166,39 @@ mod tests {
         assert!(upgrade("h2c").is_err());
         assert!(upgrade("websocket, h2c").is_err());
         assert!(!read(|r| r.uri("/").header("host", "a")).unwrap().websocket);
+    }
+
+    #[test]
+    fn an_extended_connect_opens_a_websocket_and_nothing_else() {
+        let connect = |version, uri: &'static str, protocol: Option<&'static str>| {
+            read(|mut request| {
+                request = request.method(Method::CONNECT).version(version).uri(uri);
+                if let Some(protocol) = protocol {
+                    request = request.extension(Protocol::from_static(protocol));
+                }
+                request
+            })
+        };
+        let target = connect(Version::HTTP_2, "https://Chat.Example:8443/ws", Some("websocket")).unwrap();
+        assert_eq!((target.host.as_str(), target.websocket), ("chat.example", true));
+        for protocol in ["connect-udp", "websockets", "WebSocket", ""] {
+            let refused = connect(Version::HTTP_2, "https://a/ws", Some(protocol));
+            assert_eq!(refused.err(), Some(Denial::ProtocolNotOffered), "{protocol}");
+        }
+        let malformed = |outcome: Result<Target, Denial>| {
+            assert!(matches!(outcome.err(), Some(Denial::Malformed { .. })));
+        };
+        malformed(connect(Version::HTTP_2, "https://a/ws", None));
+        malformed(connect(Version::HTTP_2, "http://a/ws", Some("websocket")));
+        malformed(read(|r| r.method(Method::CONNECT).uri("a:443").header("host", "a:443")));
+        let both = |r: http::request::Builder| {
+            r.method(Method::CONNECT)
+                .version(Version::HTTP_2)
+                .uri("https://a/ws")
+                .header("upgrade", "websocket")
+                .extension(Protocol::from_static("websocket"))
+        };
+        malformed(read(both));
     }
 
     #[test]

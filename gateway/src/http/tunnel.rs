@@ -1,6 +1,13 @@
 //! From a permit to an open WebSocket, and what may happen to it while it is open.
 
-use std::{rc::Rc, sync::Arc, time::SystemTime};
+use std::{
+    io,
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+    time::SystemTime,
+};
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, request};
 use hyper::{body::Incoming, upgrade::Upgraded};
@@ -9,6 +16,7 @@ use sealgate_policy::{
     Denial, Evidence, Identity, RateExceeded, RateFacts, RateIndex, RequestFacts, RequestPermit,
     TunnelPermit, settle,
 };
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
     body::ResponseBody,
@@ -44,6 +52,8 @@ pub struct OpenSocket {
 /// What the upgrade was judged by, kept to judge it anew when the policy changes.
 struct Opening {
     connection: Arc<Connection>,
+    /// GET, or CONNECT over HTTP/2.
+    method: Method,
     host: Box<str>,
     path_and_query: Box<str>,
     origin: Option<HeaderValue>,
@@ -51,7 +61,7 @@ struct Opening {
 }
 
 /// Opens the WebSocket that `permit` allows: connects upstream, registers, checks revocation, and only
-/// then answers 101.
+/// then answers 101, or 200 over HTTP/2.
 pub async fn open(
     door: Door,
     permit: RequestPermit,
@@ -59,10 +69,10 @@ pub async fn open(
     mut exchange: Exchange,
 ) -> Answer {
     match try_open(&door, permit, request, &exchange).await {
-        Ok(fields) => {
-            exchange.answered(StatusCode::SWITCHING_PROTOCOLS);
+        Ok((status, fields)) => {
+            exchange.answered(status);
             let mut response = Response::new(ResponseBody::held(bytes::Bytes::new(), None, exchange));
-            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+            *response.status_mut() = status;
             *response.headers_mut() = fields;
             Ok(response)
         }
@@ -75,7 +85,7 @@ async fn try_open(
     permit: RequestPermit,
     mut request: Request<Incoming>,
     exchange: &Exchange,
-) -> Result<HeaderMap, Denial> {
+) -> Result<(StatusCode, HeaderMap), Denial> {
     let Door { core, connection, snapshot, target } = door;
     let offer = Offer::read(request.method(), request.version(), request.headers())?;
     let permit = permit.into_tunnel().ok_or(Denial::NoWebsocket)?;
@@ -104,15 +114,17 @@ async fn try_open(
     headers::add_security(&mut fields, snapshot.hsts.as_ref(), exchange.id);
     let record =
         TunnelRecord { core: core.clone(), connection: connection.clone(), snapshot: snapshot.clone() };
+    // Over HTTP/2 the connection goes on, and must not be taken for idle.
+    let busy = connection.tls.http2.then(|| connection.busy());
     let open = core.count_open();
     tokio::task::spawn_local(async move {
-        let (_registration, _open) = (registration, open);
+        let (_registration, _open, _busy) = (registration, open, busy);
         match upgrade.await {
             Ok(upgraded) => record.run(upgraded, upstream, switched, permit, orders).await,
             Err(error) => tracing::debug!(%error, "the client left during the upgrade"),
         }
     });
-    Ok(fields)
+    Ok((offer.status(), fields))
 }
 
 /// Connects to the upstream and agrees on a WebSocket with it.
@@ -191,7 +203,7 @@ impl TunnelRecord {
         // The snapshot itself may be long gone when the socket ends.
         drop(self.snapshot);
         let now = SystemTime::now();
-        // On HTTP/1.1 the stream is our own: hyper and its buffers go.
+        // On HTTP/1.1 the stream is our own: hyper and its buffers go. Over HTTP/2 it is one of several.
         let end = match upgraded.downcast::<TokioIo<EdgeStream>>() {
             Ok(parts) => {
                 let tunnel = Tunnel {
@@ -209,7 +221,7 @@ impl TunnelRecord {
             }
             Err(upgraded) => {
                 let tunnel = Tunnel {
-                    downstream: TokioIo::new(upgraded),
+                    downstream: SharedStream(TokioIo::new(upgraded)),
                     upstream,
                     downstream_early: bytes::Bytes::new(),
                     upstream_early: switched.early,
@@ -231,6 +243,40 @@ impl TunnelRecord {
             by: by(&end),
             end: &end,
         });
+    }
+}
+
+/// One stream of an HTTP/2 connection.
+///
+/// hyper takes whatever is written at once into a box, and up to four boxes before it waits for the client's window:
+/// short writes bound what a client that reads nothing can pin.
+struct SharedStream(TokioIo<Upgraded>);
+
+/// Most bytes given to hyper at once: a DATA frame of the usual size.
+const SHARED_WRITE: usize = 16 * 1024;
+
+impl AsyncRead for SharedStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for SharedStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let most = buf.len().min(SHARED_WRITE);
+        Pin::new(&mut self.0).poll_write(cx, buf.get(..most).unwrap_or_default())
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
     }
 }
 
@@ -256,6 +302,7 @@ impl Opening {
         let one = |name| request.headers().get(name).cloned();
         Self {
             connection: connection.clone(),
+            method: request.method().clone(),
             host: host.into(),
             path_and_query: request.uri().path_and_query().map_or("/", |it| it.as_str()).into(),
             origin: one(header::ORIGIN),
@@ -275,7 +322,7 @@ impl Opening {
         let facts = RequestFacts {
             peer: self.connection.peer.ip(),
             host: &self.host,
-            method: &Method::GET,
+            method: &self.method,
             path,
             query,
             headers: &headers,

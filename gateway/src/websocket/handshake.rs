@@ -42,29 +42,34 @@ const UPGRADE_TOKEN: HeaderValue = HeaderValue::from_static("Upgrade");
 /// A client's upgrade request that keeps §4.2.1.
 #[derive(Debug)]
 pub struct Offer {
-    accept: HeaderValue,
+    /// `None` over HTTP/2, which has no key to answer (RFC 8441 §5).
+    accept: Option<HeaderValue>,
     subprotocols: Vec<Box<str>>,
 }
 
 impl Offer {
-    /// Checks an HTTP/1.1 upgrade request: what the rules of the policy do not.
+    /// Checks an HTTP/1.1 upgrade request, or an extended CONNECT (RFC 8441): what the rules of the policy do not.
     ///
     /// # Errors
-    /// [`Denial::MethodNotAllowed`] unless it is a `GET`; [`Denial::UpgradeRequired`] for another version than
+    /// [`Denial::MethodNotAllowed`] unless it is a `GET`, or over HTTP/2 a `CONNECT`; [`Denial::UpgradeRequired`] for another version than
     /// 13 (answer 426 with [`SUPPORTED_VERSION`]); [`Denial::Malformed`] for anything else.
     pub fn read(method: &Method, version: Version, headers: &HeaderMap) -> Result<Offer, Denial> {
-        if method != Method::GET {
-            return Err(Denial::MethodNotAllowed { allow: "GET".into() });
+        let http2 = version == Version::HTTP_2;
+        let opening = if http2 { Method::CONNECT } else { Method::GET };
+        if method != opening {
+            return Err(Denial::MethodNotAllowed { allow: opening.as_str().into() });
         }
-        if version != Version::HTTP_11 {
-            return Err(malformed("a WebSocket upgrade needs HTTP/1.1"));
-        }
-        if !names_token(headers, &CONNECTION, "upgrade") {
-            return Err(malformed("Connection does not name upgrade"));
-        }
-        match single(headers, &UPGRADE) {
-            Some(upgrade) if upgrade.as_bytes().eq_ignore_ascii_case(b"websocket") => {}
-            _ => return Err(malformed("Upgrade is not websocket alone")),
+        if !http2 {
+            if version != Version::HTTP_11 {
+                return Err(malformed("a WebSocket upgrade needs HTTP/1.1"));
+            }
+            if !names_token(headers, &CONNECTION, "upgrade") {
+                return Err(malformed("Connection does not name upgrade"));
+            }
+            match single(headers, &UPGRADE) {
+                Some(upgrade) if upgrade.as_bytes().eq_ignore_ascii_case(b"websocket") => {}
+                _ => return Err(malformed("Upgrade is not websocket alone")),
+            }
         }
         if headers.contains_key(TRANSFER_ENCODING)
             || headers.get_all(CONTENT_LENGTH).iter().any(|length| length != "0")
@@ -76,10 +81,15 @@ impl Offer {
             Some(_) => return Err(Denial::UpgradeRequired),
             None => return Err(malformed("Sec-WebSocket-Version is not there once")),
         }
-        let key = single(headers, &SEC_WEBSOCKET_KEY)
-            .filter(|key| is_key(key.as_bytes()))
-            .ok_or(malformed("Sec-WebSocket-Key is not 16 bytes in base64, once"))?;
-        let accept = HeaderValue::from_str(&accept_for(key.as_bytes())).map_err(|_| Denial::Internal)?;
+        let accept = match http2 {
+            true => None,
+            false => {
+                let key = single(headers, &SEC_WEBSOCKET_KEY)
+                    .filter(|key| is_key(key.as_bytes()))
+                    .ok_or(malformed("Sec-WebSocket-Key is not 16 bytes in base64, once"))?;
+                Some(HeaderValue::from_str(&accept_for(key.as_bytes())).map_err(|_| Denial::Internal)?)
+            }
+        };
         Ok(Offer { accept, subprotocols: offered_subprotocols(headers)? })
     }
 
@@ -97,15 +107,24 @@ impl Offer {
         }
     }
 
-    /// Headers of the 101 that accepts; `subprotocol` is the upstream's choice.
+    /// What accepts: 101, or 200 to an extended CONNECT (RFC 8441 §5).
+    pub fn status(&self) -> StatusCode {
+        match self.accept {
+            Some(_) => StatusCode::SWITCHING_PROTOCOLS,
+            None => StatusCode::OK,
+        }
+    }
+
+    /// Headers of the answer that accepts; `subprotocol` is the upstream's choice.
     pub fn answer(
         &self,
         subprotocol: Option<&HeaderValue>,
     ) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
         let subprotocol = subprotocol.map(|name| (SEC_WEBSOCKET_PROTOCOL, name.clone()));
-        [(CONNECTION, UPGRADE_TOKEN), (UPGRADE, WEBSOCKET), (SEC_WEBSOCKET_ACCEPT, self.accept.clone())]
-            .into_iter()
-            .chain(subprotocol)
+        let accept = self.accept.clone().map(|accept| {
+            [(CONNECTION, UPGRADE_TOKEN), (UPGRADE, WEBSOCKET), (SEC_WEBSOCKET_ACCEPT, accept)]
+        });
+        accept.into_iter().flatten().chain(subprotocol)
     }
 }
 
@@ -444,6 +463,36 @@ mod tests {
             Err(Denial::MethodNotAllowed { .. })
         ));
         is_malformed(Offer::read(&Method::GET, Version::HTTP_10, &headers));
+    }
+
+    #[test]
+    fn an_extended_connect_needs_no_key_and_gets_no_accept() {
+        let connect = |change: fn(&mut HeaderMap)| {
+            let mut headers = HeaderMap::new();
+            headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+            headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("chat"));
+            change(&mut headers);
+            Offer::read(&Method::CONNECT, Version::HTTP_2, &headers)
+        };
+        let is_malformed = |offer: Result<Offer, Denial>| {
+            assert!(matches!(offer, Err(Denial::Malformed { .. })), "{offer:?}");
+        };
+        let offer = connect(|_| ()).unwrap();
+        assert_eq!(offer.status(), StatusCode::OK);
+        let answer: HeaderMap = offer.answer(Some(&HeaderValue::from_static("chat"))).collect();
+        assert_eq!(answer.len(), 1);
+        assert_eq!(answer[SEC_WEBSOCKET_PROTOCOL], "chat");
+        is_malformed(connect(|headers| drop(headers.remove(SEC_WEBSOCKET_VERSION))));
+        is_malformed(connect(|headers| drop(headers.insert(CONTENT_LENGTH, HeaderValue::from_static("1")))));
+        let old =
+            connect(|headers| drop(headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("8"))));
+        assert_eq!(old.unwrap_err(), Denial::UpgradeRequired);
+        let headers = HeaderMap::new();
+        for (method, version) in [(Method::GET, Version::HTTP_2), (Method::CONNECT, Version::HTTP_11)] {
+            let refused = Offer::read(&method, version, &headers);
+            assert!(matches!(refused, Err(Denial::MethodNotAllowed { .. })), "{method} {version:?}");
+        }
+        assert_eq!(upgrade(|_| ()).unwrap().status(), StatusCode::SWITCHING_PROTOCOLS);
     }
 
     #[test]

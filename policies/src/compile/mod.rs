@@ -143,6 +143,7 @@ impl Compiler<'_> {
             self.error("/issuer", "a rule wants a token, and there is no [[issuer]] whose tokens count");
         }
         let Known { rules, .. } = known;
+        let http2_websockets = rules.iter().filter_map(|rule| rule.tunnel.as_ref()).any(|tunnel| tunnel.http2);
         Policy {
             hash,
             tls: self.tls(&document.tls),
@@ -161,6 +162,7 @@ impl Compiler<'_> {
             rates,
             rules,
             routes,
+            http2_websockets,
         }
     }
 
@@ -279,7 +281,7 @@ impl Compiler<'_> {
             self.duration(&format!("/connections/{key}"), text, default, range)
         };
         let short = MILLISECOND * 100..=MINUTE * 5;
-        ConnectionPolicy {
+        let policy = ConnectionPolicy {
             max_total: d.max_total.unwrap_or(20_000),
             max_per_address: d.max_per_address.unwrap_or(200),
             handshake_timeout: time("handshake_timeout", d.handshake_timeout, SECOND * 5, short.clone()),
@@ -295,8 +297,27 @@ impl Compiler<'_> {
             ),
             max_headers: d.max_headers.unwrap_or(100),
             h2_max_streams: d.h2_max_streams.unwrap_or(100),
+            h2_stream_window: self.size32(
+                "/connections/h2_stream_window",
+                d.h2_stream_window,
+                128 * KIB,
+                16 * KIB..=16 * MIB,
+            ),
+            h2_connection_window: self.size32(
+                "/connections/h2_connection_window",
+                d.h2_connection_window,
+                MIB,
+                64 * KIB..=64 * MIB,
+            ),
             http2: d.http2.unwrap_or(true),
+        };
+        if policy.h2_connection_window / 2 < policy.h2_stream_window {
+            let key = if d.h2_connection_window.is_some() { "h2_connection_window" } else { "h2_stream_window" };
+            let message = "expected h2_connection_window to be at least twice h2_stream_window, or one stream could \
+                           stall all others";
+            self.error(&format!("/connections/{key}"), message);
         }
+        policy
     }
 
     fn session(&mut self, document: &SessionDocument) -> SessionPolicy {

@@ -336,6 +336,7 @@ impl Compiler<'_> {
             self.rates(&format!("{at}/message_rates"), &d.message_rates, authentication, true, rates);
         TunnelRule {
             limits: self.tunnel_limits(at, d),
+            http2: d.http2.unwrap_or(true),
             origins,
             subprotocols: d.subprotocols.clone(),
             subprotocol_required: d.require_subprotocol.unwrap_or(!d.subprotocols.is_empty()),
