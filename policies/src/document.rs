@@ -82,6 +82,8 @@ pub(crate) struct Document {
     #[serde(default)]
     pub(crate) rate: Vec<RateDocument>,
     #[serde(default)]
+    pub(crate) ciphertext: Vec<CiphertextDocument>,
+    #[serde(default)]
     pub(crate) route: Vec<RouteDocument>,
     #[serde(default)]
     pub(crate) websocket: Vec<WebsocketDocument>,
@@ -370,6 +372,38 @@ pub(crate) enum RateKeyDocument {
     MessageType,
 }
 
+/// End-to-end encrypted conversations, known by the kind in their ids: what is sent in one must be ciphertext.
+///
+/// A conversation of no listed kind, or that cannot be told, is refused with `plaintext-refused` (422, 4422) like
+/// plaintext in an encrypted one.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "ciphertext")]
+pub(crate) struct CiphertextDocument {
+    /// Unique name: lower-case letters, digits, "-".
+    pub(crate) name: NameText,
+    /// JSON pointer to the conversation's id, a string, such as "/conversation".
+    pub(crate) pointer: String,
+    /// What the ids of encrypted conversations begin with, such as "e2e:".
+    #[schemars(length(min = 1))]
+    pub(crate) prefix: String,
+    /// What the ids of conversations begin with that may be readable; default none.
+    #[serde(default)]
+    pub(crate) readable: Vec<String>,
+    /// JSON Schema in the bundle that an encrypted message has to match, such as "schemas/envelope.json". A member that
+    /// it does not know is taken for plaintext.
+    pub(crate) envelope: Option<String>,
+    /// JSON pointers where an encrypted message may hold nothing; "*" is every item of an array.
+    #[serde(default)]
+    pub(crate) plaintext: Vec<String>,
+    /// JSON pointers where an encrypted message has to hold ciphertext: base64 that does not decode to text. "*" is
+    /// every item of an array, of at least one.
+    #[serde(default)]
+    pub(crate) payload: Vec<String>,
+    /// Least length of a payload, decoded, "16B" to "16MiB"; default "16B".
+    pub(crate) min_bytes: Option<SizeText>,
+}
+
 #[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[schemars(rename = "mode")]
@@ -444,13 +478,15 @@ pub(crate) struct RouteDocument {
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "body")]
 pub(crate) struct BodyDocument {
-    /// Longest body, "1B" to "16MiB" with a schema, to "64GiB" without.
+    /// Longest body, "1B" to "16MiB" with a schema or ciphertext, to "64GiB" without.
     pub(crate) max_bytes: SizeText,
-    /// Media types; default ["application/json"] with a schema, any without.
+    /// Media types; default ["application/json"] with a schema or ciphertext, any without.
     #[schemars(length(min = 1))]
     pub(crate) content_types: Option<Vec<String>>,
     /// JSON Schema in the bundle, such as "schemas/message.json". The body is held until it is judged.
     pub(crate) schema: Option<String>,
+    /// Name of a [[ciphertext]] that the body has to keep, before its schema. The body is held for it too.
+    pub(crate) ciphertext: Option<String>,
 }
 
 /// What a query may be.
@@ -576,6 +612,8 @@ pub(crate) struct MessageDocument {
     pub(crate) direction: DirectionDocument,
     /// JSON Schema in the bundle, such as "schemas/ack.json"; default any JSON.
     pub(crate) schema: Option<String>,
+    /// Name of a [[ciphertext]] that the message has to keep, before its schema.
+    pub(crate) ciphertext: Option<String>,
     /// What the message does, in a word for authorization and audit.
     pub(crate) action: Option<String>,
     /// Names of rates that it takes, beside message_rates.

@@ -3,11 +3,15 @@
 use std::fmt;
 
 use jsonschema::Validator;
+use jsonschema::error::ValidationErrorKind;
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
 /// Longest JSON pointer told to a peer; it may be made of the peer's own keys.
 const MAX_POINTER: usize = 64;
+
+/// Faults of one value that are looked at.
+const MAX_FAULTS: usize = 32;
 
 /// Reads one JSON document and nothing after it.
 ///
@@ -43,6 +47,23 @@ impl Schema {
             .iter_errors(value)
             .next()
             .map_or_else(String::new, |error| printable_pointer(error.instance_path().as_str())))
+    }
+}
+
+impl Schema {
+    /// Whether an invalid value holds members that the schema does not know. Looks at so many faults and no more, and
+    /// takes it for granted beyond.
+    pub(crate) fn has_unknown_members(&self, value: &Value) -> bool {
+        let mut faults = self.validator.iter_errors(value).enumerate();
+        faults.any(|(index, fault)| {
+            let kind = fault.kind();
+            index >= MAX_FAULTS
+                || matches!(
+                    kind,
+                    ValidationErrorKind::AdditionalProperties { .. }
+                        | ValidationErrorKind::UnevaluatedProperties { .. }
+                )
+        })
     }
 }
 

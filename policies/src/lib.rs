@@ -13,6 +13,7 @@
 //! A permit has no public constructor: what was not judged cannot be forwarded.
 
 mod bundle;
+mod ciphertext;
 mod compile;
 mod denial;
 mod document;

@@ -14,6 +14,7 @@ use std::time::Duration;
 use http::{HeaderMap, Method, header};
 use serde_json::{Map, Value};
 
+use crate::ciphertext::Conversation;
 use crate::denial::Denial;
 use crate::identity::Identity;
 use crate::json::{self, Schema};
@@ -21,7 +22,8 @@ use crate::path;
 use crate::policy::{Mode, Policy, RateFacts, RateIndex, UpstreamIndex};
 use crate::routes::CanonicalPath;
 use crate::rule::{
-    Authentication, BodyRule, MessageRule, OnRefusal, RateList, Rule, TunnelLimits, TunnelRule,
+    Authentication, BodyRule, CiphertextRule, MessageRule, OnRefusal, RateList, Rule, TunnelLimits,
+    TunnelRule,
 };
 
 /// What is known of a connection when it is accepted; counts are without it.
@@ -388,18 +390,19 @@ impl RequestPermit {
     /// Judges a whole body.
     ///
     /// # Errors
-    /// [`Denial::BodyTooLarge`], [`Denial::NotJson`], [`Denial::Schema`].
+    /// [`Denial::BodyTooLarge`], [`Denial::NotJson`], [`Denial::PlaintextRefused`], [`Denial::Schema`].
     pub fn judge_body(&self, body: &[u8]) -> Result<BodyPermit, Denial> {
         let rule = &self.subject.rule;
         let limit = rule.body.max_bytes;
         if u64::try_from(body.len()).map_or(true, |length| length > limit) {
             return Err(Denial::BodyTooLarge { limit });
         }
-        let judged = match &rule.body_schema {
-            None => Ok(()),
-            Some(schema) => json::parse(body)
+        let (ciphertext, schema) = (rule.body_ciphertext.as_ref(), rule.body_schema.as_ref());
+        let judged = match (ciphertext, schema) {
+            (None, None) => Ok(()),
+            _ => json::parse(body)
                 .map_err(|_| Denial::NotJson)
-                .and_then(|value| schema.check(&value).map_err(|pointer| Denial::Schema { pointer })),
+                .and_then(|value| judge_content(ciphertext, schema, &value)),
         };
         Ok(BodyPermit { shadowed: noted(rule.mode, judged)? })
     }
@@ -409,6 +412,21 @@ impl RequestPermit {
         self.subject.rule.tunnel.as_ref()?;
         Some(TunnelPermit { subject: self.subject })
     }
+}
+
+/// Holds a JSON document against what its rule says of encryption and structure.
+fn judge_content(
+    ciphertext: Option<&CiphertextRule>,
+    schema: Option<&Schema>,
+    value: &Value,
+) -> Result<(), Denial> {
+    if let Some(CiphertextRule { rule, covers_schema }) = ciphertext
+        && rule.judge(value)? == Conversation::Encrypted
+        && *covers_schema
+    {
+        return Ok(());
+    }
+    schema.map_or(Ok(()), |schema| schema.check(value).map_err(|pointer| Denial::Schema { pointer }))
 }
 
 impl BodyPermit {
@@ -533,7 +551,7 @@ impl TunnelPermit {
     ///
     /// # Errors
     /// [`Refusal`] with [`Denial::MessageTooBig`], [`Denial::MessageKind`], [`Denial::NotJson`],
-    /// [`Denial::UnknownMessageType`] or [`Denial::Schema`].
+    /// [`Denial::UnknownMessageType`], [`Denial::PlaintextRefused`] or [`Denial::Schema`].
     pub fn judge_message(&self, message: &Message<'_>) -> Result<MessageDemands<'_>, Refusal> {
         let close = |denial| Refusal { denial, action: OnRefusal::Close };
         let Some(tunnel) = self.tunnel() else {
@@ -583,12 +601,8 @@ impl<'t> MessageDemands<'t> {
         self.message = Some(rule);
         self.rates = &rule.rates;
         self.activity = rule.activity;
-        match &rule.schema {
-            None => Ok(()),
-            Some(schema) => schema
-                .check(&value)
-                .map_err(|pointer| Refusal { denial: Denial::Schema { pointer }, action: rule.on_refusal }),
-        }
+        judge_content(rule.ciphertext.as_ref(), rule.schema.as_ref(), &value)
+            .map_err(|denial| Refusal { denial, action: rule.on_refusal })
     }
 
     /// Rates to take, all or none, enforced ones first.
@@ -794,6 +808,10 @@ direction = "to-upstream"
 "#;
 
     fn policy() -> Policy {
+        policy_of(POLICY)
+    }
+
+    fn policy_of(text: &str) -> Policy {
         let schemas = [
             ("schemas/a.json", r#"{"properties":{"a":{"type":"integer"}},"additionalProperties":false}"#),
             (
@@ -805,7 +823,7 @@ direction = "to-upstream"
                 r#"{"properties":{"q":{"type":"string"},"tag":{"type":["string","array"],"maxItems":2}},"required":["q"],"additionalProperties":false}"#,
             ),
         ];
-        let files = schemas.into_iter().chain([("policy.toml", POLICY)]);
+        let files = schemas.into_iter().chain([("policy.toml", text)]);
         let files = files.map(|(name, text)| (name.to_owned(), text.as_bytes().to_owned())).collect();
         let bundle = Bundle { root: "/b".into(), files };
         Policy::compile(&bundle, &BTreeMap::new()).unwrap_or_else(|errors| panic!("{errors}"))
@@ -1161,6 +1179,103 @@ direction = "to-upstream"
         assert_eq!(permit.shadowed().map(Denial::reason), Some("rate-exceeded"));
         let refusal = settle(REVOKED).unwrap_err();
         assert_eq!((refusal.denial.close_code(), refusal.action), (4410, OnRefusal::Close));
+    }
+
+    const ENCRYPTED: &str = r#"
+version = 1
+[[upstream]]
+name = "u"
+endpoints = ["unix:/u"]
+[[ciphertext]]
+name = "sealed"
+pointer = "/to"
+prefix = "e2e:"
+readable = ["open:"]
+envelope = "schemas/sealed.json"
+payload = ["/sealed"]
+[[route]]
+name = "send"
+path = "/send"
+methods = ["POST"]
+upstream = "u"
+auth = "none"
+body = { max_bytes = "1KiB", ciphertext = "sealed" }
+[[websocket]]
+name = "stream"
+path = "/stream"
+upstream = "u"
+auth = "none"
+http2 = false
+[[websocket.message]]
+type = "send"
+direction = "both"
+ciphertext = "sealed"
+schema = "schemas/open.json"
+on_refusal = "answer"
+"#;
+
+    #[test]
+    fn an_encrypted_conversation_takes_ciphertext_only() {
+        let schemas = [
+            (
+                "schemas/sealed.json",
+                r#"{"properties":{"type":true,"to":true,"id":{"type":"integer"},"sealed":true},"additionalProperties":false}"#,
+            ),
+            ("schemas/open.json", r#"{"properties":{"text":{"type":"string"}}}"#),
+            ("policy.toml", ENCRYPTED),
+        ];
+        let files = schemas.map(|(name, text)| (name.to_owned(), text.as_bytes().to_owned())).into();
+        let policy = Policy::compile(&Bundle { root: "/b".into(), files }, &BTreeMap::new());
+        let policy = policy.unwrap_or_else(|errors| panic!("{errors}"));
+        let permit = |ask: Ask| settle(ask.judge(&policy).unwrap(), nothing_against_it()).unwrap();
+        let send = permit(ask(Method::POST, "/send").body("{}"));
+        let tunnel = permit(socket("/stream")).into_tunnel().unwrap();
+        assert!(send.body().buffered);
+        for (message, refused) in [
+            (r#"{"type":"send","to":"e2e:1","sealed":"AwogQUJDREVGR0hJSktMTU5PUFFSU1RV"}"#, None),
+            (r#"{"type":"send","to":"open:1","text":"hello"}"#, None),
+            (r#"{"type":"send","to":"e2e:1","text":"hello"}"#, Some(Denial::PlaintextRefused)),
+            (r#"{"type":"send","to":"e2e:1","sealed":"hello"}"#, Some(Denial::PlaintextRefused)),
+            (
+                r#"{"type":"send","to":"e2e:1","sealed":"AwogQUJDREVGR0hJSktMTU5PUFFSU1RV","text":"x"}"#,
+                Some(Denial::PlaintextRefused),
+            ),
+            (
+                r#"{"type":"send","to":"e2e:1","id":"1","sealed":"AwogQUJDREVGR0hJSktMTU5PUFFSU1RV"}"#,
+                Some(Denial::Schema { pointer: "/id".into() }),
+            ),
+            (r#"{"type":"send","text":"hello"}"#, Some(Denial::PlaintextRefused)),
+            (r#"{"type":"send","to":["open:1"],"text":"hello"}"#, Some(Denial::PlaintextRefused)),
+            (r#"{"type":"send","to":"other:1","text":"hello"}"#, Some(Denial::PlaintextRefused)),
+        ] {
+            assert_eq!(send.judge_body(message.as_bytes()).err(), refused, "{message}");
+            for direction in [Direction::ToUpstream, Direction::ToClient] {
+                let judged = tunnel.judge_message(&text(direction, message.as_bytes()));
+                let refused = refused.clone().map(|denial| Refusal { denial, action: OnRefusal::Answer });
+                assert_eq!(judged.err(), refused, "{message}");
+            }
+        }
+        // What may be readable still has a schema of its own.
+        let odd = br#"{"type":"send","to":"open:1","text":7}"#;
+        let refusal = tunnel.judge_message(&text(Direction::ToUpstream, odd)).unwrap_err();
+        assert_eq!(refusal.denial, Denial::Schema { pointer: "/text".into() });
+        assert_eq!(send.judge_body(b"not JSON").err(), Some(Denial::NotJson));
+    }
+
+    #[test]
+    fn a_websocket_is_opened_over_http_2_where_its_rule_says_so() {
+        let extended_connect = || Ask { method: Method::CONNECT, ..socket("/stream") };
+        let without_files = ENCRYPTED
+            .replace("envelope = \"schemas/sealed.json\"\n", "")
+            .replace("schemas/open.json", "schemas/say.json");
+        let policy = policy_of(&without_files);
+        assert!(!policy.http2_websockets());
+        assert_eq!(extended_connect().judge(&policy).err(), Some(Denial::ProtocolNotOffered));
+        assert!(socket("/stream").judge(&policy).is_ok());
+        let policy = policy_of(&without_files.replace("http2 = false", "http2 = true"));
+        assert!(policy.http2_websockets());
+        assert!(extended_connect().judge(&policy).is_ok());
+        assert!(policy_of(&without_files.replace("http2 = false", "")).http2_websockets(), "the default");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::ciphertext::Ciphertext;
 use crate::json::Schema;
 use crate::matcher::{ContentTypes, Origins};
 use crate::permit::Direction;
@@ -31,6 +32,7 @@ pub struct Rule {
     pub(crate) query: Option<QueryRule>,
     pub(crate) body: BodyRule,
     pub(crate) content_types: ContentTypes,
+    pub(crate) body_ciphertext: Option<CiphertextRule>,
     pub(crate) body_schema: Option<Schema>,
     pub(crate) tunnel: Option<TunnelRule>,
 }
@@ -78,6 +80,14 @@ pub struct BodyRule {
     pub max_bytes: u64,
     /// Whether the whole body must be held and judged before it goes on.
     pub buffered: bool,
+}
+
+/// A reference to a `[[ciphertext]]`.
+#[derive(Debug)]
+pub(crate) struct CiphertextRule {
+    pub(crate) rule: Arc<Ciphertext>,
+    /// Its envelope is the referrer's own schema: what kept the one needs no second look.
+    pub(crate) covers_schema: bool,
 }
 
 /// What a query may be; no rule, no query.
@@ -191,6 +201,7 @@ pub(crate) struct MessageTable {
 #[derive(Debug)]
 pub(crate) struct MessageRule {
     pub(crate) name: Arc<str>,
+    pub(crate) ciphertext: Option<CiphertextRule>,
     pub(crate) schema: Option<Schema>,
     pub(crate) action: Option<Arc<str>>,
     /// The rule's message rates (client messages only) and the type's own.

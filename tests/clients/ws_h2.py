@@ -12,7 +12,7 @@ import sys
 from urllib.parse import urlsplit
 
 from h2.config import H2Configuration
-from h2.connection import H2Connection
+from h2.connection import ConnectionInputs, ConnectionState, H2Connection, H2ConnectionStateMachine
 from h2.errors import ErrorCodes
 from h2.events import (
     ConnectionTerminated,
@@ -28,6 +28,10 @@ from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFact
 from websockets.frames import Opcode
 from websockets.headers import build_extension, parse_extension
 from websockets.protocol import Protocol, Side
+
+# `h2` takes a GOAWAY for the end of everything; streams that are open may be finished (RFC 9113 section 6.8).
+goaway = (ConnectionState.CLIENT_OPEN, ConnectionInputs.RECV_GOAWAY)
+H2ConnectionStateMachine._transitions[goaway] = (None, ConnectionState.CLIENT_OPEN)
 
 connections = {}
 sockets = {}
@@ -216,10 +220,9 @@ async def begin(command, tls):
         if connection.http.remote_settings.get(SettingCodes.ENABLE_CONNECT_PROTOCOL) != 1:
             tell(ident, "failed", error="extended CONNECT is not offered")
             return
-        protocol = [(":protocol", command["protocol"])] if command["protocol"] else []
         headers = [
             (":method", "CONNECT"),
-            *protocol,
+            (":protocol", command["protocol"]),
             (":scheme", "https"),
             (":path", path),
             (":authority", url.netloc),

@@ -25,6 +25,8 @@ pub enum Client {
 }
 
 impl Client {
+    /// Those over HTTP/1.1.
+    pub const HTTP1: [Client; 2] = [Client::Python, Client::Node];
     /// All of them.
     pub const ALL: [Client; 3] = [Client::Python, Client::Node, Client::Http2];
 }

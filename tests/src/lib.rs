@@ -22,7 +22,7 @@ pub use driver::{Client, Driver, Open};
 pub use gateway::{Gateway, sealgate};
 pub use metrics::{Metrics, Sample};
 pub use pki::Pki;
-pub use process::{DEADLINE, Process, binary, free_port, until};
+pub use process::{DEADLINE, MemoryWatch, Process, binary, free_port, until};
 pub use rustix::process::Signal;
 pub use tokens::TokenIssuer;
 pub use upstream::{Seen, Upstream};

@@ -4,7 +4,8 @@ use std::fs::{self, File};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -84,6 +85,16 @@ impl Process {
         self.child.id()
     }
 
+    /// Its resident memory in bytes.
+    pub fn memory(&self) -> u64 {
+        resident(self.id())
+    }
+
+    /// Watches its memory from now on.
+    pub fn watch_memory(&self) -> MemoryWatch {
+        MemoryWatch::start(self.id())
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_child(&self.child);
@@ -119,6 +130,47 @@ impl Process {
             next += 1;
         }
         found.split_off(1)
+    }
+}
+
+fn resident(process: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kibibytes = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kibibytes.unwrap_or(0) << 10
+}
+
+/// The highest memory of a process since a moment, looked at every few milliseconds.
+pub struct MemoryWatch {
+    idle: u64,
+    peak: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+}
+
+impl MemoryWatch {
+    fn start(process: u32) -> MemoryWatch {
+        let idle = resident(process);
+        assert!(idle > 0, "no memory of process {process}");
+        let (peak, stop) = (Arc::new(AtomicU64::new(idle)), Arc::new(AtomicBool::new(false)));
+        let (shared, stopped) = (Arc::clone(&peak), Arc::clone(&stop));
+        std::thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                shared.fetch_max(resident(process), Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        MemoryWatch { idle, peak, stop }
+    }
+
+    /// How many bytes more than at the beginning it had at the most.
+    pub fn grown(&self) -> u64 {
+        self.peak.load(Ordering::Relaxed) - self.idle
+    }
+}
+
+impl Drop for MemoryWatch {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
     }
 }
 

@@ -327,7 +327,9 @@ impl Shared {
 
     /// Echoes. `/ws/refuse` answers 403, `/ws/accept` a wrong accept key, `/ws/deflate` an extension nobody offered,
     /// `/ws/subprotocol` a subprotocol nobody offered; on `/ws/masked` and `/ws/latin` the first echo is a masked
-    /// frame or text that is not UTF-8; on `/ws/gone` the connection is cut instead of the first echo.
+    /// frame or text that is not UTF-8; on `/ws/gone` the connection is cut instead of the first echo. `/ws/mute` reads
+    /// and says nothing, not even a pong; `/ws/stall` does not even read; `/ws/flood` answers without end,
+    /// `/ws/rubbish` with bytes that are no frames, `/ws/bytes` byte by byte.
     fn websocket(&self, seen: &Seen, reader: &mut dyn Read, writer: &mut dyn Stream) -> Option<()> {
         let variant = seen.target.strip_prefix("/ws/").unwrap_or_default();
         if variant == "refuse" {
@@ -351,12 +353,19 @@ impl Shared {
         .ok()?;
         let mut bytes = Vec::new();
         let mut buffer = [0; 16 * 1024];
+        if variant == "stall" {
+            let mut held = lock(&self.held);
+            while !held.1 {
+                held = self.released.wait(held).unwrap_or_else(std::sync::PoisonError::into_inner);
+            }
+        }
         loop {
             while let Some((message, used)) = parse_frame(&bytes) {
                 bytes.drain(..used);
                 lock(&self.frames).push(message.clone());
                 let first = message.opcode | if message.fin { 0x80 } else { 0 };
                 let answer = match (message.opcode, variant) {
+                    (_, "mute") => continue,
                     (8, _) => {
                         let _ = writer.write_all(&unmasked_frame(0x88, &message.payload));
                         return None;
@@ -366,6 +375,16 @@ impl Shared {
                     (_, "masked") => frame(first, &message.payload),
                     (_, "latin") => unmasked_frame(0x81, b"caf\xe9"),
                     (_, "gone") => return None,
+                    (_, "rubbish") => vec![0xff; 4096],
+                    (_, "flood") => loop {
+                        writer.write_all(&unmasked_frame(0x82, &[0; 16 * 1024])).ok()?;
+                    },
+                    (_, "bytes") => {
+                        for byte in unmasked_frame(first, &message.payload) {
+                            writer.write_all(&[byte]).ok()?;
+                        }
+                        continue;
+                    }
                     _ => unmasked_frame(first, &message.payload),
                 };
                 writer.write_all(&answer).ok()?;

@@ -1,7 +1,7 @@
 //! TLS sockets under a test's full control, for what no decent client would send.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,6 +81,18 @@ impl Wire {
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
         let _ = self.stream.write_all(bytes.as_ref());
         let _ = self.stream.flush();
+    }
+
+    /// Ends this side's half in order: close_notify, then FIN. The other half can still be read.
+    pub fn half_close(&mut self) {
+        self.stream.conn.send_close_notify();
+        let _ = self.stream.flush();
+        let _ = self.stream.sock.shutdown(Shutdown::Write);
+    }
+
+    /// Breaks the connection off with a TCP reset.
+    pub fn reset(self) {
+        rustix::net::sockopt::set_socket_linger(&self.stream.sock, Some(Duration::ZERO)).expect("linger");
     }
 
     /// One response to a request without `HEAD`, delimited by its Content-Length; `None` if the peer closes instead.

@@ -8,7 +8,7 @@ fn clients_and_upstream_understand_each_other_without_a_gateway() {
     let pki = Pki::new(folder.path());
     let upstream = Upstream::tcp();
     let address = upstream.endpoint().replace("tcp:", "");
-    for client in Client::ALL {
+    for client in Client::HTTP1 {
         let mut driver = Driver::start(client, &pki.ca());
         let url = |variant: &str| format!("ws://{address}/ws/{variant}");
         driver.open("a", &url("a"), &Open::token("t").origin("https://o.test").subprotocol("one"));

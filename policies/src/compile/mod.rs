@@ -1,5 +1,6 @@
 //! Document → Policy: names resolved, ranges checked, matchers and schemas built. Nothing is live until all is.
 
+mod ciphertext;
 mod rules;
 mod schemas;
 
@@ -130,8 +131,17 @@ impl Compiler<'_> {
             each(&document.upstream, "/upstream", |at, upstream| self.upstream(at, upstream, &mut names));
         let mut names = HashMap::new();
         let rates = each(&document.rate, "/rate", |at, rate| self.rate(at, rate, &mut names));
+        let mut names = HashMap::new();
+        let ciphertexts =
+            each(&document.ciphertext, "/ciphertext", |at, rule| self.ciphertext(at, rule, &mut names));
 
-        let mut known = Known { upstreams: &upstreams, rates: &rates, rules: Vec::new(), any_auth: false };
+        let mut known = Known {
+            upstreams: &upstreams,
+            rates: &rates,
+            ciphertexts: &ciphertexts,
+            rules: Vec::new(),
+            any_auth: false,
+        };
         let mut routes = Routes::default();
         for (index, route) in document.route.iter().enumerate() {
             self.route(format!("/route/{index}"), route, &mut known, &mut routes);
@@ -143,7 +153,8 @@ impl Compiler<'_> {
             self.error("/issuer", "a rule wants a token, and there is no [[issuer]] whose tokens count");
         }
         let Known { rules, .. } = known;
-        let http2_websockets = rules.iter().filter_map(|rule| rule.tunnel.as_ref()).any(|tunnel| tunnel.http2);
+        let http2_websockets =
+            rules.iter().filter_map(|rule| rule.tunnel.as_ref()).any(|tunnel| tunnel.http2);
         Policy {
             hash,
             tls: self.tls(&document.tls),
@@ -312,7 +323,8 @@ impl Compiler<'_> {
             http2: d.http2.unwrap_or(true),
         };
         if policy.h2_connection_window / 2 < policy.h2_stream_window {
-            let key = if d.h2_connection_window.is_some() { "h2_connection_window" } else { "h2_stream_window" };
+            let key =
+                if d.h2_connection_window.is_some() { "h2_connection_window" } else { "h2_stream_window" };
             let message = "expected h2_connection_window to be at least twice h2_stream_window, or one stream could \
                            stall all others";
             self.error(&format!("/connections/{key}"), message);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use http::Method;
 
+use crate::compile::ciphertext::Named;
 use crate::compile::{Compiler, DAY, GIB, HOUR, KIB, MIB, MILLISECOND, SECOND, mode};
 use crate::document::{
     AuthDocument, BodyDocument, DirectionDocument, Hosts, InspectDocument, KindDocument, MessageDocument,
@@ -41,6 +42,7 @@ struct Common<'d> {
 pub(super) struct Known<'a> {
     pub(super) upstreams: &'a [Upstream],
     pub(super) rates: &'a [Rate],
+    pub(super) ciphertexts: &'a [Named],
     pub(super) rules: Vec<Arc<Rule>>,
     pub(super) any_auth: bool,
 }
@@ -70,7 +72,7 @@ impl Compiler<'_> {
         let mut rule = self.rule(&common, known);
         rule.activity = d.activity.unwrap_or(true);
         if let Some(body) = &d.body {
-            self.body(&common.at, body, &mut rule);
+            self.body(&common.at, body, known.ciphertexts, &mut rule);
             // Servers and proxies disagree about bodies of these (RFC 9110 §9.3.1).
             let bodiless = [MethodDocument::Get, MethodDocument::Head];
             if d.methods.iter().any(|method| bodiless.contains(method)) {
@@ -141,6 +143,7 @@ impl Compiler<'_> {
             query,
             body: BodyRule { max_bytes: 0, buffered: false },
             content_types: ContentTypes::Any,
+            body_ciphertext: None,
             body_schema: None,
             tunnel: None,
         }
@@ -183,12 +186,15 @@ impl Compiler<'_> {
         }
     }
 
-    fn body(&mut self, at: &str, document: &BodyDocument, rule: &mut Rule) {
-        let buffered = document.schema.is_some();
-        // A body with a schema is held in memory until it is judged.
+    fn body(&mut self, at: &str, document: &BodyDocument, ciphertexts: &[Named], rule: &mut Rule) {
+        let buffered = document.schema.is_some() || document.ciphertext.is_some();
+        // A body that is looked into is held in memory until it is judged.
         let highest = if buffered { 16 * MIB } else { 64 * GIB };
         let max_bytes = self.size(&format!("{at}/body/max_bytes"), Some(document.max_bytes), 0, 1..=highest);
         rule.body = BodyRule { max_bytes, buffered };
+        let (ciphertext, schema) = (document.ciphertext.as_deref(), document.schema.as_deref());
+        rule.body_ciphertext =
+            self.ciphertext_rule(&format!("{at}/body/ciphertext"), ciphertext, schema, ciphertexts);
         rule.body_schema = self.schema(&format!("{at}/body/schema"), document.schema.as_deref());
         rule.content_types = match &document.content_types {
             None if buffered => ContentTypes::Listed(vec!["application/json".to_owned()]),
@@ -206,7 +212,7 @@ impl Compiler<'_> {
                             "expected a media type without parameters, such as \"application/json\"",
                         );
                     } else if buffered && !(essence.ends_with("/json") || essence.ends_with("+json")) {
-                        self.error(&pointer, "a body with a schema must be JSON");
+                        self.error(&pointer, "a body that is looked into must be JSON");
                     }
                 }
                 ContentTypes::Listed(list.clone())
@@ -251,7 +257,7 @@ impl Compiler<'_> {
         RateList { all: enforced, enforced: count }
     }
 
-    fn schema(&mut self, pointer: &str, name: Option<&str>) -> Option<Schema> {
+    pub(super) fn schema(&mut self, pointer: &str, name: Option<&str>) -> Option<Schema> {
         let name = name?;
         match self.schemas.compile(name) {
             Some(schema) => schema,
@@ -285,7 +291,7 @@ impl Compiler<'_> {
             mode: d.mode,
         };
         let mut rule = self.rule(&common, known);
-        rule.tunnel = Some(self.tunnel(&common.at, d, rule.authentication, known.rates));
+        rule.tunnel = Some(self.tunnel(&common.at, d, rule.authentication, known));
         self.place(&common, None, rule, known, routes);
     }
 
@@ -294,7 +300,7 @@ impl Compiler<'_> {
         at: &str,
         document: &WebsocketDocument,
         authentication: Authentication,
-        rates: &[Rate],
+        known: &Known<'_>,
     ) -> TunnelRule {
         let d = document;
         let inspect = d.inspect.unwrap_or(if d.message.is_empty() {
@@ -323,7 +329,7 @@ impl Compiler<'_> {
         if d.require_subprotocol == Some(true) && d.subprotocols.is_empty() {
             self.error(&format!("{at}/require_subprotocol"), "no subprotocol is listed");
         }
-        let [to_upstream, to_client] = self.tables(at, d, inspect, authentication, rates);
+        let [to_upstream, to_client] = self.tables(at, d, inspect, authentication, known);
         let kinds = match (&d.kinds, inspect) {
             (None, InspectDocument::Json) => Kinds { text: true, binary: false },
             (None, InspectDocument::None) => Kinds { text: true, binary: true },
@@ -333,7 +339,7 @@ impl Compiler<'_> {
             },
         };
         let message_rates =
-            self.rates(&format!("{at}/message_rates"), &d.message_rates, authentication, true, rates);
+            self.rates(&format!("{at}/message_rates"), &d.message_rates, authentication, true, known.rates);
         TunnelRule {
             limits: self.tunnel_limits(at, d),
             http2: d.http2.unwrap_or(true),
@@ -377,7 +383,7 @@ impl Compiler<'_> {
         document: &WebsocketDocument,
         inspect: InspectDocument,
         authentication: Authentication,
-        rates: &[Rate],
+        known: &Known<'_>,
     ) -> [Option<MessageTable>; 2] {
         let d = document;
         let pointer = d.type_pointer.as_deref().unwrap_or("/type");
@@ -415,7 +421,7 @@ impl Compiler<'_> {
                 }
                 let of_client = direction == DirectionDocument::ToUpstream;
                 let message_rates = if of_client { d.message_rates.as_slice() } else { &[] };
-                let rule = self.message(&at_message, message, message_rates, authentication, rates);
+                let rule = self.message(&at_message, message, message_rates, authentication, known);
                 if types.insert(Box::from(message.name.as_str()), rule).is_some() {
                     let message = format!("`{}` is defined twice for one direction", message.name);
                     self.error(&child(&at_message, "type"), message);
@@ -435,9 +441,10 @@ impl Compiler<'_> {
         document: &MessageDocument,
         message_rates: &[String],
         authentication: Authentication,
-        rates: &[Rate],
+        known: &Known<'_>,
     ) -> MessageRule {
         let d = document;
+        let rates = known.rates;
         let own = self.rates(&format!("{at}/rates"), &d.rates, authentication, true, rates);
         if let Some(index) = d.rates.iter().position(|name| message_rates.contains(name)) {
             self.error(&format!("{at}/rates/{index}"), "the rate stands in message_rates already");
@@ -460,6 +467,12 @@ impl Compiler<'_> {
         }
         MessageRule {
             name: d.name.as_str().into(),
+            ciphertext: self.ciphertext_rule(
+                &format!("{at}/ciphertext"),
+                d.ciphertext.as_deref(),
+                d.schema.as_deref(),
+                known.ciphertexts,
+            ),
             schema: self.schema(&format!("{at}/schema"), d.schema.as_deref()),
             action: d.action.as_deref().map(Into::into),
             rates: RateList { all, enforced },

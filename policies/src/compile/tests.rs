@@ -279,7 +279,13 @@ body = { max_bytes = "1B" }
                 "route.a.body.schema",
                 "there is no `schemas/y.json` in the bundle; did you mean `schemas/x.json`?",
             ),
-            ("policy.toml", 45, 75, "route.a.body.content_types[0]", "a body with a schema must be JSON"),
+            (
+                "policy.toml",
+                45,
+                75,
+                "route.a.body.content_types[0]",
+                "a body that is looked into must be JSON",
+            ),
             ("policy.toml", 48, 8, "route.b.path", "equal to `a`"),
             ("policy.toml", 49, 14, "route.b.host[1]", "a host name in lower case"),
             ("policy.toml", 53, 8, "route.a.name", "`a` is defined twice; first at policy.toml:38"),
@@ -355,6 +361,77 @@ direction = "both"
             ("policy.toml", 35, 23, "websocket.v.require_subprotocol", "no subprotocol is listed"),
             ("policy.toml", 41, 16, "websocket.n.type_pointer", "nothing is looked into"),
             ("policy.toml", 42, 1, "websocket.n.message", "messages are listed, and inspect is"),
+        ],
+    );
+}
+
+#[test]
+fn errors_of_ciphertext_and_of_http_2() {
+    let text = r#"version = 1
+[connections]
+h2_stream_window = "1MiB"
+h2_connection_window = "1MiB"
+[[upstream]]
+name = "u"
+endpoints = ["unix:/u"]
+[[ciphertext]]
+name = "sealed"
+pointer = "conversation"
+prefix = "e2e:"
+readable = ["open:", "e2e"]
+payload = ["/a/*/b", "b"]
+min_bytes = "8B"
+[[ciphertext]]
+name = "sealed"
+pointer = "/*/conversation"
+prefix = "e2e:"
+plaintext = [""]
+[[route]]
+name = "r"
+path = "/r"
+methods = ["POST"]
+upstream = "u"
+auth = "none"
+body = { max_bytes = "1KiB", ciphertext = "seald" }
+[[websocket]]
+name = "w"
+path = "/w"
+upstream = "u"
+auth = "none"
+[[websocket.message]]
+type = "a"
+direction = "both"
+ciphertext = "other"
+"#;
+    assert_errors(
+        &[("policy.toml", text)],
+        &[
+            ("policy.toml", 4, 24, "connections.h2_connection_window", "at least twice h2_stream_window"),
+            ("policy.toml", 10, 11, "ciphertext.sealed.pointer", "a JSON pointer"),
+            ("policy.toml", 12, 22, "ciphertext.sealed.readable[1]", "cannot be confused with \"e2e:\""),
+            ("policy.toml", 13, 22, "ciphertext.sealed.payload[1]", "a JSON pointer"),
+            ("policy.toml", 14, 13, "ciphertext.sealed.min_bytes", "expected \"16B\" to \"16MiB\""),
+            ("policy.toml", 15, 1, "ciphertext.sealed", "expected `payload`, `envelope` or both"),
+            ("policy.toml", 16, 8, "ciphertext.sealed.name", "defined twice; first at policy.toml:9"),
+            ("policy.toml", 17, 11, "ciphertext.sealed.pointer", "a JSON pointer"),
+            ("policy.toml", 19, 14, "ciphertext.sealed.plaintext[0]", "a JSON pointer"),
+            (
+                "policy.toml",
+                26,
+                43,
+                "route.r.body.ciphertext",
+                "unknown ciphertext `seald`; did you mean `sealed`?",
+            ),
+            ("policy.toml", 35, 14, "websocket.w.message[0].ciphertext", "unknown ciphertext `other`"),
+        ],
+    );
+    let structural = "version = 1\n[[ciphertext]]\nname = \"s\"\nprefix = \"\"\nenvelop = \"x\"\n";
+    assert_errors(
+        &[("policy.toml", structural)],
+        &[
+            ("policy.toml", 2, 1, "ciphertext.s", "`pointer` is missing"),
+            ("policy.toml", 4, 10, "ciphertext.s.prefix", ""),
+            ("policy.toml", 5, 1, "ciphertext.s.envelop", "did you mean `envelope`?"),
         ],
     );
 }
