@@ -55,6 +55,19 @@ pub enum Denial {
     TokenMissing,
     /// The token is not acceptable.
     TokenInvalid(TokenFault),
+    /// The token is bound to a key, and the request proves to hold none (RFC 9449 §7.2).
+    ProofMissing,
+    /// The proof of possession is not acceptable (RFC 9449 §4.3).
+    ProofInvalid(ProofFault),
+    /// The proof needs a nonce of ours (RFC 9449 §9).
+    ProofNonce {
+        /// Ready `DPoP-Nonce` value.
+        nonce: Arc<str>,
+    },
+    /// As many proofs are remembered as may be, in all or of this subject: one more could not be told from a replay.
+    TooManyProofs,
+    /// The token is bound to another client certificate than the connection's, or the connection has none (RFC 8705 §3).
+    CertificateMissing,
     /// The keys to verify the token cannot be had: our fault, so never a 401.
     TokenKeysUnavailable,
     /// The identity has none of the roles that the rule names.
@@ -164,6 +177,35 @@ pub enum TokenFault {
     TooLarge,
     /// The request brings two tokens (RFC 6750 §2).
     Twice,
+    /// It is not bound to a key, where it must be.
+    Unbound,
+}
+
+/// What is wrong with a proof of possession. Goes to log and metrics; the outside sees only `proof-invalid`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ProofFault {
+    /// Not one compact JWS of strict base64url and JSON in one field, or too long.
+    Malformed,
+    /// `typ` is not `dpop+jwt`.
+    Type,
+    /// Its algorithm is not one of the policy's.
+    Algorithm,
+    /// Its key cannot verify it, is private, or is not the one that the token is bound to.
+    Key,
+    /// The signature does not verify.
+    Signature,
+    /// A claim is missing or of the wrong type.
+    Claims,
+    /// Made for another method.
+    Method,
+    /// Made for another URL.
+    Url,
+    /// Too old, or from the future.
+    Time,
+    /// Made for another token.
+    Token,
+    /// Seen before.
+    Replayed,
 }
 
 /// One line of the table that faces the outside.
@@ -198,6 +240,11 @@ impl Denial {
         "token-expired",
         "token-twice",
         "token-invalid",
+        "proof-missing",
+        "proof-invalid",
+        "proof-nonce",
+        "too-many-proofs",
+        "certificate-missing",
         "token-keys-unavailable",
         "role-missing",
         "revoked",
@@ -254,8 +301,14 @@ impl Denial {
                 Fault::Twice              => row("token-twice",             400, 4401, "More than one token"),
                 Fault::Malformed | Fault::Algorithm | Fault::Key | Fault::Signature | Fault::Issuer
                 | Fault::Audience | Fault::NotYetValid | Fault::Type | Fault::Claims | Fault::TooLarge
+                | Fault::Unbound
                                           => row("token-invalid",           401, 4401, "Token not accepted"),
             },
+            Self::ProofMissing            => row("proof-missing",           401, 4401, "Proof of possession missing"),
+            Self::ProofInvalid(_)         => row("proof-invalid",           401, 4401, "Proof of possession not accepted"),
+            Self::ProofNonce { .. }       => row("proof-nonce",             401, 4401, "Proof of possession needs a nonce"),
+            Self::TooManyProofs           => row("too-many-proofs",         429, 4429, "Too many requests"),
+            Self::CertificateMissing      => row("certificate-missing",     401, 4401, "Token of another certificate"),
             Self::TokenKeysUnavailable    => row("token-keys-unavailable",  503, 1013, "Token keys unavailable"),
             Self::RoleMissing             => row("role-missing",            403, 4403, "Not allowed"),
             Self::Revoked                 => row("revoked",                 401, 4410, "Session revoked"),
@@ -332,6 +385,11 @@ impl Denial {
             Self::TokenInvalid(TokenFault::Expired) => "the token has expired; get a new one".into(),
             Self::TokenInvalid(TokenFault::Twice) => "send one token, in one place".into(),
             Self::TokenInvalid(_) => "the token is not accepted here".into(),
+            Self::ProofMissing => "the token is bound to a key; prove that you hold it".into(),
+            Self::ProofInvalid(_) => "the proof of possession is not accepted".into(),
+            Self::ProofNonce { .. } => "make a proof with the nonce of this answer".into(),
+            Self::TooManyProofs => "too many proofs of possession at once; try again".into(),
+            Self::CertificateMissing => "the token is bound to another client certificate".into(),
             Self::TokenKeysUnavailable => {
                 "tokens cannot be verified at present; keep yours and try again".into()
             }
@@ -371,9 +429,11 @@ impl Denial {
     pub fn retry_after(&self) -> Option<u64> {
         match self {
             Self::RateExceeded { retry_after, .. } => Some(whole_seconds(*retry_after)),
-            Self::TokenKeysUnavailable | Self::TooManyConnections | Self::Overloaded | Self::Restarting => {
-                Some(1)
-            }
+            Self::TokenKeysUnavailable
+            | Self::TooManyConnections
+            | Self::TooManyProofs
+            | Self::Overloaded
+            | Self::Restarting => Some(1),
             _ => None,
         }
     }
@@ -390,6 +450,7 @@ impl fmt::Display for Denial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::TokenInvalid(fault) => write!(f, "{}: {}", self.reason(), fault.name()),
+            Self::ProofInvalid(fault) => write!(f, "{}: {}", self.reason(), fault.name()),
             _ => write!(f, "{}: {}", self.reason(), self.detail()),
         }
     }
@@ -410,6 +471,7 @@ impl TokenFault {
         "claims",
         "too-large",
         "twice",
+        "unbound",
     ];
 
     /// Word for log and metrics; the outside never sees it.
@@ -427,6 +489,26 @@ impl TokenFault {
             Self::Claims => "claims",
             Self::TooLarge => "too-large",
             Self::Twice => "twice",
+            Self::Unbound => "unbound",
+        }
+    }
+}
+
+impl ProofFault {
+    /// Word for log and metrics; the outside never sees it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::Type => "type",
+            Self::Algorithm => "algorithm",
+            Self::Key => "key",
+            Self::Signature => "signature",
+            Self::Claims => "claims",
+            Self::Method => "method",
+            Self::Url => "url",
+            Self::Time => "time",
+            Self::Token => "token",
+            Self::Replayed => "replayed",
         }
     }
 }
@@ -452,6 +534,7 @@ mod tests {
             Fault::Claims,
             Fault::TooLarge,
             Fault::Twice,
+            Fault::Unbound,
         ];
         let names: Vec<_> = faults.iter().map(|fault| fault.name()).collect();
         assert_eq!(names, TokenFault::ALL_NAMES);
@@ -471,6 +554,11 @@ mod tests {
             Denial::SubprotocolNotAllowed,
             Denial::ProtocolNotOffered,
             Denial::TokenMissing,
+            Denial::ProofMissing,
+            Denial::ProofInvalid(ProofFault::Replayed),
+            Denial::ProofNonce { nonce: "a-test".into() },
+            Denial::TooManyProofs,
+            Denial::CertificateMissing,
             Denial::TokenKeysUnavailable,
             Denial::RoleMissing,
             Denial::Revoked,

@@ -78,6 +78,8 @@ pub(crate) struct Document {
     #[serde(default)]
     pub(crate) session: SessionDocument,
     #[serde(default)]
+    pub(crate) dpop: DpopDocument,
+    #[serde(default)]
     pub(crate) upstream: Vec<UpstreamDocument>,
     #[serde(default)]
     pub(crate) rate: Vec<RateDocument>,
@@ -223,8 +225,20 @@ pub(crate) struct IssuerDocument {
     pub(crate) skew: Option<DurationText>,
     /// Longest token, "256B" to "64KiB"; default "8KiB".
     pub(crate) max_token_bytes: Option<SizeText>,
+    /// "dpop" takes tokens only that are bound to a key (RFC 9449); default "any". A bound token always needs its proof.
+    #[serde(default)]
+    pub(crate) sender: SenderDocument,
     #[serde(default)]
     pub(crate) claims: ClaimsDocument,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(rename = "sender")]
+pub(crate) enum SenderDocument {
+    #[default]
+    Any,
+    Dpop,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -267,6 +281,29 @@ pub(crate) struct SessionDocument {
     pub(crate) lifetime: Option<DurationText>,
     /// Tolerated difference of clocks, "0s" to "5m"; default "30s".
     pub(crate) skew: Option<DurationText>,
+}
+
+/// Proofs of possession (RFC 9449).
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "dpop")]
+pub(crate) struct DpopDocument {
+    /// Algorithms that a proof may be signed by; default ["ES256", "ES384", "EdDSA"].
+    #[schemars(length(min = 1))]
+    pub(crate) algorithms: Option<Vec<AlgorithmDocument>>,
+    /// Age of a proof, "5s" to "10m"; default "1m". The clocks may differ by session.skew.
+    pub(crate) max_age: Option<DurationText>,
+    /// Whether a proof must hold a nonce that the gateway gave; default false.
+    #[serde(default)]
+    pub(crate) nonce: bool,
+    /// How long a nonce is good, at least, "30s" to "1h"; default "5m".
+    pub(crate) nonce_lifetime: Option<DurationText>,
+    /// Proofs remembered against replay, in all; more are refused. Default 1000000.
+    #[schemars(range(min = 1_000, max = 100_000_000))]
+    pub(crate) max_proofs: Option<u32>,
+    /// Proofs remembered of one subject; more are refused. Default 10000.
+    #[schemars(range(min = 10, max = 1_000_000))]
+    pub(crate) max_proofs_per_subject: Option<u32>,
 }
 
 /// A service behind the gateway.
@@ -455,6 +492,9 @@ pub(crate) struct RouteDocument {
     /// Default "required".
     #[serde(default)]
     pub(crate) auth: AuthDocument,
+    /// "dpop" takes tokens only that are bound to a key (RFC 9449); default "any".
+    #[serde(default)]
+    pub(crate) sender: SenderDocument,
     /// Roles of which one is needed; default none.
     #[serde(default)]
     pub(crate) roles: Vec<String>,
@@ -517,6 +557,9 @@ pub(crate) struct WebsocketDocument {
     /// Default "required".
     #[serde(default)]
     pub(crate) auth: AuthDocument,
+    /// "dpop" takes tokens only that are bound to a key (RFC 9449); default "any".
+    #[serde(default)]
+    pub(crate) sender: SenderDocument,
     /// Roles of which one is needed; default none.
     #[serde(default)]
     pub(crate) roles: Vec<String>,

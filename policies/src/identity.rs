@@ -42,6 +42,8 @@ pub struct Identity {
     pub issued_at: Option<u64>,
     /// `exp`, unix seconds.
     pub expires_at: u64,
+    /// What its sender must prove to hold (`cnf`).
+    pub binding: Binding,
     /// `X-Sealgate-*`, built once, so that forwarding only clones (a `HeaderValue` is reference-counted).
     pub upstream_headers: Vec<(HeaderName, HeaderValue)>,
 }
@@ -61,6 +63,16 @@ pub struct IdentityParts {
     pub auth_time: Option<u64>,
     pub issued_at: Option<u64>,
     pub expires_at: u64,
+    pub binding: Binding,
+}
+
+/// What a token is bound to, or what a sender has proved to hold: SHA-256 thumbprints. Empty: a bearer token, or nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Binding {
+    /// Of a key, `jkt` (RFC 9449 §6.1, RFC 7638).
+    pub key: Option<[u8; 32]>,
+    /// Of a client certificate, `x5t#S256` (RFC 8705 §3.1).
+    pub certificate: Option<[u8; 32]>,
 }
 
 impl Identity {
@@ -98,6 +110,7 @@ impl Identity {
             auth_time: parts.auth_time,
             issued_at: parts.issued_at,
             expires_at: parts.expires_at,
+            binding: parts.binding,
             upstream_headers,
         }
     }

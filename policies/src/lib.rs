@@ -31,10 +31,10 @@ mod units;
 mod verdict;
 
 pub use bundle::{Bundle, BundleError};
-pub use denial::{Denial, TokenFault};
+pub use denial::{Denial, ProofFault, TokenFault};
 pub use document::json_schema;
 pub use errors::{PolicyError, PolicyErrors};
-pub use identity::{IDENTITY_HEADER_PREFIX, IDENTITY_HEADERS, Identity, IdentityParts};
+pub use identity::{Binding, IDENTITY_HEADER_PREFIX, IDENTITY_HEADERS, Identity, IdentityParts};
 pub use permit::{
     BodyPermit, ConnectionFacts, ConnectionPermit, Direction, Evidence, Message, MessageDemands, MessageKind,
     MessagePermit, RateExceeded, Refusal, RequestDemands, RequestFacts, RequestPermit, RouteMatch,
@@ -42,8 +42,9 @@ pub use permit::{
 };
 pub use policy::{
     Algorithm, AuditPolicy, AuditRequests, Balance, CertificateSource, ClaimNames, ConnectionPolicy,
-    Endpoint, Group, Health, Issuer, JwksSource, Mode, Policy, Rate, RateFacts, RateIndex, RateKey, RuleId,
-    SessionPolicy, Source, TlsPolicy, TlsVersions, Upstream, UpstreamIndex, UpstreamTls,
+    DpopPolicy, Endpoint, Group, Health, Issuer, JwksSource, Mode, Policy, Rate, RateFacts, RateIndex,
+    RateKey, RuleId, Sender, SessionPolicy, Source, TlsPolicy, TlsVersions, Upstream, UpstreamIndex,
+    UpstreamTls,
 };
 pub use rule::{Authentication, BodyRule, OnRefusal, Rule, TunnelLimits};
 pub use units::parse_duration;

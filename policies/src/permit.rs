@@ -15,11 +15,11 @@ use http::{HeaderMap, Method, header};
 use serde_json::{Map, Value};
 
 use crate::ciphertext::Conversation;
-use crate::denial::Denial;
-use crate::identity::Identity;
+use crate::denial::{Denial, TokenFault};
+use crate::identity::{Binding, Identity};
 use crate::json::{self, Schema};
 use crate::path;
-use crate::policy::{Mode, Policy, RateFacts, RateIndex, UpstreamIndex};
+use crate::policy::{Mode, Policy, RateFacts, RateIndex, Sender, UpstreamIndex};
 use crate::routes::CanonicalPath;
 use crate::rule::{
     Authentication, BodyRule, CiphertextRule, MessageRule, OnRefusal, RateList, Rule, TunnelLimits,
@@ -84,6 +84,8 @@ pub struct RouteMatch {
 #[derive(Debug)]
 pub struct RequestDemands {
     subject: Subject,
+    /// What the sender has proved to hold.
+    proven: Binding,
 }
 
 /// Proof that a request was judged. Made by [`settle`] only.
@@ -189,7 +191,8 @@ impl RouteMatch {
         // A rule that asks for no token vouches for none upstream.
         let identity = identity.filter(|_| rule.authentication == Authentication::Required);
         let shadowed = noted(rule.mode, judge_head(&rule, facts, identity.as_deref()))?;
-        Ok(RequestDemands { subject: Subject { rule, path, address: facts.peer, identity, shadowed } })
+        let subject = Subject { rule, path, address: facts.peer, identity, shadowed };
+        Ok(RequestDemands { subject, proven: Binding::default() })
     }
 }
 
@@ -313,9 +316,35 @@ impl RequestDemands {
     pub fn identity(&self) -> Option<&Arc<Identity>> {
         self.subject.identity.as_ref()
     }
+
+    /// Takes note of what the sender has proved to hold; until then, nothing.
+    ///
+    /// # Errors
+    /// As [`settle`] for a binding, but before any rate is taken.
+    pub fn prove(mut self, proven: Binding) -> Result<Self, Denial> {
+        self.subject.check_binding(&proven)?;
+        self.proven = proven;
+        Ok(self)
+    }
 }
 
 impl Subject {
+    /// A bound token counts from its holder only, in shadow mode too: elsewhere it is a stolen one.
+    fn check_binding(&self, proven: &Binding) -> Result<(), Denial> {
+        let Some(identity) = &self.identity else { return Ok(()) };
+        let Binding { key, certificate } = identity.binding;
+        if self.rule.sender == Sender::Dpop && key.is_none() {
+            return Err(Denial::TokenInvalid(TokenFault::Unbound));
+        }
+        if key.is_some() && key != proven.key {
+            return Err(Denial::ProofMissing);
+        }
+        if certificate.is_some() && certificate != proven.certificate {
+            return Err(Denial::CertificateMissing);
+        }
+        Ok(())
+    }
+
     fn rate_facts<'a>(&'a self, message_type: Option<&'a str>) -> RateFacts<'a> {
         let identity = self.identity.as_deref();
         RateFacts {
@@ -332,9 +361,12 @@ impl Subject {
 /// Mints the permit for a request if the evidence agrees.
 ///
 /// # Errors
-/// [`Denial::Revoked`]; [`Denial::RateExceeded`] unless rate or rule only counts.
+/// [`Denial::ProofMissing`], [`Denial::CertificateMissing`] and [`Denial::TokenInvalid`] for a token that is not bound as it
+/// must be, or whose sender did not prove to hold what it is bound to; [`Denial::Revoked`]; [`Denial::RateExceeded`]
+/// unless rate or rule only counts.
 pub fn settle(demands: RequestDemands, evidence: Evidence) -> Result<RequestPermit, Denial> {
-    let RequestDemands { mut subject } = demands;
+    let RequestDemands { mut subject, proven } = demands;
+    subject.check_binding(&proven)?;
     let note = weigh(&evidence, subject.rule.mode, &subject.rule.rates)?;
     subject.shadowed = subject.shadowed.or(note);
     Ok(RequestPermit { subject })
@@ -764,6 +796,12 @@ methods = ["GET"]
 upstream = "first"
 auth = "none"
 query = { max_bytes = "40B", schema = "schemas/query.json" }
+[[route]]
+name = "bound"
+path = "/bound"
+methods = ["GET"]
+upstream = "first"
+sender = "dpop"
 [[websocket]]
 name = "socket"
 path = "/socket"
@@ -927,6 +965,43 @@ direction = "to-upstream"
     }
 
     const REVOKED: Evidence = Evidence { rates: Ok(()), revoked: true };
+
+    #[test]
+    fn a_bound_token_counts_from_its_holder_only_in_shadow_mode_too() {
+        let policy = policy();
+        let (key, certificate) = (Some([1; 32]), Some([2; 32]));
+        let none = Binding::default();
+        let settled = |ask: &Ask, binding: Binding, proven: Option<Binding>| {
+            let mut demands = ask.judge(&policy).unwrap();
+            Arc::make_mut(demands.subject.identity.as_mut().unwrap()).binding = binding;
+            let demands = match proven {
+                Some(proven) => demands.prove(proven)?,
+                // Forgotten is refused.
+                None => demands,
+            };
+            settle(demands, nothing_against_it()).map(drop)
+        };
+        let shadowed = ask(Method::POST, "/shadowed").roles(&["user"]).body("{}");
+        for ask in [get("/items/7").roles(&["user"]), shadowed] {
+            let by_key = Binding { key, certificate: None };
+            let by_certificate = Binding { key: None, certificate };
+            let both = Binding { key, certificate };
+            assert_eq!(settled(&ask, none, Some(none)), Ok(()));
+            assert_eq!(settled(&ask, none, None), Ok(()));
+            for binding in [by_key, by_certificate, both] {
+                assert_eq!(settled(&ask, binding, Some(both)), Ok(()));
+                assert!(settled(&ask, binding, Some(none)).is_err() && settled(&ask, binding, None).is_err());
+            }
+            let other = Binding { key: certificate, certificate: key };
+            assert_eq!(settled(&ask, by_key, Some(other)), Err(Denial::ProofMissing));
+            assert_eq!(settled(&ask, by_certificate, Some(other)), Err(Denial::CertificateMissing));
+            assert_eq!(settled(&ask, both, Some(by_key)), Err(Denial::CertificateMissing));
+        }
+        let bound = get("/bound").roles(&["user"]);
+        let by_key = Binding { key, certificate: None };
+        assert_eq!(settled(&bound, by_key, Some(by_key)), Ok(()));
+        assert_eq!(settled(&bound, none, Some(none)), Err(Denial::TokenInvalid(TokenFault::Unbound)));
+    }
 
     #[test]
     fn connections_are_counted() {

@@ -21,6 +21,7 @@ pub struct Policy {
     pub(crate) certificates: Vec<CertificateSource>,
     pub(crate) issuers: Vec<Issuer>,
     pub(crate) session: SessionPolicy,
+    pub(crate) dpop: DpopPolicy,
     pub(crate) audit: AuditPolicy,
     pub(crate) upstreams: Vec<Upstream>,
     pub(crate) rates: Vec<Rate>,
@@ -58,6 +59,11 @@ impl Policy {
     /// Session clock.
     pub fn session(&self) -> &SessionPolicy {
         &self.session
+    }
+
+    /// Proofs of possession.
+    pub fn dpop(&self) -> &DpopPolicy {
+        &self.dpop
     }
 
     /// What gets an audit record.
@@ -209,8 +215,20 @@ pub struct Issuer {
     pub skew: Duration,
     /// Longest token. 256 B to 64 KiB; default 8 KiB.
     pub max_token_bytes: u32,
+    /// What every token must be bound to; default nothing.
+    pub sender: Sender,
     /// Which claim means what.
     pub claims: ClaimNames,
+}
+
+/// What a token must be bound to. Whatever is demanded: a token that is bound is accepted from its holder only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Sender {
+    /// Nothing: bearer tokens pass.
+    #[default]
+    Any,
+    /// A key that each request proves to hold (DPoP, RFC 9449).
+    Dpop,
 }
 
 /// Signature algorithms (RFC 7518, RFC 8037).
@@ -259,6 +277,29 @@ pub struct SessionPolicy {
     pub lifetime: Duration,
     /// Tolerated difference of clocks. 0 to 5 min; default 30 s.
     pub skew: Duration,
+}
+
+/// `[dpop]`: proofs of possession (RFC 9449).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DpopPolicy {
+    /// Algorithms that a proof may be signed by; default ES256, ES384, EdDSA.
+    pub algorithms: Vec<Algorithm>,
+    /// Age of a proof. 5 s to 10 min; default 1 min.
+    pub max_age: Duration,
+    /// Tolerated difference of clocks: `session.skew`.
+    pub skew: Duration,
+    /// Whether a proof must hold a nonce of ours (§9); default false.
+    pub nonce: bool,
+    /// How long a nonce is good, at least; at most twice that. 30 s to 1 h; default 5 min.
+    pub nonce_lifetime: Duration,
+    /// Proofs remembered against replay, in all. 1,000 to 100,000,000; default 1,000,000. More are refused.
+    pub max_proofs: u32,
+    /// Proofs remembered of one subject. 10 to 1,000,000; default 10,000. More are refused.
+    pub max_proofs_per_subject: u32,
+    /// Whether an issuer or a rule demands proofs, so that a challenge should say so.
+    pub demanded: bool,
+    /// Names of `algorithms` as a challenge lists them: `ES256 ES384`.
+    pub algorithm_names: String,
 }
 
 /// `[audit]`.

@@ -8,7 +8,7 @@ use crate::ciphertext::Ciphertext;
 use crate::json::Schema;
 use crate::matcher::{ContentTypes, Origins};
 use crate::permit::Direction;
-use crate::policy::{Mode, RateIndex, RuleId, UpstreamIndex};
+use crate::policy::{Mode, RateIndex, RuleId, Sender, UpstreamIndex};
 
 /// One rule. Made only by [`Policy::compile`](crate::Policy::compile).
 #[derive(Debug)]
@@ -23,6 +23,8 @@ pub struct Rule {
     pub upstream: UpstreamIndex,
     /// Whether it wants a token.
     pub authentication: Authentication,
+    /// What its token must be bound to.
+    pub sender: Sender,
     /// Name of what a request does, for authorization and audit.
     pub action: Option<Arc<str>>,
     /// Whether a request counts as the user's activity (row S-1). A socket's opening always does.

@@ -21,7 +21,7 @@ use serde_json::Value;
 
 use crate::bundle::Bundle;
 use crate::denial::Denial;
-use crate::identity::{Identity, IdentityParts};
+use crate::identity::{Binding, Identity, IdentityParts};
 use crate::permit::{
     Direction, Evidence, Message, MessageKind, Refusal, RequestFacts, settle, settle_message,
 };
@@ -113,6 +113,9 @@ struct Who {
     #[serde(default)]
     roles: Vec<String>,
     department: Option<String>,
+    /// Whether the token is bound to a key, which the request proves to hold; default false.
+    #[serde(default)]
+    bound: bool,
 }
 
 #[derive(Deserialize)]
@@ -283,6 +286,7 @@ fn judge(policy: &Policy, test: &Test) -> Result<Verdict, String> {
             roles: who.roles.clone(),
             department: who.department.clone(),
             expires_at: u64::MAX,
+            binding: Binding { key: who.bound.then_some([0; 32]), certificate: None },
             ..IdentityParts::default()
         }))
     });
@@ -299,8 +303,12 @@ fn walk(
 ) -> Result<Verdict, Refusal> {
     let close = |denial| Refusal { denial, action: OnRefusal::Close };
     let room = || Evidence { rates: Ok(()), revoked: false };
-    let demands =
-        policy.match_request(facts).and_then(|matched| matched.judge(facts, identity)).map_err(close)?;
+    let proven = identity.as_deref().map_or_else(Binding::default, |identity| identity.binding);
+    let demands = policy
+        .match_request(facts)
+        .and_then(|matched| matched.judge(facts, identity))
+        .and_then(|demands| demands.prove(proven))
+        .map_err(close)?;
     let permit = settle(demands, room()).map_err(close)?;
     let rule = Arc::clone(&permit.rule().name);
     let mut shadowed = permit.shadowed().cloned();

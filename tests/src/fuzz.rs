@@ -12,12 +12,14 @@ use std::time::{Duration, Instant};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::{HeaderMap, HeaderValue, Method};
-use sealgate::session::{KeyFetcher, TokenCache, Verifier, bearer};
+use ring::digest::{SHA256, digest};
+use sealgate::session::{Asked, DPOP, KeyFetcher, Proofs, TokenCache, Verifier, bearer};
 use sealgate::websocket::frame::Sender;
 use sealgate::websocket::handshake::{Expected, accept_for, read_response};
 use sealgate::websocket::message::{Assembler, Step, WireFault};
 use sealgate_policy::{
-    Bundle, Evidence, MessageKind, Policy, RequestFacts, RequestPermit, TunnelLimits, settle,
+    Binding, Bundle, Denial, Evidence, Identity, IdentityParts, MessageKind, Policy, ProofFault,
+    RequestFacts, RequestPermit, TunnelLimits, settle,
 };
 use serde_json::Value;
 
@@ -28,10 +30,11 @@ use crate::tokens::now;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     ("websocket_frames", websocket_frames),
     ("upstream_response", upstream_response),
     ("token", token),
+    ("proof", proof),
     ("request_target", request_target),
     ("policy_document", policy_document),
 ];
@@ -224,6 +227,78 @@ pub fn token(data: &[u8]) {
     assert!(identity.upstream_headers.iter().all(|(name, _)| name.as_str().starts_with("x-sealgate-")));
     let again = judge.verifier.verify(found.as_str(), now, &cache).expect("the cache agrees");
     assert_eq!(again.subject, identity.subject);
+}
+
+static HOLDER: LazyLock<TokenIssuer> = LazyLock::new(|| TokenIssuer::new("holder"));
+
+/// A proof of possession, as it comes (first byte 0), or as header and claims parted by a NUL, which are signed by the
+/// right key. Where both are JSON objects they get, with first byte 2, that key and the token's hash.
+///
+/// What is accepted was made for this request and this token, lately; and it is not accepted twice.
+pub fn proof(data: &[u8]) {
+    const TOKEN: &str = "a.b.c";
+    let Some((kind, rest)) = data.split_first() else {
+        return;
+    };
+    let mut jwk = HOLDER.jwk();
+    jwk.as_object_mut().expect("an object").retain(|name, _| !["kid", "use", "alg"].contains(&name.as_str()));
+    let hash = URL_SAFE_NO_PAD.encode(digest(&SHA256, TOKEN.as_bytes()));
+    let proof = if *kind == 0 {
+        String::from_utf8_lossy(rest).into_owned()
+    } else {
+        let (header, claims) = rest.split_at(rest.iter().position(|byte| *byte == 0).unwrap_or(rest.len()));
+        let claims = claims.get(1..).unwrap_or_default();
+        let added = |text: &[u8], name: &str, value: Value| {
+            let object = serde_json::from_slice::<Value>(text).ok().filter(|it| *kind == 2 && it.is_object());
+            object.map_or_else(
+                || text.to_vec(),
+                |mut object| {
+                    object[name] = value;
+                    object.to_string().into_bytes()
+                },
+            )
+        };
+        HOLDER.sign_bytes(&added(header, "jwk", jwk.clone()), &added(claims, "ath", hash.clone().into()))
+    };
+    let mut headers = HeaderMap::new();
+    if let Ok(value) = HeaderValue::from_str(&proof) {
+        headers.insert(DPOP, value);
+    }
+    let Ok(Some(found)) = sealgate::session::proof(&headers) else {
+        return;
+    };
+    let (method, now) = (Method::GET, 1_800_000_000);
+    let asked = Asked {
+        method: &method,
+        authority: "chat.example",
+        path: "/v1/mine",
+        websocket: false,
+        token: TOKEN,
+    };
+    let text = format!(r#"{{"crv":"P-256","kty":"EC","x":{},"y":{}}}"#, jwk["x"], jwk["y"]);
+    let key = digest(&SHA256, text.as_bytes()).as_ref().try_into().ok();
+    let binding = Binding { key, certificate: None };
+    let identity = Identity::new(IdentityParts { binding, ..IdentityParts::default() });
+    let policy = ANYWHERE.dpop();
+    let proofs = Proofs::new().expect("random numbers");
+    if proofs.check(found, &asked, &identity, policy, now).is_err() {
+        assert!(proofs.is_empty(), "what is refused takes no room");
+        return;
+    }
+    let mut parts = found.split('.').map(|part| URL_SAFE_NO_PAD.decode(part).expect("base64url"));
+    let mut part = || -> Value { serde_json::from_slice(&parts.next().expect("three parts")).expect("JSON") };
+    let (header, claims) = (part(), part());
+    assert_eq!(
+        (&header["alg"], &claims["htm"], &claims["ath"]),
+        (&"ES256".into(), &"GET".into(), &hash.into())
+    );
+    let url = claims["htu"].as_str().expect("a URL").to_ascii_lowercase();
+    assert!(url.starts_with("https://chat.example"), "{url}");
+    let age = now as f64 - claims["iat"].as_f64().expect("a time");
+    assert!((-31.0..91.0).contains(&age), "{age} s old");
+    assert!(claims["jti"].as_str().is_some_and(|id| !id.is_empty()));
+    let again = proofs.check(found, &asked, &identity, policy, now);
+    assert_eq!(again, Err(Denial::ProofInvalid(ProofFault::Replayed)));
 }
 
 static ANYWHERE: LazyLock<Policy> = LazyLock::new(|| {

@@ -24,6 +24,6 @@ pub use metrics::{Metrics, Sample};
 pub use pki::Pki;
 pub use process::{DEADLINE, MemoryWatch, Process, binary, free_port, until};
 pub use rustix::process::Signal;
-pub use tokens::TokenIssuer;
+pub use tokens::{TokenIssuer, now};
 pub use upstream::{Seen, Upstream};
 pub use wire::{Frame, Wire, frame, unmasked_frame};

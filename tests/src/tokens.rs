@@ -27,11 +27,16 @@ impl TokenIssuer {
 
     /// The key set that a gateway reads.
     pub fn jwks(&self) -> Value {
+        json!({ "keys": [self.jwk()] })
+    }
+
+    /// Its public key (RFC 7517).
+    pub fn jwk(&self) -> Value {
         let point = self.key.public_key().as_ref();
-        json!({ "keys": [{
+        json!({
             "kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig", "kid": self.kid,
             "x": URL_SAFE_NO_PAD.encode(&point[1..33]), "y": URL_SAFE_NO_PAD.encode(&point[33..65]),
-        }] })
+        })
     }
 
     /// A token as it should be: for `subject`, an hour from now.
@@ -62,10 +67,15 @@ impl TokenIssuer {
     }
 
     /// As [`TokenIssuer::sign`], for what is perhaps no JSON.
-    pub(crate) fn sign_bytes(&self, header: &[u8], claims: &[u8]) -> String {
+    pub fn sign_bytes(&self, header: &[u8], claims: &[u8]) -> String {
         let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims));
-        let signature = self.key.sign(&self.random, signed.as_bytes()).expect("a signature");
-        format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature.as_ref()))
+        let signature = self.sign_text(&signed);
+        format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
+    }
+
+    /// The bare signature over a text: `R || S` (RFC 7518 §3.4).
+    pub fn sign_text(&self, text: &str) -> Vec<u8> {
+        self.key.sign(&self.random, text.as_bytes()).expect("a signature").as_ref().to_vec()
     }
 
     /// The key id in its tokens.
@@ -75,6 +85,6 @@ impl TokenIssuer {
 }
 
 /// Unix time in seconds.
-pub(crate) fn now() -> u64 {
+pub fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs()
 }

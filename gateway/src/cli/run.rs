@@ -23,7 +23,7 @@ use crate::{
     limits::{ConnectionLimits, RateClock, RateStore},
     metrics::Metrics,
     reload::{Outliving, PolicySource, Reloader},
-    session::{KeyFetcher, Revocations},
+    session::{KeyFetcher, Proofs, Revocations},
     upstream::EndpointIds,
 };
 
@@ -98,6 +98,7 @@ pub fn run(args: &RunArgs, ready: impl FnOnce(&Running)) -> anyhow::Result<u8> {
         connections: ConnectionLimits::new(),
         revocations: Revocations::new(REVOCATIONS),
         cores: ways_in,
+        proofs: Proofs::new().map_err(|_| anyhow::anyhow!("the system gives no random bytes"))?,
         outliving,
         stop: watch::Sender::new(false),
     });

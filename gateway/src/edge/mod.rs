@@ -35,7 +35,7 @@ use crate::{
     limits::ConnectionLimits,
     metrics::Metrics,
     reload::{Outliving, Snapshot},
-    session::{Revocation, Revocations},
+    session::{Proofs, Revocation, Revocations},
 };
 
 /// How long an order to all cores waits for their answers. It is obeyed by a slower core too, only later.
@@ -51,6 +51,8 @@ pub struct Gateway {
     pub revocations: Revocations,
     /// How the cores are reached.
     pub cores: Inboxes,
+    /// Proofs of possession that came, so that none counts twice.
+    pub proofs: Proofs,
     /// What no reload touches: rate cells, counters, ticket keys.
     pub outliving: Arc<Outliving>,
     /// Turns true when the gateway is to end: no new connections, old ones finish.

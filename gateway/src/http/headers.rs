@@ -6,6 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use sealgate_policy::Identity;
 
 use super::{exchange::RequestId, target::Target};
+use crate::session;
 
 /// Fields of one hop only (RFC 9110 §7.6.1, RFC 9112 §9).
 const HOP_BY_HOP: [HeaderName; 10] = [
@@ -56,7 +57,7 @@ pub fn strip_request(headers: &mut HeaderMap, token_spent: bool) {
             || name.as_str().starts_with(IDENTITY_PREFIX)
             // Many backends read `X_Sealgate_Subject` as `X-Sealgate-Subject`; nginx drops such names too.
             || name.as_str().contains('_')
-            || token_spent && *name == header::AUTHORIZATION
+            || token_spent && (*name == header::AUTHORIZATION || *name == session::DPOP)
     });
 }
 

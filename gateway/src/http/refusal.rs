@@ -1,7 +1,7 @@
 //! A refusal as an answer: a problem document (RFC 9457) and the fields that go with its status.
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use hyper::body::Incoming;
 use sealgate_policy::{Denial, RateExceeded, TokenFault};
 use serde_json::json;
@@ -47,9 +47,23 @@ fn add_particulars(fields: &mut HeaderMap, denial: &Denial, snapshot: &Snapshot)
         Denial::TokenMissing => {
             // RFC 6750 §3.1: no error code for a request that brought no token.
             fields.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"sealgate\""));
+            if snapshot.policy.dpop().demanded {
+                add_dpop_challenge(fields, None, snapshot);
+            }
         }
         Denial::TokenInvalid(fault) => {
             fields.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge(*fault)));
+            if snapshot.policy.dpop().demanded {
+                add_dpop_challenge(fields, Some("invalid_token"), snapshot);
+            }
+        }
+        Denial::ProofMissing => add_dpop_challenge(fields, Some("invalid_token"), snapshot),
+        Denial::ProofInvalid(_) => add_dpop_challenge(fields, Some("invalid_dpop_proof"), snapshot),
+        Denial::ProofNonce { nonce } => {
+            add_dpop_challenge(fields, Some("use_dpop_nonce"), snapshot);
+            if let Ok(nonce) = HeaderValue::from_str(nonce) {
+                fields.insert(HeaderName::from_static("dpop-nonce"), nonce);
+            }
         }
         Denial::MethodNotAllowed { allow } => {
             if let Ok(allow) = HeaderValue::from_str(allow) {
@@ -62,6 +76,16 @@ fn add_particulars(fields: &mut HeaderMap, denial: &Denial, snapshot: &Snapshot)
         other => match other.status() {
             StatusCode::SERVICE_UNAVAILABLE => {
                 fields.insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+            }
+            StatusCode::TOO_MANY_REQUESTS => {
+                fields.insert(header::RETRY_AFTER, HeaderValue::from(other.retry_after().unwrap_or(1)));
+            }
+            // RFC 9110 §15.5.2: every 401 carries a challenge.
+            StatusCode::UNAUTHORIZED => {
+                fields.insert(
+                    header::WWW_AUTHENTICATE,
+                    HeaderValue::from_static("Bearer realm=\"sealgate\", error=\"invalid_token\""),
+                );
             }
             StatusCode::FORBIDDEN => {
                 fields.insert(
@@ -79,12 +103,24 @@ fn add_particulars(fields: &mut HeaderMap, denial: &Denial, snapshot: &Snapshot)
     }
 }
 
+/// RFC 9449 §7.1: by which algorithms a key may prove itself.
+fn add_dpop_challenge(fields: &mut HeaderMap, error: Option<&str>, snapshot: &Snapshot) {
+    let algorithms = &snapshot.policy.dpop().algorithm_names;
+    let error = error.map(|error| format!(", error=\"{error}\"")).unwrap_or_default();
+    let challenge = format!("DPoP realm=\"sealgate\"{error}, algs=\"{algorithms}\"");
+    if let Ok(challenge) = HeaderValue::from_str(&challenge) {
+        fields.append(header::WWW_AUTHENTICATE, challenge);
+    }
+}
+
 /// Tells an honest client whether to fetch a new token; an attacker learns no more than that.
 fn challenge(fault: TokenFault) -> &'static str {
     match fault {
         TokenFault::Expired => {
             "Bearer realm=\"sealgate\", error=\"invalid_token\", error_description=\"the token expired\""
         }
+        // RFC 6750 §3.1: the request is at fault, not a token.
+        TokenFault::Twice => "Bearer realm=\"sealgate\", error=\"invalid_request\"",
         _ => "Bearer realm=\"sealgate\", error=\"invalid_token\"",
     }
 }

@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header
 use hyper::{body::Incoming, upgrade::Upgraded};
 use hyper_util::rt::TokioIo;
 use sealgate_policy::{
-    Denial, Evidence, Identity, RateExceeded, RateFacts, RateIndex, RequestFacts, RequestPermit,
+    Binding, Denial, Evidence, Identity, RateExceeded, RateFacts, RateIndex, RequestFacts, RequestPermit,
     TunnelPermit, settle,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -330,7 +330,9 @@ impl Opening {
             content_length: None,
             has_body: false,
         };
-        let demands = snapshot.policy.match_request(&facts)?.judge(&facts, identity)?;
+        // What its token is bound to was proved when the socket was opened.
+        let proven = identity.as_deref().map_or_else(Binding::default, |identity| identity.binding);
+        let demands = snapshot.policy.match_request(&facts)?.judge(&facts, identity)?.prove(proven)?;
         let permit = settle(demands, Evidence { rates: Ok(()), revoked: false })?;
         permit.into_tunnel().ok_or(Denial::PolicyChanged)
     }

@@ -5,7 +5,8 @@ use std::{convert::Infallible, rc::Rc, sync::Arc, time::Duration};
 use http::{Request, Response};
 use hyper::body::{Body as _, Incoming};
 use sealgate_policy::{
-    Authentication, Denial, Evidence, Identity, RequestFacts, RequestPermit, RouteMatch, TokenFault, settle,
+    Authentication, Binding, Denial, Evidence, Identity, RequestFacts, RequestPermit, RouteMatch, TokenFault,
+    settle,
 };
 
 use super::{body::ResponseBody, exchange::Exchange, forward, refusal, target::Target, tunnel};
@@ -14,7 +15,7 @@ use crate::{
     edge::{Connection, Core},
     limits::RateStanding,
     reload::Snapshot,
-    session::{self, TokenFailure},
+    session::{self, Asked, Scheme, Token, TokenFailure},
 };
 
 /// How long a request waits for its issuer's new keys.
@@ -87,11 +88,16 @@ async fn admit(
     };
     let matched = snapshot.policy.match_request(&facts)?;
     exchange.matched(matched.rule().clone());
-    let identity = identify(core, snapshot, &matched, &facts).await?;
-    if let Some(identity) = &identity {
-        exchange.identified(identity.clone());
-    }
-    let demands = matched.judge(&facts, identity.clone())?;
+    let (identity, proven) = match identify(core, snapshot, &matched, &facts).await? {
+        Some((token, identity)) => {
+            exchange.identified(identity.clone());
+            let proven = prove(core, snapshot, &target, &facts, token, &identity)?;
+            (Some(identity), proven)
+        }
+        None => (None, Binding::default()),
+    };
+    // Before rates are taken: they are the owner's, and a stolen token must not use them up.
+    let demands = matched.judge(&facts, identity.clone())?.prove(proven)?;
     let taken = snapshot.rates.take(demands.rates(), &demands.rate_facts());
     let revoked = identity
         .as_deref()
@@ -107,13 +113,13 @@ async fn admit(
     Ok(Admitted { permit, standing, target })
 }
 
-/// Who asks, where the rule wants to know.
-async fn identify(
+/// Who asks, where the rule wants to know, and by which token.
+async fn identify<'a>(
     core: &Rc<Core>,
     snapshot: &Snapshot,
     matched: &RouteMatch,
-    facts: &RequestFacts<'_>,
-) -> Result<Option<Arc<Identity>>, Denial> {
+    facts: &RequestFacts<'a>,
+) -> Result<Option<(Token<'a>, Arc<Identity>)>, Denial> {
     if matched.authentication() == Authentication::None {
         return Ok(None);
     }
@@ -126,8 +132,33 @@ async fn identify(
         Err(TokenFailure::Fault(TokenFault::Key) | TokenFailure::KeysUnavailable)
             if Box::pin(snapshot.verifier.refreshed(token.as_str(), KEY_PATIENCE)).await =>
         {
-            Ok(Some(verify()?))
+            Ok(Some((token, verify()?)))
         }
-        outcome => Ok(Some(outcome?)),
+        outcome => Ok(Some((token, outcome?))),
     }
+}
+
+/// What the sender of a token proves to hold.
+fn prove(
+    core: &Core,
+    snapshot: &Snapshot,
+    target: &Target,
+    facts: &RequestFacts<'_>,
+    token: Token<'_>,
+    identity: &Identity,
+) -> Result<Binding, Denial> {
+    if token.scheme() == Scheme::Bearer {
+        return Ok(Binding::default());
+    }
+    let key = identity.binding.key.ok_or(Denial::TokenInvalid(TokenFault::Unbound))?;
+    let proof = session::proof(facts.headers).map_err(Denial::ProofInvalid)?.ok_or(Denial::ProofMissing)?;
+    let asked = Asked {
+        method: facts.method,
+        authority: target.authority.to_str().unwrap_or_default(),
+        path: facts.path,
+        websocket: facts.websocket,
+        token: token.as_str(),
+    };
+    core.gateway.proofs.check(proof, &asked, identity, snapshot.policy.dpop(), clock::unix_now())?;
+    Ok(Binding { key: Some(key), certificate: None })
 }

@@ -11,12 +11,29 @@ pub const SUBPROTOCOL_PREFIX: &str = "sealgate.bearer.";
 
 /// A token as it came; nothing about it is known yet. Does not print.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Token<'a>(&'a str);
+pub struct Token<'a> {
+    text: &'a str,
+    scheme: Scheme,
+}
+
+/// What a sender says of his token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheme {
+    /// Whoever bears it may use it.
+    Bearer,
+    /// It is bound to a key, and a proof comes with it (RFC 9449 §7.1).
+    Dpop,
+}
 
 impl<'a> Token<'a> {
     /// The token itself. Must reach no log, label or header.
     pub fn as_str(&self) -> &'a str {
-        self.0
+        self.text
+    }
+
+    /// How it was sent.
+    pub fn scheme(&self) -> Scheme {
+        self.scheme
     }
 }
 
@@ -26,7 +43,7 @@ impl fmt::Debug for Token<'_> {
     }
 }
 
-/// Finds the request's token: in `Authorization: Bearer` (RFC 6750 §2.1) or, for a WebSocket, in one entry of
+/// Finds the request's token: in `Authorization: Bearer` (RFC 6750 §2.1) or `Authorization: DPoP` (RFC 9449 §7.1), or, for a WebSocket, in one entry of
 /// `Sec-WebSocket-Protocol`. Never in the URL (RFC 6750 §2.3 explains why), never in a body or cookie.
 ///
 /// `None` where there is none; another authorization scheme is none.
@@ -40,12 +57,13 @@ pub fn bearer(headers: &HeaderMap, websocket: bool) -> Result<Option<Token<'_>>,
     let subprotocol = if websocket { subprotocol(headers)? } else { None };
     match (authorization, subprotocol) {
         (Some(_), Some(_)) => Err(TokenFault::Twice),
-        (Some(token), None) | (None, Some(token)) => Some(checked(token)).transpose(),
+        (Some((scheme, token)), None) => checked(token, scheme).map(Some),
+        (None, Some(token)) => checked(token, Scheme::Bearer).map(Some),
         (None, None) => Ok(None),
     }
 }
 
-fn authorization(headers: &HeaderMap) -> Result<Option<&str>, TokenFault> {
+fn authorization(headers: &HeaderMap) -> Result<Option<(Scheme, &str)>, TokenFault> {
     let mut fields = headers.get_all(AUTHORIZATION).iter();
     let Some(field) = fields.next() else {
         return Ok(None);
@@ -55,11 +73,13 @@ fn authorization(headers: &HeaderMap) -> Result<Option<&str>, TokenFault> {
     }
     let field = field.to_str().map_err(|_| TokenFault::Malformed)?;
     let (scheme, rest) = field.split_once(' ').unwrap_or((field, ""));
-    if !scheme.eq_ignore_ascii_case("bearer") {
-        return Ok(None);
-    }
+    let scheme = match scheme {
+        name if name.eq_ignore_ascii_case("bearer") => Scheme::Bearer,
+        name if name.eq_ignore_ascii_case("dpop") => Scheme::Dpop,
+        _ => return Ok(None),
+    };
     // RFC 9110 §11.4: one or more blanks after the scheme.
-    Ok(Some(rest.trim_matches(' ')))
+    Ok(Some((scheme, rest.trim_matches(' '))))
 }
 
 fn subprotocol(headers: &HeaderMap) -> Result<Option<&str>, TokenFault> {
@@ -77,13 +97,13 @@ fn subprotocol(headers: &HeaderMap) -> Result<Option<&str>, TokenFault> {
 }
 
 /// What a compact JWS is made of: base64url and dots. Padding, a second token after a comma, a quoted one: none of it.
-fn checked(token: &str) -> Result<Token<'_>, TokenFault> {
+fn checked(text: &str, scheme: Scheme) -> Result<Token<'_>, TokenFault> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() | matches!(byte, b'-' | b'_' | b'.');
     // To the end and without a branch, so that many bytes are looked at in one step.
-    if token.is_empty() || !token.bytes().fold(true, |fine, byte| fine & allowed(byte)) {
+    if text.is_empty() || !text.bytes().fold(true, |fine, byte| fine & allowed(byte)) {
         return Err(TokenFault::Malformed);
     }
-    Ok(Token(token))
+    Ok(Token { text, scheme })
 }
 
 #[cfg(test)]
@@ -112,6 +132,17 @@ mod tests {
         let split =
             [("sec-websocket-protocol", "im.v1.json"), ("sec-websocket-protocol", "sealgate.bearer.a.b.c")];
         assert_eq!(found(&split, true), token());
+    }
+
+    #[test]
+    fn the_scheme_is_told() {
+        let mut headers = HeaderMap::new();
+        for (field, scheme) in
+            [("DPoP a.b.c", Scheme::Dpop), ("dpop a.b.c", Scheme::Dpop), ("Bearer a.b.c", Scheme::Bearer)]
+        {
+            headers.insert(AUTHORIZATION, http::HeaderValue::from_static(field));
+            assert_eq!(bearer(&headers, true).unwrap().map(|token| token.scheme()), Some(scheme), "{field}");
+        }
     }
 
     #[test]
@@ -159,7 +190,7 @@ mod tests {
 
     #[test]
     fn does_not_print() {
-        assert_eq!(format!("{:?}", Token("s3cret")), "Token(..)");
+        assert_eq!(format!("{:?}", Token { text: "s3cret", scheme: Scheme::Bearer }), "Token(..)");
     }
 
     proptest! {

@@ -128,6 +128,11 @@ impl KeySet {
     }
 }
 
+/// The key of a JWK that stands alone, for one algorithm; `None` if it must not verify anything by that.
+pub(super) fn key_of(jwk: &Map<String, Value>, algorithm: Algorithm) -> Option<DecodingKey> {
+    keys_of(jwk).into_iter().find(|key| key.algorithm == algorithm).map(|key| key.decoding)
+}
+
 /// One key for each algorithm that a JWK may verify.
 fn keys_of(jwk: &Map<String, Value>) -> Vec<Key> {
     let text = |name: &str| jwk.get(name).and_then(Value::as_str);

@@ -10,7 +10,7 @@ use ring::signature::{
     ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair,
     RSA_PKCS1_SHA256, RSA_PSS_SHA256, RsaKeyPair, RsaPublicKeyComponents,
 };
-use sealgate_policy::{Algorithm, ClaimNames, Issuer, JwksSource};
+use sealgate_policy::{Algorithm, ClaimNames, Issuer, JwksSource, Sender};
 use serde_json::{Value, json};
 
 /// The time of all tests, in unix seconds.
@@ -151,6 +151,7 @@ pub(super) fn issuer(keys: impl Into<PathBuf>) -> Issuer {
         refresh: Duration::from_secs(300),
         skew: Duration::ZERO,
         max_token_bytes: 8192,
+        sender: Sender::Any,
         claims: ClaimNames {
             subject: "sub".to_owned(),
             session: "sid".to_owned(),

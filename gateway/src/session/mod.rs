@@ -1,11 +1,13 @@
 //! Whose token it is, and whether it still counts.
 //!
 //! A token's way: [`bearer`] finds it in the request, in the one place where it may stand; the snapshot's [`Verifier`]
-//! turns it into an `Identity`, by way of the core's [`TokenCache`]; [`Revocations`] may know better, and the
+//! turns it into an `Identity`, by way of the core's [`TokenCache`]; if it is bound to a key, [`Proofs`] checks that the
+//! sender holds it; [`Revocations`] may know better, and the
 //! [`Registry`] finds the open sockets of a session that ends.
 
 mod bearer;
 mod cache;
+mod dpop;
 mod json;
 mod jwks;
 mod registry;
@@ -16,8 +18,9 @@ mod verifier;
 #[cfg(test)]
 mod minting;
 
-pub use bearer::{SUBPROTOCOL_PREFIX, Token, bearer};
+pub use bearer::{SUBPROTOCOL_PREFIX, Scheme, Token, bearer};
 pub use cache::TokenCache;
+pub use dpop::{Asked, DPOP, Proofs, proof};
 pub use jwks::{JwksError, KeyFetcher};
 pub use registry::{Registration, Registry, RegistryFull};
 pub use revocation::{OwnedTarget, Revocation, Revocations, RevocationsFull, Target};

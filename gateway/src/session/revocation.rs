@@ -248,7 +248,7 @@ impl Revocations {
 
 /// The lower half of a key that is a keyed hash already; hashing it again would cost more than the look-up.
 #[derive(Default)]
-struct Low(u64);
+pub(super) struct Low(u64);
 
 impl Hasher for Low {
     fn write(&mut self, bytes: &[u8]) {

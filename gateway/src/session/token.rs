@@ -2,8 +2,9 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::DecodingKey;
 use jsonwebtoken::crypto::aws_lc::DEFAULT_PROVIDER;
-use sealgate_policy::{Algorithm, Identity, IdentityParts, Issuer, TokenFault};
+use sealgate_policy::{Algorithm, Binding, Identity, IdentityParts, Issuer, Sender, TokenFault};
 use serde_json::{Map, Value};
 
 use super::json;
@@ -49,6 +50,14 @@ impl<'a> Unverified<'a> {
         })
     }
 
+    pub(super) fn header(&self) -> &Map<String, Value> {
+        &self.header
+    }
+
+    pub(super) fn claims(&self) -> &Map<String, Value> {
+        &self.claims
+    }
+
     /// Who claims to have issued it; decides only whose rules and keys it is judged by.
     pub(super) fn issuer(&self) -> Option<&str> {
         self.claims.get("iss")?.as_str()
@@ -84,9 +93,12 @@ impl<'a> Unverified<'a> {
             Some(Value::String(id)) => Some(id.as_str()),
             Some(_) => return Err(TokenFault::Malformed),
         };
-        let key = keys.find(algorithm, key_id).ok_or(TokenFault::Key)?;
-        // The algorithm comes from the pinned list and the key was read for that algorithm, so there is no pair of
-        // them to confuse.
+        self.signed_by(algorithm, keys.find(algorithm, key_id).ok_or(TokenFault::Key)?)
+    }
+
+    /// Verifies the signature. The algorithm comes from a pinned list and the key was read for that algorithm, so there is
+    /// no pair of them to confuse.
+    pub(super) fn signed_by(&self, algorithm: Algorithm, key: &DecodingKey) -> Result<(), TokenFault> {
         (DEFAULT_PROVIDER.verifier_factory)(&jsonwebtoken_name(algorithm), key)
             .map_err(|_| TokenFault::Key)?
             .verify(self.signed.as_bytes(), &self.signature)
@@ -130,11 +142,33 @@ impl<'a> Unverified<'a> {
             auth_time,
             issued_at,
             expires_at,
+            binding: self.binding(issuer)?,
         }))
     }
 
+    /// What the token is bound to (`cnf`, RFC 7800). A token that is bound in no way that we can check is no bearer token
+    /// for that.
+    fn binding(&self, issuer: &Issuer) -> Result<Binding, TokenFault> {
+        let mut binding = Binding::default();
+        if let Some(confirmation) = self.claims.get("cnf") {
+            let members = confirmation.as_object().ok_or(TokenFault::Claims)?;
+            let print = |name: &str| {
+                let print = |value: &Value| decode(value.as_str()?)?.try_into().ok();
+                members.get(name).map(|value| print(value).ok_or(TokenFault::Claims)).transpose()
+            };
+            binding = Binding { key: print("jkt")?, certificate: print("x5t#S256")? };
+            if binding == Binding::default() {
+                return Err(TokenFault::Claims);
+            }
+        }
+        match issuer.sender {
+            Sender::Dpop if binding.key.is_none() => Err(TokenFault::Unbound),
+            Sender::Any | Sender::Dpop => Ok(binding),
+        }
+    }
+
     /// A NumericDate (RFC 7519 §2), in whole seconds; fractions are dropped.
-    fn date(&self, name: &str) -> Result<Option<u64>, TokenFault> {
+    pub(super) fn date(&self, name: &str) -> Result<Option<u64>, TokenFault> {
         let Some(value) = self.claims.get(name) else {
             return Ok(None);
         };
@@ -144,7 +178,6 @@ impl<'a> Unverified<'a> {
         whole.or_else(fraction).filter(|it| *it <= LAST_SECOND).ok_or(TokenFault::Claims).map(Some)
     }
 
-    /// One string, bounded, not empty, without control characters.
     fn id(&self, name: &str) -> Result<Option<String>, TokenFault> {
         self.claims.get(name).map(id).transpose()
     }
@@ -179,7 +212,8 @@ impl<'a> Unverified<'a> {
     }
 }
 
-fn id(value: &Value) -> Result<String, TokenFault> {
+/// One string, bounded, not empty, without control characters.
+pub(super) fn id(value: &Value) -> Result<String, TokenFault> {
     let text = value.as_str().ok_or(TokenFault::Claims)?;
     if text.is_empty() || text.len() > MAX_ID_BYTES || text.chars().any(char::is_control) {
         return Err(TokenFault::Claims);
@@ -192,7 +226,7 @@ pub(super) fn decode(part: &str) -> Option<Vec<u8>> {
     URL_SAFE_NO_PAD.decode(part).ok().filter(|bytes| !bytes.is_empty())
 }
 
-fn algorithm_named(name: &str) -> Option<Algorithm> {
+pub(super) fn algorithm_named(name: &str) -> Option<Algorithm> {
     match name {
         "ES256" => Some(Algorithm::ES256),
         "ES384" => Some(Algorithm::ES384),
@@ -214,7 +248,7 @@ fn jsonwebtoken_name(algorithm: Algorithm) -> jsonwebtoken::Algorithm {
 }
 
 /// RFC 7515 §4.1.9: `application/` may be left out, and usually is.
-fn media_type(name: &str) -> &str {
+pub(super) fn media_type(name: &str) -> &str {
     const PREFIX: &str = "application/";
     match name.get(..PREFIX.len()) {
         Some(prefix) if prefix.eq_ignore_ascii_case(PREFIX) => name.get(PREFIX.len()..).unwrap_or(name),
@@ -251,6 +285,7 @@ mod tests {
             auth_time: Some(NOW - 10),
             issued_at: Some(NOW),
             expires_at: NOW + 300,
+            binding: Binding::default(),
         });
         assert_eq!(identity, expected);
     }
@@ -619,6 +654,45 @@ mod tests {
             assert_eq!(judged(token, &issuer(""), &[&mint], NOW).map(drop), Err(*fault), "{name}: {token}");
         }
         assert_eq!(judged(&good, &issuer(""), &[&mint], NOW).map(drop), Ok(()));
+    }
+
+    #[test]
+    fn a_bound_token_says_what_it_is_bound_to() {
+        let mint = Mint::es256("k1");
+        let print = encode(&[7; 32]);
+        let bound = |value: Value| mint.token(&with("cnf", Some(value)));
+        let binding =
+            |token: &str, issuer: &Issuer| judged(token, issuer, &[&mint], NOW).map(|it| it.binding);
+        let (key, certificate) = (Some([7; 32]), Some([7; 32]));
+        let by_key = bound(json!({"jkt": print}));
+        assert_eq!(binding(&by_key, &issuer("")), Ok(Binding { key, certificate: None }));
+        let both = bound(json!({"jkt": print, "x5t#S256": print, "other": 1}));
+        assert_eq!(binding(&both, &issuer("")), Ok(Binding { key, certificate }));
+        let by_certificate = bound(json!({"x5t#S256": print}));
+        assert_eq!(binding(&by_certificate, &issuer("")), Ok(Binding { key: None, certificate }));
+
+        let strict = Issuer { sender: Sender::Dpop, ..issuer("") };
+        assert!(binding(&by_key, &strict).is_ok());
+        assert_eq!(binding(&by_certificate, &strict), Err(TokenFault::Unbound));
+        assert_eq!(binding(&mint.token(&claims()), &strict), Err(TokenFault::Unbound));
+
+        let short = encode(&[7; 31]);
+        for value in [
+            json!({}),
+            json!(null),
+            json!([]),
+            json!("x"),
+            json!({"kid": "k"}),
+            json!({"jwk": {}}),
+            json!({"jkt": null}),
+            json!({"jkt": 1}),
+            json!({"jkt": ""}),
+            json!({"jkt": short}),
+            json!({"jkt": format!("{print}=")}),
+            json!({"jkt": print, "x5t#S256": short}),
+        ] {
+            assert_eq!(binding(&bound(value.clone()), &issuer("")), Err(TokenFault::Claims), "{value}");
+        }
     }
 
     #[test]

@@ -18,14 +18,15 @@ use crate::compile::rules::Known;
 use crate::compile::schemas::SchemaFiles;
 use crate::document::{
     AlgorithmDocument, AuditRequestsDocument, BalanceDocument, CertificateDocument, ConnectionsDocument,
-    Document, GroupDocument, HealthDocument, IssuerDocument, ModeDocument, NameText, RateDocument,
-    RateKeyDocument, SessionDocument, TlsDocument, TlsVersionDocument, UpstreamDocument, UpstreamTlsDocument,
+    Document, DpopDocument, GroupDocument, HealthDocument, IssuerDocument, ModeDocument, NameText,
+    RateDocument, RateKeyDocument, SenderDocument, SessionDocument, TlsDocument, TlsVersionDocument,
+    UpstreamDocument, UpstreamTlsDocument,
 };
 use crate::errors::{PolicyError, PolicyErrors};
 use crate::policy::{
     Algorithm, AuditPolicy, AuditRequests, Balance, CertificateSource, ClaimNames, ConnectionPolicy,
-    Endpoint, Group, Health, Issuer, JwksSource, Mode, Policy, Rate, RateKey, SessionPolicy, Source,
-    TlsPolicy, TlsVersions, Upstream, UpstreamTls,
+    DpopPolicy, Endpoint, Group, Health, Issuer, JwksSource, Mode, Policy, Rate, RateKey, Sender,
+    SessionPolicy, Source, TlsPolicy, TlsVersions, Upstream, UpstreamTls,
 };
 use crate::routes::{Host, Routes};
 use crate::source::{self, Sources};
@@ -155,6 +156,9 @@ impl Compiler<'_> {
         let Known { rules, .. } = known;
         let http2_websockets =
             rules.iter().filter_map(|rule| rule.tunnel.as_ref()).any(|tunnel| tunnel.http2);
+        let demanded = issuers.iter().any(|issuer| issuer.sender == Sender::Dpop)
+            || rules.iter().any(|rule| rule.sender == Sender::Dpop);
+        let dpop = self.dpop(&document.dpop, &session, demanded);
         Policy {
             hash,
             tls: self.tls(&document.tls),
@@ -162,6 +166,7 @@ impl Compiler<'_> {
             certificates,
             issuers,
             session,
+            dpop,
             audit: AuditPolicy {
                 requests: match document.audit.requests {
                     Some(AuditRequestsDocument::All) => AuditRequests::All,
@@ -344,6 +349,38 @@ impl Compiler<'_> {
         session
     }
 
+    fn dpop(&mut self, document: &DpopDocument, session: &SessionPolicy, demanded: bool) -> DpopPolicy {
+        let d = document;
+        let default = [AlgorithmDocument::ES256, AlgorithmDocument::ES384, AlgorithmDocument::EdDSA];
+        let listed = d.algorithms.as_deref().unwrap_or(&default);
+        let names: Vec<_> = listed.iter().map(|algorithm| format!("{algorithm:?}")).collect();
+        if let Some(index) =
+            (1..listed.len()).find(|&at| listed.iter().take(at).any(|it| listed.get(at) == Some(it)))
+        {
+            self.error(&format!("/dpop/algorithms/{index}"), "the algorithm stands twice");
+        }
+        let dpop = DpopPolicy {
+            algorithms: listed.iter().copied().map(algorithm).collect(),
+            max_age: self.duration("/dpop/max_age", d.max_age, MINUTE, SECOND * 5..=MINUTE * 10),
+            skew: session.skew,
+            nonce: d.nonce,
+            nonce_lifetime: self.duration(
+                "/dpop/nonce_lifetime",
+                d.nonce_lifetime,
+                MINUTE * 5,
+                SECOND * 30..=HOUR,
+            ),
+            max_proofs: d.max_proofs.unwrap_or(1_000_000),
+            max_proofs_per_subject: d.max_proofs_per_subject.unwrap_or(10_000),
+            demanded,
+            algorithm_names: names.join(" "),
+        };
+        if dpop.max_proofs_per_subject > dpop.max_proofs {
+            self.error("/dpop/max_proofs_per_subject", "expected at most dpop.max_proofs");
+        }
+        dpop
+    }
+
     fn source(&mut self, pointer: &str, text: &str) -> Source {
         match text.split_once(':') {
             Some(("file", path)) if !path.is_empty() => Source::File(self.bundle.root.join(path)),
@@ -398,22 +435,13 @@ impl Compiler<'_> {
             name: self.unique(at, &d.name, names),
             issuer: d.issuer.clone(),
             audience: d.audience.clone(),
-            algorithms: d
-                .algorithms
-                .iter()
-                .map(|algorithm| match algorithm {
-                    AlgorithmDocument::ES256 => Algorithm::ES256,
-                    AlgorithmDocument::ES384 => Algorithm::ES384,
-                    AlgorithmDocument::EdDSA => Algorithm::EdDSA,
-                    AlgorithmDocument::RS256 => Algorithm::RS256,
-                    AlgorithmDocument::PS256 => Algorithm::PS256,
-                })
-                .collect(),
+            algorithms: d.algorithms.iter().copied().map(algorithm).collect(),
             types: d.types.clone().unwrap_or_else(|| vec!["at+jwt".to_owned()]),
             jwks,
             refresh,
             skew,
             max_token_bytes,
+            sender: sender(d.sender),
             claims: ClaimNames {
                 subject: claim(&d.claims.subject, "sub"),
                 session: claim(&d.claims.session, "sid"),
@@ -575,6 +603,23 @@ const fn mode(document: ModeDocument) -> Mode {
     match document {
         ModeDocument::Enforce => Mode::Enforce,
         ModeDocument::Shadow => Mode::Shadow,
+    }
+}
+
+const fn sender(document: SenderDocument) -> Sender {
+    match document {
+        SenderDocument::Any => Sender::Any,
+        SenderDocument::Dpop => Sender::Dpop,
+    }
+}
+
+const fn algorithm(document: AlgorithmDocument) -> Algorithm {
+    match document {
+        AlgorithmDocument::ES256 => Algorithm::ES256,
+        AlgorithmDocument::ES384 => Algorithm::ES384,
+        AlgorithmDocument::EdDSA => Algorithm::EdDSA,
+        AlgorithmDocument::RS256 => Algorithm::RS256,
+        AlgorithmDocument::PS256 => Algorithm::PS256,
     }
 }
 

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use http::Method;
 
 use crate::compile::ciphertext::Named;
-use crate::compile::{Compiler, DAY, GIB, HOUR, KIB, MIB, MILLISECOND, SECOND, mode};
+use crate::compile::{Compiler, DAY, GIB, HOUR, KIB, MIB, MILLISECOND, SECOND, mode, sender};
 use crate::document::{
     AuthDocument, BodyDocument, DirectionDocument, Hosts, InspectDocument, KindDocument, MessageDocument,
-    MethodDocument, ModeDocument, NameText, OnRefusalDocument, QueryDocument, RouteDocument,
+    MethodDocument, ModeDocument, NameText, OnRefusalDocument, QueryDocument, RouteDocument, SenderDocument,
     WebsocketDocument,
 };
 use crate::json::{self, Schema};
@@ -31,6 +31,7 @@ struct Common<'d> {
     path: &'d str,
     upstream: &'d str,
     auth: AuthDocument,
+    sender: SenderDocument,
     roles: &'d [String],
     action: Option<&'d str>,
     rates: &'d [String],
@@ -63,6 +64,7 @@ impl Compiler<'_> {
             path: &d.path,
             upstream: &d.upstream,
             auth: d.auth,
+            sender: d.sender,
             roles: &d.roles,
             action: d.action.as_deref(),
             rates: &d.rates,
@@ -122,6 +124,9 @@ impl Compiler<'_> {
         if authentication == Authentication::None && !common.roles.is_empty() {
             self.error(&format!("{at}/roles"), "roles come with a token, and auth is \"none\"");
         }
+        if authentication == Authentication::None && common.sender != SenderDocument::Any {
+            self.error(&format!("{at}/sender"), "a sender proves whose the token is, and auth is \"none\"");
+        }
         let query = common.query.map(|query| {
             let limit = u64::try_from(MAX_QUERY).unwrap_or(u64::MAX);
             let max_bytes = self.size(&format!("{at}/query/max_bytes"), query.max_bytes, 2 * KIB, 1..=limit);
@@ -136,6 +141,7 @@ impl Compiler<'_> {
             mode: mode(common.mode),
             upstream: UpstreamIndex(upstream.unwrap_or(usize::MAX)),
             authentication,
+            sender: sender(common.sender),
             action: common.action.map(Into::into),
             activity: true,
             roles: common.roles.to_vec(),
@@ -284,6 +290,7 @@ impl Compiler<'_> {
             path: &d.path,
             upstream: &d.upstream,
             auth: d.auth,
+            sender: d.sender,
             roles: &d.roles,
             action: d.action.as_deref(),
             rates: &d.rates,

@@ -296,6 +296,60 @@ body = { max_bytes = "1B" }
 }
 
 #[test]
+fn proofs_of_possession() {
+    let rest = r#"
+[[issuer]]
+name = "i"
+issuer = "https://i.example"
+audience = ["a"]
+algorithms = ["ES256"]
+jwks = "https://i.example/jwks"
+[[upstream]]
+name = "backend"
+endpoints = ["unix:/b"]
+[[route]]
+name = "a"
+path = "/a"
+methods = ["GET"]
+upstream = "backend"
+"#;
+    let compile = |text: &str| {
+        let bundle = bundle(&[("policy.toml", text)]);
+        Policy::compile(&bundle, &BTreeMap::new()).unwrap_or_else(|errors| panic!("{errors}"))
+    };
+    let plain = compile(&format!("version = 1\n{rest}"));
+    assert_eq!(plain.dpop.algorithms, [Algorithm::ES256, Algorithm::ES384, Algorithm::EdDSA]);
+    assert_eq!((plain.dpop.max_age, plain.dpop.skew), (MINUTE, SECOND * 30));
+    assert!(!plain.dpop.demanded && !plain.dpop.nonce);
+    let by_rule = compile(&format!(
+        "version = 1\n[dpop]\nalgorithms = [\"PS256\"]\nnonce = true\n{rest}sender = \"dpop\"\n"
+    ));
+    assert!(by_rule.dpop.demanded && by_rule.dpop.nonce);
+    assert_eq!(by_rule.dpop.algorithm_names, "PS256");
+    assert_eq!((by_rule.rules[0].sender, by_rule.issuers[0].sender), (Sender::Dpop, Sender::Any));
+    let by_issuer = compile(&format!(
+        "version = 1\n{}",
+        rest.replacen("name = \"i\"", "name = \"i\"\nsender = \"dpop\"", 1)
+    ));
+    assert!(by_issuer.dpop.demanded);
+
+    let text = format!(
+        "version = 1\n[dpop]\nalgorithms = [\"ES256\", \"ES256\"]\nmax_age = \"1h\"\nnonce_lifetime = \"1s\"\nmax_proofs = 1000\n\
+         max_proofs_per_subject = 1001\n{rest}sender = \"dpop\"\nauth = \"none\"\n"
+    );
+    assert_errors(
+        &[("policy.toml", &text)],
+        &[
+            ("policy.toml", 3, 24, "dpop.algorithms[1]", "the algorithm stands twice"),
+            ("policy.toml", 4, 11, "dpop.max_age", "expected \"5s\" to \"10m\""),
+            ("policy.toml", 5, 18, "dpop.nonce_lifetime", "expected \"30s\" to \"1h\""),
+            ("policy.toml", 7, 26, "dpop.max_proofs_per_subject", "at most dpop.max_proofs"),
+            ("policy.toml", 23, 10, "route.a.sender", "auth is \"none\""),
+        ],
+    );
+}
+
+#[test]
 fn errors_of_websockets() {
     let text = r#"version = 1
 [[upstream]]
@@ -583,6 +637,7 @@ fn the_json_schema_is_valid_and_describes_every_table() {
         "certificate",
         "issuer",
         "session",
+        "dpop",
         "upstream",
         "rate",
         "route",
