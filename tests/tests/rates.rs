@@ -1,0 +1,137 @@
+//! Rates of messages: one allowance for a session or a subject, however many sockets it opens and wherever they land.
+
+use std::thread;
+
+use sealgate_tests::{Bundle, Client, Driver, Frame, Gateway, Open, Wire, frame};
+use serde_json::{Value, json};
+
+const QUOTA: usize = 100;
+const SOCKETS: usize = 16;
+const MESSAGES: usize = 20;
+
+const RULES: &str = r#"
+[[rate]]
+name = "per-session"
+per = ["session"]
+quota = 100
+period = "1d"
+
+[[rate]]
+name = "per-subject"
+per = ["subject"]
+quota = 100
+period = "1d"
+
+[[websocket]]
+name = "by-session"
+path = "/ws/session"
+upstream = "backend"
+origins = ["*"]
+[[websocket.message]]
+type = "say"
+direction = "to-upstream"
+rates = ["per-session"]
+on_refusal = "answer"
+
+[[websocket]]
+name = "by-subject"
+path = "/ws/subject"
+upstream = "backend"
+origins = ["*"]
+[[websocket.message]]
+type = "say"
+direction = "to-upstream"
+rates = ["per-subject"]
+on_refusal = "answer"
+[[websocket.message]]
+type = "free"
+direction = "to-upstream"
+"#;
+
+fn open(gateway: &Gateway, path: &str, token: &str) -> Wire {
+    let mut wire = gateway.wire();
+    let reply = wire.upgrade(path, &format!("Authorization: Bearer {token}\r\n"));
+    assert_eq!(reply.status, 101, "{reply:?}");
+    wire
+}
+
+fn json(frame: &Frame) -> Value {
+    serde_json::from_slice(&frame.payload).unwrap_or_else(|error| panic!("{error}: {frame:?}"))
+}
+
+/// Sends from all sockets at once; how many messages came back, and how many were answered with a refusal.
+fn race(gateway: &Gateway, path: &str, tokens: &[String]) -> (usize, usize) {
+    // Sixteen connections over two cores.
+    let sockets: Vec<Wire> = tokens.iter().map(|token| open(gateway, path, token)).collect();
+    let racers: Vec<_> = sockets
+        .into_iter()
+        .map(|mut wire| {
+            thread::spawn(move || {
+                let (mut passed, mut refused) = (0, 0);
+                for n in 0..MESSAGES {
+                    wire.send(frame(0x81, json!({ "type": "say", "n": n }).to_string().as_bytes()));
+                }
+                for _ in 0..MESSAGES {
+                    let message = json(&wire.message().expect("an echo or an answer"));
+                    match message["type"].as_str() {
+                        Some("say") => passed += 1,
+                        Some("error") => {
+                            assert_eq!(message["reason"], "rate-exceeded", "{message}");
+                            assert!(message["retry_after"].as_u64() > Some(0), "{message}");
+                            refused += 1;
+                        }
+                        _ => panic!("{message}"),
+                    }
+                }
+                (passed, refused)
+            })
+        })
+        .collect();
+    let outcomes = racers.into_iter().map(|racer| racer.join().expect("a racer"));
+    outcomes.fold((0, 0), |(passed, refused), (p, r)| (passed + p, refused + r))
+}
+
+#[test]
+fn all_sockets_of_a_session_or_subject_share_its_allowance() {
+    let bundle = Bundle::new(RULES);
+    let gateway = Gateway::run(&bundle);
+    let said = || bundle.upstream.frames().iter().filter(|frame| frame.opcode == 1).count();
+    let one_session = vec![bundle.issuer.token("alice"); SOCKETS];
+    assert_eq!(race(&gateway, "/ws/session", &one_session), (QUOTA, SOCKETS * MESSAGES - QUOTA));
+    assert_eq!(said(), QUOTA, "what was refused reached the upstream");
+
+    // Many sessions of one subject: each has its own by session, all together one by subject.
+    let sessions: Vec<String> = (0..SOCKETS)
+        .map(|n| {
+            bundle.issuer.with("bob", json!({ "sid": format!("session {n}"), "jti": format!("token {n}") }))
+        })
+        .collect();
+    assert_eq!(race(&gateway, "/ws/session", &sessions), (SOCKETS * MESSAGES, 0));
+    assert_eq!(race(&gateway, "/ws/subject", &sessions), (QUOTA, SOCKETS * MESSAGES - QUOTA));
+    // Another subject has an allowance of its own.
+    let other = vec![bundle.issuer.token("carol")];
+    assert_eq!(race(&gateway, "/ws/subject", &other), (MESSAGES, 0));
+}
+
+#[test]
+fn an_answered_refusal_leaves_the_socket_open_for_what_has_room() {
+    let bundle = Bundle::new(&RULES.replace("quota = 100", "quota = 2"));
+    let gateway = Gateway::run(&bundle);
+    for client in Client::ALL {
+        let mut driver = Driver::start(client, gateway.ca());
+        let token = bundle.issuer.token(&format!("{client:?}"));
+        // Over HTTP/2 both sockets share a connection, and an allowance all the same.
+        for id in ["a", "b"] {
+            driver.open(id, &gateway.ws("/ws/subject"), &Open::token(&token));
+            driver.echo(id, r#"{"type":"say"}"#);
+        }
+        for id in ["a", "b"] {
+            driver.text(id, r#"{"type":"say"}"#);
+            let told = driver.next(id);
+            let answer: Value =
+                serde_json::from_str(told["data"].as_str().unwrap_or_default()).expect("JSON");
+            assert_eq!((&answer["type"], &answer["reason"]), (&json!("error"), &json!("rate-exceeded")));
+            driver.echo(id, r#"{"type":"free"}"#);
+        }
+    }
+}
