@@ -1,4 +1,4 @@
-//! WebSockets by Python's `websockets` and Node's `ws`, and over HTTP/2 by Python's `h2`, driven line by line (tests/clients/).
+//! WebSockets by Python's `websockets` and Node's `ws`, over HTTP/2 by Python's `h2`, and by Chromium, driven line by line (tests/clients/).
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{BufRead, BufReader, Write};
@@ -22,12 +22,15 @@ pub enum Client {
     Node,
     /// Python, `h2` with the frames of `websockets`: RFC 8441, all sockets on one connection.
     Http2,
+    /// Chromium, headless: [`Driver::goto`] first. What is refused is a `close` with 1006 there, and it knows no
+    /// headers. Its authority is the server's certificate.
+    Chromium,
 }
 
 impl Client {
     /// Those over HTTP/1.1.
     pub const HTTP1: [Client; 2] = [Client::Python, Client::Node];
-    /// All of them.
+    /// All but the browser.
     pub const ALL: [Client; 3] = [Client::Python, Client::Node, Client::Http2];
 }
 
@@ -94,8 +97,12 @@ impl Driver {
     pub fn start(client: Client, ca: &Path) -> Driver {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients");
         let mut command = match client {
-            Client::Python | Client::Http2 => {
-                let script = if client == Client::Python { "ws.py" } else { "ws_h2.py" };
+            Client::Python | Client::Http2 | Client::Chromium => {
+                let script = match client {
+                    Client::Http2 => "ws_h2.py",
+                    Client::Chromium => "browser.py",
+                    _ => "ws.py",
+                };
                 let mut command = Command::new(folder.join("venv/bin/python3"));
                 command.arg("-u").arg(folder.join(script));
                 command
@@ -180,6 +187,13 @@ impl Driver {
     /// Sends a ping.
     pub fn ping(&mut self, id: &str) {
         self.command(json!({ "op": "ping", "id": id }));
+    }
+
+    /// Has the browser load a page ([`Client::Chromium`] only); returns its status.
+    pub fn goto(&mut self, url: &str) -> u64 {
+        self.command(json!({ "op": "goto", "id": "page", "url": url }));
+        let event = self.next("page");
+        event["status"].as_u64().unwrap_or_else(|| panic!("{event}"))
     }
 
     /// Ends a stream with RST_STREAM ([`Client::Http2`] only, as are the four below).

@@ -318,11 +318,8 @@ impl Shared {
             _ => (format!("Content-Length: {}\r\n", body.len()), body),
         };
         let body = if seen.method == "HEAD" { String::new() } else { body };
-        write!(
-            writer,
-            "HTTP/1.1 {status} Told\r\nContent-Type: application/json\r\n{extra}{length}\r\n{body}"
-        )
-        .ok()
+        let kind = if body.starts_with('<') { "text/html" } else { "application/json" };
+        write!(writer, "HTTP/1.1 {status} Told\r\nContent-Type: {kind}\r\n{extra}{length}\r\n{body}").ok()
     }
 
     /// Echoes. `/ws/refuse` answers 403, `/ws/accept` a wrong accept key, `/ws/deflate` an extension nobody offered,
