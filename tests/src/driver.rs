@@ -87,9 +87,12 @@ impl Open {
 /// One client process, holding any number of sockets.
 pub struct Driver {
     child: Child,
-    input: ChildStdin,
+    /// Taken when it is to end.
+    input: Option<ChildStdin>,
     events: Receiver<Value>,
     waiting: HashMap<String, VecDeque<Value>>,
+    /// For its end.
+    patience: Duration,
 }
 
 impl Driver {
@@ -117,7 +120,7 @@ impl Driver {
             command.arg(ca).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap_or_else(|error| {
                 panic!("{client:?} does not start ({error}); ./test installs the clients")
             });
-        let input = child.stdin.take().expect("piped");
+        let input = child.stdin.take();
         let output = BufReader::new(child.stdout.take().expect("piped"));
         let (sender, events) = channel();
         std::thread::spawn(move || {
@@ -129,7 +132,9 @@ impl Driver {
                 }
             }
         });
-        Driver { child, input, events, waiting: HashMap::new() }
+        // A browser has children of its own, which must not be left behind.
+        let patience = if client == Client::Chromium { DEADLINE } else { Duration::ZERO };
+        Driver { child, input, events, waiting: HashMap::new(), patience }
     }
 
     /// Starts to open a socket under a name of the test's choice.
@@ -277,15 +282,23 @@ impl Driver {
     }
 
     fn command(&mut self, command: Value) {
-        writeln!(self.input, "{command}")
-            .and_then(|()| self.input.flush())
-            .expect("the client takes commands");
+        let mut input = self.input.as_ref().expect("the client runs");
+        writeln!(input, "{command}").and_then(|()| input.flush()).expect("the client takes commands");
     }
 }
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        // At the end of its commands it ends by itself, and a browser with it.
+        drop(self.input.take());
+        let start = Instant::now();
+        while self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
+            if start.elapsed() > self.patience {
+                let _ = self.child.kill();
+                let _ = self.child.wait();
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 }
