@@ -10,12 +10,14 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use http::{HeaderMap, HeaderValue, Method};
+use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use ring::digest::{SHA256, digest};
 use sealgate::session::{Asked, DPOP, KeyFetcher, Proofs, TokenCache, Verifier, bearer};
 use sealgate::websocket::frame::Sender;
-use sealgate::websocket::handshake::{Expected, accept_for, read_response};
+use sealgate::websocket::handshake::{
+    BEARER_PREFIX, Expected, MAX_SUBPROTOCOLS, Offer, accept_for, offered_subprotocols, read_response,
+};
 use sealgate::websocket::message::{Assembler, Step, WireFault};
 use sealgate_policy::{
     Binding, Bundle, Denial, Evidence, Identity, IdentityParts, MessageKind, Policy, ProofFault,
@@ -30,13 +32,15 @@ use crate::tokens::now;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 8] = [
     ("websocket_frames", websocket_frames),
     ("upstream_response", upstream_response),
     ("token", token),
     ("proof", proof),
     ("request_target", request_target),
     ("policy_document", policy_document),
+    ("opening", opening),
+    ("ciphertext", ciphertext),
 ];
 
 const LIMITS: TunnelLimits = TunnelLimits {
@@ -375,4 +379,102 @@ fn compile(text: &[u8]) -> Result<Policy, sealgate_policy::PolicyErrors> {
     let files = BTreeMap::from([("policy.toml".to_owned(), text.to_vec())]);
     let variables = BTreeMap::from([("state".to_owned(), "/state".to_owned())]);
     Policy::compile(&Bundle { root: PathBuf::from("/"), files }, &variables)
+}
+
+/// A client's opening of a WebSocket: with an even first byte an upgrade, with an odd one an extended CONNECT (RFC 8441);
+/// behind it the fields, one a line.
+///
+/// What is agreed to says everything once that it has to say, and no token is taken for a subprotocol.
+pub fn opening(data: &[u8]) {
+    let Some((kind, rest)) = data.split_first() else {
+        return;
+    };
+    let mut headers = HeaderMap::new();
+    for line in rest.split(|byte| *byte == b'\n') {
+        let Some(colon) = line.iter().position(|byte| *byte == b':') else { continue };
+        let (name, value) = (HeaderName::from_bytes(&line[..colon]), line[colon + 1..].trim_ascii());
+        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(value)) {
+            let _ = headers.try_append(name, value);
+        }
+    }
+    let http2 = kind % 2 == 1;
+    let (method, version) =
+        if http2 { (Method::CONNECT, Version::HTTP_2) } else { (Method::GET, Version::HTTP_11) };
+    let Ok(offer) = Offer::read(&method, version, &headers) else { return };
+    let once = |name: HeaderName| -> &HeaderValue {
+        let mut values = headers.get_all(&name).iter();
+        let value = values.next().unwrap_or_else(|| panic!("{name} is not there"));
+        assert!(values.next().is_none(), "{name} is there twice");
+        value
+    };
+    assert_eq!(once(header::SEC_WEBSOCKET_VERSION), "13");
+    assert!(!headers.contains_key(header::TRANSFER_ENCODING));
+    assert!(headers.get_all(header::CONTENT_LENGTH).iter().all(|length| length == "0"));
+    let answer: HeaderMap = offer.answer(None).collect();
+    if http2 {
+        assert_eq!((offer.status(), answer.len()), (StatusCode::OK, 0));
+    } else {
+        assert_eq!(offer.status(), StatusCode::SWITCHING_PROTOCOLS);
+        assert!(once(header::UPGRADE).as_bytes().eq_ignore_ascii_case(b"websocket"));
+        let key = once(header::SEC_WEBSOCKET_KEY).as_bytes();
+        assert_eq!(STANDARD.decode(key).expect("base64").len(), 16);
+        assert_eq!(answer[header::SEC_WEBSOCKET_ACCEPT], accept_for(key));
+    }
+    let names = offered_subprotocols(&headers).expect("they were read before");
+    assert!(names.len() <= MAX_SUBPROTOCOLS && names.iter().all(|name| !name.starts_with(BEARER_PREFIX)));
+}
+
+static SEALED: LazyLock<Policy> = LazyLock::new(|| {
+    let text = "version = 1\n[[upstream]]\nname = \"backend\"\nendpoints = [\"unix:/backend.sock\"]\n\
+                [[ciphertext]]\nname = \"sealed\"\npointer = \"/to\"\nprefix = \"e2e:\"\nreadable = [\"open:\"]\n\
+                payload = [\"/parts/*/sealed\"]\nplaintext = [\"/text\", \"/parts/*/text\"]\n\
+                [[route]]\nname = \"send\"\npath = \"/\"\nmethods = [\"POST\"]\nupstream = \"backend\"\nauth = \"none\"\n\
+                body = { max_bytes = \"1MiB\", ciphertext = \"sealed\" }\n";
+    compile(text.as_bytes()).expect("a policy")
+});
+
+/// A message to a conversation that may be end-to-end encrypted.
+///
+/// What passes names its conversation; in an encrypted one it holds ciphertext, which is not text, and no plaintext.
+pub fn ciphertext(data: &[u8]) {
+    let mut headers = HeaderMap::new();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let facts = RequestFacts {
+        peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        host: "localhost",
+        method: &Method::POST,
+        path: "/",
+        query: None,
+        headers: &headers,
+        websocket: false,
+        content_length: None,
+        has_body: true,
+    };
+    let matched = SEALED.match_request(&facts).expect("the one route");
+    let demands = matched.judge(&facts, None).expect("a head without fault");
+    let permit = settle(demands, Evidence { rates: Ok(()), revoked: false }).expect("a permit");
+    if permit.judge_body(data).is_err() {
+        return;
+    }
+    let message: Value = serde_json::from_slice(data).expect("JSON");
+    let to = message["to"].as_str().expect("a conversation");
+    if to.starts_with("open:") {
+        return;
+    }
+    assert!(to.starts_with("e2e:"), "{to}");
+    assert!(message.get("text").is_none());
+    let parts = message["parts"].as_array().expect("parts");
+    assert!(!parts.is_empty());
+    for part in parts {
+        assert!(part.get("text").is_none());
+        let sealed = part["sealed"].as_str().expect("ciphertext").trim_end_matches('=');
+        let bytes =
+            STANDARD_NO_PAD.decode(sealed).or_else(|_| URL_SAFE_NO_PAD.decode(sealed)).expect("base64");
+        assert!(bytes.len() >= 16, "{sealed}");
+        let text = std::str::from_utf8(&bytes);
+        assert!(
+            !text.is_ok_and(|text| text.chars().all(|c| !c.is_control())),
+            "{text:?} passes for ciphertext"
+        );
+    }
 }
