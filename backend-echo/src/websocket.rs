@@ -24,7 +24,7 @@ pub(crate) type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
 /// Longest message, in payload bytes over all fragments. What a user may send is the policy's business; this guards
 /// our memory.
-pub(crate) const MAX_MESSAGE: usize = 8 * 1024 * 1024;
+pub(crate) const MAX_MESSAGE: usize = 16 * 1024 * 1024;
 
 /// How long the other side may take to answer a close.
 const CLOSING: Duration = Duration::from_secs(5);

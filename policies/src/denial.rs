@@ -100,6 +100,8 @@ pub enum Denial {
     },
     /// A text message that is not UTF-8 (RFC 6455 §8.1).
     NotUtf8,
+    /// A compressed message that does not inflate (RFC 7692 §7.2.2).
+    BadCompression,
     /// A kind of message (text or binary) that the rule does not take.
     MessageKind,
     /// The message's type is missing, or not one the rule lists for this direction.
@@ -109,6 +111,11 @@ pub enum Denial {
     /// A frame or message longer than allowed.
     MessageTooBig {
         /// Payload bytes allowed.
+        limit: u32,
+    },
+    /// A compressed message that grows too much: what inflate bombs do.
+    InflateRatio {
+        /// Bytes allowed for each compressed one.
         limit: u32,
     },
     /// More fragments in one message than allowed.
@@ -257,10 +264,12 @@ impl Denial {
         "not-json",
         "schema",
         "not-utf8",
+        "bad-compression",
         "message-kind",
         "unknown-message-type",
         "plaintext-refused",
         "message-too-big",
+        "inflate-ratio",
         "too-many-fragments",
         "protocol",
         "rate-exceeded",
@@ -322,10 +331,12 @@ impl Denial {
             Self::NotJson                 => row("not-json",                400, 1007, "Not JSON"),
             Self::Schema { .. }           => row("schema",                  422, 1007, "Does not match the schema"),
             Self::NotUtf8                 => row("not-utf8",                400, 1007, "Text is not UTF-8"),
+            Self::BadCompression          => row("bad-compression",         400, 1007, "Does not inflate"),
             Self::MessageKind             => row("message-kind",            415, 1003, "Kind of message not allowed"),
             Self::UnknownMessageType      => row("unknown-message-type",    422, 1008, "Unknown message type"),
             Self::PlaintextRefused        => row("plaintext-refused",       422, 4422, "Plaintext refused"),
             Self::MessageTooBig { .. }    => row("message-too-big",         413, 1009, "Message too big"),
+            Self::InflateRatio { .. }     => row("inflate-ratio",           413, 1009, "Inflates too much"),
             Self::TooManyFragments { .. } => row("too-many-fragments",      413, 1009, "Too many fragments"),
             Self::Protocol { .. }         => row("protocol",                400, 1002, "WebSocket protocol error"),
 
@@ -406,10 +417,14 @@ impl Denial {
             Self::Schema { pointer } if pointer.is_empty() => "the document does not match its schema".into(),
             Self::Schema { pointer } => format!("{pointer} does not match its schema").into(),
             Self::NotUtf8 => "a text message must be UTF-8".into(),
+            Self::BadCompression => "a compressed message must inflate by itself, to its end".into(),
             Self::MessageKind => "this kind of message (text or binary) is not taken here".into(),
             Self::UnknownMessageType => "the message's type is missing or not known here".into(),
             Self::PlaintextRefused => "this conversation is end-to-end encrypted".into(),
             Self::MessageTooBig { limit } => format!("at most {limit} bytes are allowed").into(),
+            Self::InflateRatio { limit } => {
+                format!("a compressed message may grow to {limit} times its size").into()
+            }
             Self::TooManyFragments { limit } => format!("at most {limit} fragments are allowed").into(),
             Self::RateExceeded { retry_after, .. } => {
                 format!("try again in {} s", whole_seconds(*retry_after)).into()
@@ -571,10 +586,12 @@ mod tests {
             Denial::NotJson,
             Denial::Schema { pointer: "/a".into() },
             Denial::NotUtf8,
+            Denial::BadCompression,
             Denial::MessageKind,
             Denial::UnknownMessageType,
             Denial::PlaintextRefused,
             Denial::MessageTooBig { limit: 1 },
+            Denial::InflateRatio { limit: u32::MAX },
             Denial::TooManyFragments { limit: 1 },
             Denial::Protocol { detail: "a test" },
             Denial::RateExceeded { rate: RateIndex(0), retry_after: Duration::from_millis(1) },

@@ -594,6 +594,15 @@ pub(crate) struct WebsocketDocument {
     /// Fragments of a message; default 64.
     #[schemars(range(min = 1, max = 100_000))]
     pub(crate) max_fragments: Option<u32>,
+    /// What becomes of a client's offer of permessage-deflate (RFC 7692): "off" removes it, "terminate" accepts it,
+    /// judges messages inflated and forwards them plain; default "off". Secrets and what strangers write should not
+    /// share a compressed message.
+    #[serde(default)]
+    pub(crate) compression: CompressionDocument,
+    /// Inflated bytes for each compressed one, where a message inflates beyond 64 KiB; default 100. Wants
+    /// compression "terminate".
+    #[schemars(range(min = 1, max = 1032))]
+    pub(crate) max_inflate_ratio: Option<u32>,
     /// Control frames per second; default 10.
     #[schemars(range(min = 1, max = 10_000))]
     pub(crate) control_per_second: Option<u32>,
@@ -625,6 +634,15 @@ pub(crate) struct WebsocketDocument {
     pub(crate) message_rates: Vec<String>,
     #[serde(default)]
     pub(crate) message: Vec<MessageDocument>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(rename = "compression")]
+pub(crate) enum CompressionDocument {
+    #[default]
+    Off,
+    Terminate,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]

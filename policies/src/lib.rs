@@ -46,6 +46,6 @@ pub use policy::{
     RateKey, RuleId, Sender, SessionPolicy, Source, TlsPolicy, TlsVersions, Upstream, UpstreamIndex,
     UpstreamTls,
 };
-pub use rule::{Authentication, BodyRule, OnRefusal, Rule, TunnelLimits};
+pub use rule::{Authentication, BodyRule, Compression, OnRefusal, Rule, TunnelLimits};
 pub use units::parse_duration;
 pub use verdict::{TestOutcome, run_tests};

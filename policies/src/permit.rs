@@ -22,8 +22,8 @@ use crate::path;
 use crate::policy::{Mode, Policy, RateFacts, RateIndex, Sender, UpstreamIndex};
 use crate::routes::CanonicalPath;
 use crate::rule::{
-    Authentication, BodyRule, CiphertextRule, MessageRule, OnRefusal, RateList, Rule, TunnelLimits,
-    TunnelRule,
+    Authentication, BodyRule, CiphertextRule, Compression, MessageRule, OnRefusal, RateList, Rule,
+    TunnelLimits, TunnelRule,
 };
 
 /// What is known of a connection when it is accepted; counts are without it.
@@ -570,6 +570,11 @@ impl TunnelPermit {
         self.tunnel().is_none_or(|tunnel| tunnel.subprotocol_required)
     }
 
+    /// What becomes of a client's offer of permessage-deflate.
+    pub fn compression(&self) -> Compression {
+        self.tunnel().map_or(Compression::Off, |tunnel| tunnel.compression)
+    }
+
     /// Whether messages of this direction are looked into; if not, they need no unmasking to be judged.
     pub fn inspects(&self, direction: Direction) -> bool {
         self.tunnel().is_none_or(|tunnel| tunnel.table(direction).is_some())
@@ -829,6 +834,8 @@ upstream = "second"
 auth = "none"
 message_rates = ["shadow"]
 max_message = "100B"
+compression = "terminate"
+max_inflate_ratio = 7
 [[websocket]]
 name = "checked-too"
 path = "/checked"
@@ -1193,6 +1200,7 @@ direction = "to-upstream"
         );
         assert_eq!((tunnel.upstream(), tunnel.path()), (UpstreamIndex(1), "/socket"));
         assert_eq!(tunnel.limits().max_message, 100);
+        assert_eq!((tunnel.compression(), tunnel.limits().max_inflate_ratio), (Compression::Off, 100));
         assert!(tunnel.inspects(Direction::ToUpstream) && tunnel.inspects(Direction::ToClient));
         // The path's route is another rule.
         assert_eq!(socket("/checked").rule(&policy).as_deref(), Ok("checked-too"));
@@ -1359,6 +1367,7 @@ on_refusal = "answer"
         let blind = Ask { websocket: true, ..get("/blind") };
         let tunnel = blind.permit(&policy).into_tunnel().unwrap();
         assert!(!tunnel.inspects(Direction::ToUpstream) && !tunnel.inspects(Direction::ToClient));
+        assert_eq!((tunnel.compression(), tunnel.limits().max_inflate_ratio), (Compression::Terminate, 7));
         let demands = tunnel.judge_message(&text(Direction::ToUpstream, b"anything")).unwrap();
         assert_eq!((demands.rates(), demands.activity()), (&[RateIndex(0)][..], true));
         let down = Message { kind: MessageKind::Binary, ..text(Direction::ToClient, b"\xff") };

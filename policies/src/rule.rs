@@ -124,6 +124,7 @@ pub(crate) struct TunnelRule {
     pub(crate) origins: Origins,
     pub(crate) subprotocols: Vec<String>,
     pub(crate) subprotocol_required: bool,
+    pub(crate) compression: Compression,
     pub(crate) kinds: Kinds,
     /// Judges what the client sends.
     pub(crate) to_upstream: Option<MessageTable>,
@@ -153,6 +154,9 @@ pub struct TunnelLimits {
     pub max_message: u32,
     /// Fragments of one message. 1 to 100,000; default 64.
     pub max_fragments: u32,
+    /// Inflated bytes for each compressed one, where a message inflates beyond 64 KiB (RFC 7692). 1 to 1032, the
+    /// most that DEFLATE can do; default 100.
+    pub max_inflate_ratio: u32,
     /// Control frames per second. 1 to 10,000; default 10.
     pub control_per_second: u32,
     /// Without activity for so long, the socket closes with 4408. 1 s to 30 d; default none.
@@ -173,6 +177,7 @@ impl TunnelLimits {
         max_frame: 0,
         max_message: 0,
         max_fragments: 0,
+        max_inflate_ratio: 0,
         control_per_second: 0,
         idle: Some(Duration::ZERO),
         ping_interval: Duration::ZERO,
@@ -180,6 +185,16 @@ impl TunnelLimits {
         write_timeout: Duration::ZERO,
         buffer: 0,
     };
+}
+
+/// What becomes of a client's offer of permessage-deflate (RFC 7692). Whatever it is, every message is judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Compression {
+    /// It is removed: nothing is compressed.
+    #[default]
+    Off,
+    /// The gateway accepts it and ends it: messages are judged inflated, and go on plain.
+    Terminate,
 }
 
 /// Kinds of messages taken.

@@ -14,11 +14,12 @@ use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use ring::digest::{SHA256, digest};
 use sealgate::session::{Asked, DPOP, KeyFetcher, Proofs, TokenCache, Verifier, bearer};
+use sealgate::websocket::deflate::{Agreed, InflateError, Inflater, RATIO_FLOOR};
 use sealgate::websocket::frame::Sender;
 use sealgate::websocket::handshake::{
     BEARER_PREFIX, Expected, MAX_SUBPROTOCOLS, Offer, accept_for, offered_subprotocols, read_response,
 };
-use sealgate::websocket::message::{Assembler, Step, WireFault};
+use sealgate::websocket::message::{Assembler, Forward, Scratch, Step, WireFault};
 use sealgate_policy::{
     Binding, Bundle, Denial, Evidence, Identity, IdentityParts, MessageKind, Policy, ProofFault,
     RequestFacts, RequestPermit, TunnelLimits, settle,
@@ -32,8 +33,10 @@ use crate::tokens::now;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 10] = [
     ("websocket_frames", websocket_frames),
+    ("inflate", inflate),
+    ("extension_offer", extension_offer),
     ("upstream_response", upstream_response),
     ("token", token),
     ("proof", proof),
@@ -47,6 +50,7 @@ const LIMITS: TunnelLimits = TunnelLimits {
     max_frame: 300,
     max_message: 700,
     max_fragments: 4,
+    max_inflate_ratio: 3,
     control_per_second: 10,
     idle: None,
     ping_interval: Duration::from_secs(30),
@@ -64,19 +68,21 @@ struct Reading {
     fault: Option<WireFault>,
 }
 
-/// The first byte says who sends and whether messages are judged; the rest is the wire.
+/// The first byte says who sends, whether messages are judged and whether they may be compressed; the rest is the
+/// wire.
 ///
 /// A stream means the same however it is cut; messages keep their limits and text is UTF-8; what goes on is no more
-/// than what came.
+/// than what came, unless it was inflated.
 pub fn websocket_frames(data: &[u8]) {
     let Some((options, wire)) = data.split_first() else {
         return;
     };
     let sender = if options & 1 == 0 { Sender::Client } else { Sender::Server };
     let judged = options & 2 == 0;
+    let deflate = options & 4 != 0;
     let now = Instant::now();
-    let whole = read_frames(sender, judged, wire, wire.len().max(1), now);
-    let bytewise = read_frames(sender, judged, wire, 1, now);
+    let whole = read_frames(sender, deflate, judged, wire, wire.len().max(1), now);
+    let bytewise = read_frames(sender, deflate, judged, wire, 1, now);
     // A fault may show before its frame is complete, never a message that the other reading does not have.
     assert_eq!(whole, bytewise, "the stream was cut differently");
     for (kind, payload) in &whole.messages {
@@ -87,10 +93,17 @@ pub fn websocket_frames(data: &[u8]) {
     assert!(whole.forwarded <= wire.len());
 }
 
-fn read_frames(sender: Sender, judged: bool, wire: &[u8], cut: usize, now: Instant) -> Reading {
+fn read_frames(
+    sender: Sender,
+    deflate: bool,
+    judged: bool,
+    wire: &[u8],
+    cut: usize,
+    now: Instant,
+) -> Reading {
     let mut reading = Reading::default();
-    let mut assembler = Assembler::new(sender);
-    let mut scratch = Vec::new();
+    let mut assembler = Assembler::new(sender, deflate);
+    let mut scratch = Scratch::default();
     // Payload so far of a message that goes on frame by frame.
     let mut passing = 0;
     let mut start = 0;
@@ -120,14 +133,78 @@ fn read_frames(sender: Sender, judged: bool, wire: &[u8], cut: usize, now: Insta
                 reading.forwarded += len;
                 len
             }
-            Step::Message { len, kind, payload, fragmented } => {
+            Step::Message { len, kind, payload, forward } => {
                 reading.messages.push((kind, payload.to_vec()));
-                reading.forwarded += if fragmented { assembler.take_held().len() } else { len };
+                let held = assembler.take_held();
+                match forward {
+                    Forward::InPlace => reading.forwarded += len,
+                    Forward::Held => reading.forwarded += held.len(),
+                    Forward::Anew => assert!(deflate && held.is_empty()),
+                }
                 len
             }
         };
         assert!(len > 0 && start + len <= end, "more taken than there was");
         start += len;
+    }
+}
+
+/// The payload of a compressed message.
+///
+/// It inflates within its bounds, the same each time, and to what another inflater makes of it.
+pub fn inflate(data: &[u8]) {
+    let limits = TunnelLimits { max_message: 100_000, max_inflate_ratio: 20, ..LIMITS };
+    let mut inflater = Inflater::default();
+    let ours = inflater.inflate(data, &limits).map(<[u8]>::to_vec);
+    assert_eq!(ours, inflater.inflate(data, &limits).map(<[u8]>::to_vec), "the second time differs");
+
+    let mut theirs = Vec::with_capacity(100_001);
+    let mut other = flate2::Decompress::new(false);
+    // What its sender left out, and a last block: so theirs ends as well, if the message stops where a block does.
+    let whole = [data, &[0, 0, 0xFF, 0xFF, 1, 0, 0, 0xFF, 0xFF]].concat();
+    let status = other.decompress_vec(&whole, &mut theirs, flate2::FlushDecompress::Sync);
+    let has_ended = matches!(status, Ok(flate2::Status::StreamEnd));
+    // At a last block amid the message theirs ends, and ours goes on.
+    let is_cut = has_ended && other.total_in() < whole.len() as u64;
+    match ours {
+        Ok(ours) => {
+            assert!(ours.len() <= 100_000 && ours.len() <= RATIO_FLOOR.max(data.len() * 20));
+            assert!(has_ended && ours.starts_with(&theirs), "another inflater disagrees");
+            assert!(is_cut || ours == theirs, "another inflater finds more");
+        }
+        Err(InflateError::TooLarge { .. }) => assert!(is_cut || theirs.len() > 100_000),
+        Err(InflateError::Ratio { .. }) => assert!(is_cut || theirs.len() > RATIO_FLOOR.max(data.len() * 20)),
+        Err(InflateError::Malformed) => assert!(is_cut || !has_ended, "another inflater takes it"),
+    }
+}
+
+/// `Sec-WebSocket-Extensions` of a client, a line for each field.
+///
+/// What we agree on was offered, and our answer has no more than RFC 7692 allows.
+pub fn extension_offer(data: &[u8]) {
+    let mut headers = HeaderMap::new();
+    for line in data.split(|byte| *byte == b'\n') {
+        let Ok(value) = HeaderValue::from_bytes(line) else { return };
+        headers.append(http::header::SEC_WEBSOCKET_EXTENSIONS, value);
+    }
+    let Ok(Some(agreed)) = Agreed::accept(&headers) else { return };
+    let offered = String::from_utf8_lossy(data).to_ascii_lowercase();
+    assert!(offered.contains("permessage-deflate"), "agreed on what was not offered");
+    let answer = agreed.answer();
+    let answer = answer.to_str().expect("plain ASCII");
+    let parameters: Vec<&str> = answer.split("; ").collect();
+    assert_eq!(
+        parameters[..3],
+        ["permessage-deflate", "server_no_context_takeover", "client_no_context_takeover"]
+    );
+    match parameters[3..] {
+        [] => {}
+        [window] => {
+            assert!(offered.contains("server_max_window_bits"), "a window that was not asked for");
+            let bits = window.strip_prefix("server_max_window_bits=").and_then(|bits| bits.parse().ok());
+            assert!(bits.is_some_and(|bits: u8| (8..=15).contains(&bits)), "{answer}");
+        }
+        _ => panic!("{answer}"),
     }
 }
 

@@ -77,6 +77,26 @@ origins = ["*"]
 inspect = "none"
 message_rates = ["messages"]
 
+[[websocket]]
+name = "compressed"
+path = "/ws-compressed"
+upstream = "backend"
+auth = "required"
+max_frame = "256KiB"
+max_message = "256KiB"
+compression = "terminate"
+inspect = "json"
+type_pointer = "/type"
+
+[[websocket.message]]
+type = "say"
+direction = "both"
+schema = "schemas/say.json"
+
+[[websocket.message]]
+type = "paste"
+direction = "both"
+
 [[route]]
 name = "guarded"
 path = "/guarded"
@@ -401,6 +421,119 @@ fn offering_compression_neither_gets_it_nor_switches_judging_off() {
     let mut wire = open_raw(&gateway, "/ws-checked", &token);
     wire.send(frame(0xc1, b"\xaa\x56\x2a\xa9\x2c\x48\x55\xb2\x52\x50\x2a\x4e\xac\x54\xd2"));
     expect_close(&mut wire, 1002, "RSV1");
+}
+
+/// A message as a client compresses it (RFC 7692 §7.2.1).
+fn deflated(message: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(message.len() + 64);
+    let mut deflate = flate2::Compress::new(flate2::Compression::default(), false);
+    deflate.compress_vec(message, &mut out, flate2::FlushCompress::Sync).expect("it compresses");
+    out.strip_suffix(&[0, 0, 0xff, 0xff]).expect("a flushed block").to_vec()
+}
+
+/// As [`deflated`], the other way.
+fn inflated(payload: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(1 << 20);
+    let mut inflate = flate2::Decompress::new(false);
+    let whole = [payload, &[0, 0, 0xff, 0xff]].concat();
+    inflate.decompress_vec(&whole, &mut out, flate2::FlushDecompress::Sync).expect("it inflates");
+    out
+}
+
+fn paste(length: usize) -> String {
+    format!(r#"{{"type":"paste","text":"{}"}}"#, "Grüße, sealgate. ".repeat(length / 18))
+}
+
+#[test]
+fn compression_is_terminated_where_the_policy_says_so() {
+    let (bundle, gateway) = start();
+    let (url, token) = (gateway.ws("/ws-compressed"), bundle.issuer.token("alice"));
+    for client in Client::ALL {
+        let mut driver = Driver::start(client, gateway.ca());
+        let open = driver.open("a", &url, &Open::token(&token).compression());
+        let extensions = open["extensions"].as_str().unwrap_or_default();
+        assert!(extensions.contains("permessage-deflate"), "{client:?}: {open}");
+        let seen = bundle.upstream.last();
+        assert_eq!(seen.header("sec-websocket-extensions"), None, "{seen:?}");
+        // Both directions, long enough for both clients and for us to compress; and one that nobody compresses.
+        let long = paste(3000);
+        driver.echo("a", &long);
+        driver.echo("a", GOOD);
+        driver.echo("a", &long);
+        let frames = bundle.upstream.frames();
+        let [.., first, second, third] = &frames[..] else { panic!("{frames:?}") };
+        for (frame, text) in [(first, &*long), (second, GOOD), (third, &*long)] {
+            assert_eq!((frame.fin, frame.reserved, frame.opcode, frame.masked), (true, 0, 1, true));
+            assert_eq!(frame.payload, text.as_bytes(), "{client:?}");
+        }
+        // It is judged inflated.
+        driver.text("a", &format!(r#"{{"type":"say","text":"{}"}}"#, "x".repeat(2000)));
+        driver.expect_close("a", 1007);
+        // Who does not offer it does not get it.
+        let open = driver.open("b", &url, &Open::token(&token));
+        assert!(open["extensions"].is_null(), "{client:?}: {open}");
+        driver.echo("b", &long);
+    }
+}
+
+#[test]
+fn compressed_messages_keep_their_bounds_and_their_form() {
+    let (bundle, gateway) = start();
+    let token = bundle.issuer.token("alice");
+    let open = |offer: &str| {
+        let mut wire = gateway.wire();
+        let headers = format!(
+            "Authorization: Bearer {token}\r\nSec-WebSocket-Extensions: permessage-deflate{offer}\r\n"
+        );
+        let reply = wire.upgrade("/ws-compressed", &headers);
+        (wire, reply)
+    };
+    let answer = "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
+    for (offer, window) in [
+        ("", ""),
+        ("; client_max_window_bits", ""),
+        ("; server_max_window_bits=9", "; server_max_window_bits=9"),
+        (
+            "; server_max_window_bits=99, permessage-deflate; server_max_window_bits=\"12\"",
+            "; server_max_window_bits=12",
+        ),
+    ] {
+        let (mut wire, reply) = open(offer);
+        assert_eq!(reply.status, 101, "{reply:?}");
+        assert_eq!(reply.header("sec-websocket-extensions"), Some(&*format!("{answer}{window}")), "{offer}");
+        let long = paste(2000);
+        wire.send(frame(0xc1, &deflated(long.as_bytes())));
+        let echoed = wire.frame().expect("an echo");
+        assert_eq!((echoed.fin, echoed.reserved, echoed.opcode), (true, 0x40, 1), "{offer}");
+        assert!(echoed.payload.len() < 300, "{}", echoed.payload.len());
+        assert_eq!(inflated(&echoed.payload), long.as_bytes());
+    }
+    for declined in ["; server_max_window_bits=7", "; server_no_context_takeover=1", "; level=9"] {
+        let (mut wire, reply) = open(declined);
+        assert_eq!((reply.status, reply.header("sec-websocket-extensions")), (101, None), "{declined}");
+        wire.send(frame(0xc1, &deflated(GOOD.as_bytes())));
+        expect_close(&mut wire, 1002, declined);
+    }
+    let (_, reply) = open("; server_max_window_bits=");
+    assert_eq!(reply.status, 400, "{reply:?}");
+
+    let good = deflated(GOOD.as_bytes());
+    let within = deflated(format!(r#"{{"type":"paste","text":"{}"}}"#, "x".repeat(60_000)).as_bytes());
+    let cases: [(&str, u16, Vec<u8>); 7] = [
+        ("more than max_message", 1009, frame(0xc1, &deflated(&vec![b' '; 300_000]))),
+        ("more than a hundredfold", 1009, frame(0xc1, &deflated(&vec![b' '; 200_000]))),
+        ("does not inflate", 1007, frame(0xc1, b"\x07")),
+        ("cut off", 1007, frame(0xc1, &good[..good.len() - 3])),
+        ("text that is not UTF-8", 1007, frame(0xc1, &deflated(b"\xff\xfe"))),
+        ("RSV1 on a continuation", 1002, [frame(0x41, &good[..4]), frame(0xc0, &good[4..])].concat()),
+        ("RSV1 on a ping", 1002, frame(0xc9, b"")),
+    ];
+    for (what, code, bytes) in cases {
+        let (mut wire, _) = open("");
+        wire.send(frame(0xc1, &within));
+        wire.send(bytes);
+        expect_close(&mut wire, code, what);
+    }
 }
 
 #[test]

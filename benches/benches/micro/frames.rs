@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail, ensure};
 use criterion::{Criterion, Throughput};
 use sealgate::websocket::frame::{Opcode, Sender, unmask, write_frame};
-use sealgate::websocket::message::{Assembler, Step};
+use sealgate::websocket::message::{Assembler, Scratch, Step};
 use sealgate_policy::TunnelLimits;
 
 const LIMITS: TunnelLimits = TunnelLimits {
     max_frame: 65536,
     max_message: 65536,
     max_fragments: 64,
+    max_inflate_ratio: 100,
     control_per_second: 10,
     idle: None,
     ping_interval: Duration::from_secs(30),
@@ -35,7 +36,7 @@ pub(crate) fn measure(criterion: &mut Criterion) -> Result<()> {
         }
         let now = Instant::now();
         for (judged, how) in [(false, "passed-on"), (true, "judged")] {
-            let mut scratch = Vec::new();
+            let mut scratch = Scratch::default();
             ensure!(read(sender, &wire, judged, now, &mut scratch)? == FRAMES);
             group.throughput(Throughput::Elements(FRAMES as u64));
             group.bench_function(format!("{who}/{how}"), |b| {
@@ -55,8 +56,8 @@ pub(crate) fn measure(criterion: &mut Criterion) -> Result<()> {
 }
 
 /// Takes all frames from `wire`; returns how many messages ended.
-fn read(sender: Sender, wire: &[u8], judged: bool, now: Instant, scratch: &mut Vec<u8>) -> Result<usize> {
-    let mut assembler = Assembler::new(sender);
+fn read(sender: Sender, wire: &[u8], judged: bool, now: Instant, scratch: &mut Scratch) -> Result<usize> {
+    let mut assembler = Assembler::new(sender, false);
     let (mut rest, mut messages) = (wire, 0);
     loop {
         let length = match assembler.next(rest, judged, &LIMITS, now, scratch)? {

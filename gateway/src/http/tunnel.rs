@@ -13,8 +13,8 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header
 use hyper::{body::Incoming, upgrade::Upgraded};
 use hyper_util::rt::TokioIo;
 use sealgate_policy::{
-    Binding, Denial, Evidence, Identity, RateExceeded, RateFacts, RateIndex, RequestFacts, RequestPermit,
-    TunnelPermit, settle,
+    Binding, Compression, Denial, Evidence, Identity, RateExceeded, RateFacts, RateIndex, RequestFacts,
+    RequestPermit, TunnelPermit, settle,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -32,6 +32,7 @@ use crate::{
     session::{Registry, Revocation},
     upstream::{ConnectError, UpstreamStream},
     websocket::{
+        deflate::Agreed,
         handshake::{Offer, Switched, UpstreamError, UpstreamRequest},
         relay::{EndedBy, Order, Orders, RateTaker, Tunnel, TunnelEnd},
     },
@@ -90,6 +91,10 @@ async fn try_open(
     let offer = Offer::read(request.method(), request.version(), request.headers())?;
     let permit = permit.into_tunnel().ok_or(Denial::NoWebsocket)?;
     let opening = Opening::of(connection, &target.host, &request);
+    let deflate = match permit.compression() {
+        Compression::Off => None,
+        Compression::Terminate => Agreed::accept(request.headers())?,
+    };
     let upgrade = hyper::upgrade::on(&mut request);
     let (parts, _) = request.into_parts();
     let (upstream, switched) = connect(door, &permit, &offer, parts, exchange).await?;
@@ -111,6 +116,7 @@ async fn try_open(
     }
 
     let mut fields: HeaderMap = offer.answer(switched.subprotocol.as_ref()).collect();
+    fields.extend(deflate.map(|agreed| (header::SEC_WEBSOCKET_EXTENSIONS, agreed.answer())));
     headers::add_security(&mut fields, snapshot.hsts.as_ref(), exchange.id);
     let record =
         TunnelRecord { core: core.clone(), connection: connection.clone(), snapshot: snapshot.clone() };
@@ -120,7 +126,7 @@ async fn try_open(
     tokio::task::spawn_local(async move {
         let (_registration, _open, _busy) = (registration, open, busy);
         match upgrade.await {
-            Ok(upgraded) => record.run(upgraded, upstream, switched, permit, orders).await,
+            Ok(upgraded) => record.run(upgraded, upstream, switched, deflate, permit, orders).await,
             Err(error) => tracing::debug!(%error, "the client left during the upgrade"),
         }
     });
@@ -190,6 +196,7 @@ impl TunnelRecord {
         upgraded: Upgraded,
         upstream: UpstreamStream,
         switched: Switched,
+        deflate: Option<Agreed>,
         permit: TunnelPermit,
         orders: Rc<Orders>,
     ) {
@@ -211,6 +218,7 @@ impl TunnelRecord {
                     upstream,
                     downstream_early: parts.read_buf,
                     upstream_early: switched.early,
+                    deflate,
                     permit,
                     rates,
                     metrics: counters,
@@ -225,6 +233,7 @@ impl TunnelRecord {
                     upstream,
                     downstream_early: bytes::Bytes::new(),
                     upstream_early: switched.early,
+                    deflate,
                     permit,
                     rates,
                     metrics: counters,

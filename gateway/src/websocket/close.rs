@@ -107,7 +107,7 @@ mod tests {
     fn a_long_reason_is_cut_at_a_character() {
         let mut wire = Vec::new();
         write(&mut wire, None, 1008, &"ä".repeat(100));
-        let header = read_header(Sender::Server, 0, &wire).unwrap().unwrap();
+        let header = read_header(Sender::Server, 0, false, &wire).unwrap().unwrap();
         assert_eq!(header.payload_len, 2 + 122);
         assert_eq!(read(&wire[2..]), Ok(1008));
     }
@@ -116,7 +116,7 @@ mod tests {
     fn towards_a_server_it_is_masked() {
         let mut wire = Vec::new();
         write(&mut wire, Some([9, 8, 7, 6]), 4401, "token-expired");
-        let header = read_header(Sender::Client, 0, &wire).unwrap().unwrap();
+        let header = read_header(Sender::Client, 0, false, &wire).unwrap().unwrap();
         let mut payload = wire[header.header_len..].to_vec();
         unmask(&mut payload, header.mask.unwrap(), 0);
         assert_eq!(&payload[2..], b"token-expired");

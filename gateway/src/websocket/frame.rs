@@ -3,13 +3,16 @@
 //! Every fault is found at the first byte that shows it, so that a peer cannot make us wait for (or
 //! keep) bytes of a frame that will be refused anyway.
 
-use sealgate_policy::Denial;
+use sealgate_policy::{Denial, MessageKind};
 
 /// Longest frame header: two bytes, eight of length, four of masking key.
 pub const MAX_HEADER: usize = 14;
 
 /// Longest payload of a control frame, in bytes (RFC 6455 §5.5).
 pub const MAX_CONTROL_PAYLOAD: usize = 125;
+
+/// In the first byte of a frame: its message is compressed (RFC 7692 §6).
+const RSV1: u8 = 0x40;
 
 /// Which end of a WebSocket sent a frame: it decides whether the frame has to be masked (§5.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +70,15 @@ impl Opcode {
     }
 }
 
+impl From<MessageKind> for Opcode {
+    fn from(kind: MessageKind) -> Opcode {
+        match kind {
+            MessageKind::Text => Opcode::Text,
+            MessageKind::Binary => Opcode::Binary,
+        }
+    }
+}
+
 /// A frame header that keeps every rule of RFC 6455 and of the limits it was read under.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
@@ -74,6 +86,8 @@ pub struct Header {
     pub fin: bool,
     /// What the frame is for.
     pub opcode: Opcode,
+    /// Begins a message that permessage-deflate compressed (RFC 7692 §6).
+    pub compressed: bool,
     /// Present exactly when a client sent the frame.
     pub mask: Option<[u8; 4]>,
     /// Bytes that the header itself takes, 2 to 14.
@@ -92,8 +106,8 @@ impl Header {
 /// Why bytes are not an acceptable frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    /// No extension is negotiated, so no reserved bit has a meaning (§5.2).
-    #[error("reserved bit set without an extension")]
+    /// No extension that is agreed on gives it a meaning here (§5.2).
+    #[error("reserved bit without a meaning")]
     ReservedBit,
     /// Opcodes 3 to 7 and 11 to 15 have no meaning (§5.2).
     #[error("reserved opcode {opcode:#x}")]
@@ -129,7 +143,7 @@ pub enum FrameError {
 impl From<FrameError> for Denial {
     fn from(error: FrameError) -> Denial {
         let detail = match error {
-            FrameError::ReservedBit => "reserved bit set without an extension",
+            FrameError::ReservedBit => "reserved bit without a meaning",
             FrameError::ReservedOpcode { .. } => "reserved opcode",
             FrameError::FragmentedControl => "control frame is fragmented",
             FrameError::LongControl => "control frame is longer than 125 bytes",
@@ -145,21 +159,31 @@ impl From<FrameError> for Denial {
 /// Reads the frame header at the front of `wire`; `None` while it is incomplete.
 ///
 /// `max_payload` bounds data frames, in bytes. A frame over it is refused as soon as its length is
-/// read: before its masking key, before its payload, and before memory is taken for either.
+/// read: before its masking key, before its payload, and before memory is taken for either. With `deflate`,
+/// permessage-deflate is agreed on with the sender: the first frame of a message may say that it is compressed.
 ///
 /// # Errors
 /// A [`FrameError`] from the first byte that breaks a rule, whatever follows it. The connection
 /// cannot be read any further.
-pub fn read_header(sender: Sender, max_payload: u32, wire: &[u8]) -> Result<Option<Header>, FrameError> {
+pub fn read_header(
+    sender: Sender,
+    max_payload: u32,
+    deflate: bool,
+    wire: &[u8],
+) -> Result<Option<Header>, FrameError> {
     let Some((&first, rest)) = wire.split_first() else {
         return Ok(None);
     };
-    if first & 0x70 != 0 {
+    let compressed = deflate && first & RSV1 != 0;
+    if first & 0x70 != 0 && (!compressed || first & 0x30 != 0) {
         return Err(FrameError::ReservedBit);
     }
     let fin = first & 0x80 != 0;
     let bits = first & 0x0F;
     let opcode = Opcode::from_wire(bits).ok_or(FrameError::ReservedOpcode { opcode: bits })?;
+    if compressed && !matches!(opcode, Opcode::Text | Opcode::Binary) {
+        return Err(FrameError::ReservedBit);
+    }
     if opcode.is_control() && !fin {
         return Err(FrameError::FragmentedControl);
     }
@@ -209,7 +233,7 @@ pub fn read_header(sender: Sender, max_payload: u32, wire: &[u8]) -> Result<Opti
     };
     // Bounded by `max_payload` or 125, so it fits every `usize` of 32 bits and more.
     let payload_len = usize::try_from(payload_len).unwrap_or(usize::MAX);
-    Ok(Some(Header { fin, opcode, mask, header_len: wire.len() - rest.len(), payload_len }))
+    Ok(Some(Header { fin, opcode, compressed, mask, header_len: wire.len() - rest.len(), payload_len }))
 }
 
 /// Appends a whole, unfragmented frame to `out`: masked when there is a key.
@@ -234,6 +258,15 @@ pub fn write_frame(out: &mut Vec<u8>, opcode: Opcode, mask: Option<[u8; 4]>, pay
             out.extend_from_slice(&key);
             append_unmasked(out, payload, key, 0);
         }
+    }
+}
+
+/// As [`write_frame`], for a payload that permessage-deflate compressed.
+pub fn write_compressed(out: &mut Vec<u8>, opcode: Opcode, mask: Option<[u8; 4]>, payload: &[u8]) {
+    let start = out.len();
+    write_frame(out, opcode, mask, payload);
+    if let Some(first) = out.get_mut(start) {
+        *first |= RSV1;
     }
 }
 
@@ -283,7 +316,7 @@ mod tests {
     const LIMIT: u32 = 64 * 1024;
 
     fn read(sender: Sender, wire: &[u8]) -> Result<Option<Header>, FrameError> {
-        read_header(sender, LIMIT, wire)
+        read_header(sender, LIMIT, false, wire)
     }
 
     #[test]
@@ -292,7 +325,14 @@ mod tests {
         let header = read(Sender::Server, &plain).unwrap().unwrap();
         assert_eq!(
             header,
-            Header { fin: true, opcode: Opcode::Text, mask: None, header_len: 2, payload_len: 5 }
+            Header {
+                fin: true,
+                opcode: Opcode::Text,
+                compressed: false,
+                mask: None,
+                header_len: 2,
+                payload_len: 5
+            }
         );
 
         let masked = [0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58];
@@ -316,7 +356,7 @@ mod tests {
         let medium = read(Sender::Server, &[0x82, 0x7E, 0x01, 0x00]).unwrap().unwrap();
         assert_eq!((medium.payload_len, medium.header_len), (256, 4));
         let long = [0x82, 0x7F, 0, 0, 0, 0, 0, 1, 0, 0];
-        assert_eq!(read_header(Sender::Server, 65_536, &long).unwrap().unwrap().payload_len, 65_536);
+        assert_eq!(read_header(Sender::Server, 65_536, false, &long).unwrap().unwrap().payload_len, 65_536);
     }
 
     #[test]
@@ -343,6 +383,23 @@ mod tests {
     }
 
     #[test]
+    fn a_message_is_compressed_only_where_that_was_agreed_on_and_only_its_first_frame_says_so() {
+        let deflate = |first| read_header(Sender::Server, LIMIT, true, &[first, 0]);
+        for first in [0xC1, 0x41, 0xC2, 0x42] {
+            assert!(deflate(first).unwrap().unwrap().compressed);
+            assert_eq!(read(Sender::Server, &[first, 0]), Err(FrameError::ReservedBit));
+        }
+        assert!(!deflate(0x81).unwrap().unwrap().compressed);
+        // Continuations, control frames, other bits beside it.
+        for first in [0xC0, 0x40, 0xC8, 0xC9, 0xCA, 0xE1, 0xD1, 0xF1, 0xA1, 0x91] {
+            assert_eq!(deflate(first), Err(FrameError::ReservedBit), "{first:#x}");
+        }
+        let mut wire = Vec::new();
+        write_compressed(&mut wire, Opcode::Text, None, b"ab");
+        assert_eq!(wire, [0xC1, 2, b'a', b'b']);
+    }
+
+    #[test]
     fn a_length_over_the_limit_is_refused_before_key_and_payload() {
         let huge = [0x82, 0xFF, 0x7F, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF];
         assert_eq!(
@@ -350,12 +407,12 @@ mod tests {
             Err(FrameError::TooLarge { size: u64::MAX >> 1, limit: LIMIT })
         );
         assert_eq!(
-            read_header(Sender::Server, 4, &[0x82, 5]),
+            read_header(Sender::Server, 4, false, &[0x82, 5]),
             Err(FrameError::TooLarge { size: 5, limit: 4 })
         );
-        assert!(read_header(Sender::Server, 5, &[0x82, 5]).unwrap().is_some());
+        assert!(read_header(Sender::Server, 5, false, &[0x82, 5]).unwrap().is_some());
         // Control frames have a bound of their own.
-        assert!(read_header(Sender::Server, 0, &[0x89, 5]).unwrap().is_some());
+        assert!(read_header(Sender::Server, 0, false, &[0x89, 5]).unwrap().is_some());
     }
 
     #[test]
@@ -366,7 +423,7 @@ mod tests {
                 let mut wire = Vec::new();
                 write_frame(&mut wire, Opcode::Binary, mask, &payload);
                 let sender = if mask.is_some() { Sender::Client } else { Sender::Server };
-                let header = read_header(sender, u32::MAX, &wire).unwrap().unwrap();
+                let header = read_header(sender, u32::MAX, false, &wire).unwrap().unwrap();
                 assert_eq!((header.payload_len, header.wire_len()), (length, wire.len()));
                 let mut read = wire[header.header_len..].to_vec();
                 unmask(&mut read, mask.unwrap_or_default(), 0);
@@ -396,9 +453,9 @@ mod tests {
             wire in proptest::collection::vec(any::<u8>(), 0..20), client: bool, limit in 0u32..200_000,
         ) {
             let sender = if client { Sender::Client } else { Sender::Server };
-            let whole = read_header(sender, limit, &wire);
+            let whole = read_header(sender, limit, false, &wire);
             let piecewise = (0..=wire.len())
-                .map(|end| read_header(sender, limit, &wire[..end]))
+                .map(|end| read_header(sender, limit, false, &wire[..end]))
                 .find(|verdict| *verdict != Ok(None))
                 .unwrap_or(Ok(None));
             prop_assert_eq!(whole, piecewise);

@@ -1,8 +1,9 @@
 //! The opening handshake (RFC 6455 §4), both sides of the gateway: judging the shape of a client's
 //! upgrade request, and asking the upstream for a WebSocket of our own.
 //!
-//! No extension is ever agreed on: a client's offers (browsers offer `permessage-deflate`) are not
-//! forwarded, and an upstream that accepts one regardless is refused. So what passes is what was judged.
+//! No extension is ever agreed on with an upstream: a client's offers (browsers offer `permessage-deflate`) are not
+//! forwarded, and an upstream that accepts one regardless is refused. So what passes is what was judged. With the
+//! client, [`super::deflate`] may agree on compression, by policy.
 
 use std::io;
 
@@ -19,6 +20,8 @@ use ring::digest;
 use ring::rand::{SecureRandom, SystemRandom};
 use sealgate_policy::Denial;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use super::deflate::is_token_byte;
 
 /// How an access token stands in the subprotocol list, where browsers can put one: `sealgate.bearer.<jwt>`.
 /// Such an entry is neither forwarded nor ever chosen.
@@ -376,8 +379,7 @@ fn names_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
 
 /// RFC 9110 §5.6.2.
 fn is_token(name: &str) -> bool {
-    let is_tchar = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    !name.is_empty() && name.bytes().all(is_tchar)
+    !name.is_empty() && name.bytes().all(is_token_byte)
 }
 
 /// Not of one hop (RFC 9110 §7.6.1), and not of the handshake, which we hold ourselves.

@@ -1,13 +1,14 @@
 //! From frames to messages, one direction of one tunnel: no I/O, no clock.
 //!
-//! What goes on is always the wire bytes as they came. What is judged is the unmasked payload, in a
-//! scratch buffer of the core (or, where nothing is masked, in the peer's own buffer).
+//! What goes on is the wire bytes as they came, unless they were compressed. What is judged is the unmasked and
+//! inflated payload, in a scratch buffer of the core (or, where nothing is masked, in the peer's own buffer).
 
 use std::time::{Duration, Instant};
 
 use sealgate_policy::{Denial, MessageKind, TunnelLimits};
 
 use super::close::CloseError;
+use super::deflate::{InflateError, Inflater};
 use super::frame::{self, FrameError, Header, Opcode, Sender};
 
 /// What stands at the front of the bytes given to [`Assembler::next`]; `len` is its length on the wire.
@@ -49,11 +50,40 @@ pub enum Step<'a> {
         len: usize,
         /// Text (already checked to be UTF-8) or binary.
         kind: MessageKind,
-        /// Unmasked, over all fragments.
+        /// Unmasked and inflated, over all fragments.
         payload: &'a [u8],
-        /// If so, its wire bytes (this last frame included) are in [`Assembler::take_held`].
-        fragmented: bool,
+        /// What is to be forwarded, if it may be.
+        forward: Forward,
     },
+}
+
+/// In which form a whole message goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forward {
+    /// Its only frame, as it lies.
+    InPlace,
+    /// Its wire bytes (this last frame included) from [`Assembler::take_held`].
+    Held,
+    /// Its payload in a new frame, for it came compressed.
+    Anew,
+}
+
+/// Buffers of a core, overwritten with every message.
+#[derive(Default)]
+pub struct Scratch {
+    /// Unmasked payload.
+    plain: Vec<u8>,
+    inflater: Inflater,
+}
+
+impl Scratch {
+    /// Gives back memory that a long message needed, beyond `kept` bytes.
+    pub fn trim(&mut self, kept: usize) {
+        if self.plain.capacity() > kept {
+            self.plain = Vec::new();
+        }
+        self.inflater.trim(kept);
+    }
 }
 
 /// Why a peer cannot be read any further.
@@ -86,6 +116,9 @@ pub enum WireFault {
     /// Text that is not UTF-8 (§8.1).
     #[error("text is not UTF-8")]
     NotUtf8,
+    /// A compressed message that does not inflate within its bounds.
+    #[error(transparent)]
+    Inflate(#[from] InflateError),
     /// More control frames within a second than the policy allows.
     #[error("more than {limit} control frames in a second")]
     ControlFlood {
@@ -104,6 +137,7 @@ impl From<WireFault> for Denial {
             WireFault::TooManyFragments { limit } => Denial::TooManyFragments { limit },
             WireFault::TooLarge { limit } => Denial::MessageTooBig { limit },
             WireFault::NotUtf8 => Denial::NotUtf8,
+            WireFault::Inflate(error) => error.into(),
             WireFault::ControlFlood { .. } => Denial::ControlFlood,
         }
     }
@@ -113,6 +147,8 @@ impl From<WireFault> for Denial {
 #[derive(Debug)]
 pub struct Assembler {
     sender: Sender,
+    /// Whether its messages may come compressed.
+    deflate: bool,
     /// The message under way, from its first whole frame to its last.
     open: Option<Open>,
     /// Wire bytes of the whole frames of a held message. At most `max_message` bytes and a header for
@@ -129,15 +165,17 @@ struct Open {
     kind: MessageKind,
     /// Held to be judged, or passed on frame by frame. Decided with the first frame, for all of it.
     held: bool,
+    compressed: bool,
     frames: u32,
     size: usize,
 }
 
 impl Assembler {
-    /// For the frames that `sender` sends.
-    pub fn new(sender: Sender) -> Assembler {
+    /// For the frames that `sender` sends, of messages that may be compressed if `deflate` is agreed on.
+    pub fn new(sender: Sender, deflate: bool) -> Assembler {
         Assembler {
             sender,
+            deflate,
             open: None,
             held: Vec::new(),
             text: Utf8::default(),
@@ -149,7 +187,8 @@ impl Assembler {
     /// Takes the next frame from the front of `wire`, which begins at a frame boundary.
     ///
     /// Unless the answer is [`Step::Partial`], call again behind its `len` bytes. `judged` says whether a
-    /// message that begins now has to be held until it is whole. `scratch` is overwritten at will.
+    /// message that begins now has to be held until it is whole; a compressed one is in any case. `scratch` is
+    /// overwritten at will.
     ///
     /// # Errors
     /// The first rule that the peer broke; nothing of it can be read any further. A limit or a wrong byte of
@@ -160,9 +199,10 @@ impl Assembler {
         judged: bool,
         limits: &TunnelLimits,
         now: Instant,
-        scratch: &'a mut Vec<u8>,
+        scratch: &'a mut Scratch,
     ) -> Result<Step<'a>, WireFault> {
-        let Some(header) = frame::read_header(self.sender, limits.max_frame, wire)? else {
+        let Scratch { plain, inflater } = scratch;
+        let Some(header) = frame::read_header(self.sender, limits.max_frame, self.deflate, wire)? else {
             return Ok(Step::Partial);
         };
         let len = header.wire_len();
@@ -172,25 +212,21 @@ impl Assembler {
                 return Ok(Step::Partial);
             };
             self.control.count(limits.control_per_second, now)?;
-            return Ok(Step::Control {
-                len,
-                opcode: header.opcode,
-                payload: unmasked(header, whole, scratch),
-            });
+            return Ok(Step::Control { len, opcode: header.opcode, payload: unmasked(header, whole, plain) });
         }
 
         let mut open = match (self.open, header.opcode) {
             (Some(open), Opcode::Continuation) => open,
             (None, Opcode::Continuation) => return Err(WireFault::NothingToContinue),
             (Some(_), _) => return Err(WireFault::NotContinued),
-            (None, Opcode::Text) => Open::new(MessageKind::Text, judged),
-            (None, _) => Open::new(MessageKind::Binary, judged),
+            (None, Opcode::Text) => Open::new(MessageKind::Text, judged, header),
+            (None, _) => Open::new(MessageKind::Binary, judged, header),
         };
         open.add(header.payload_len, limits)?;
 
         let Some(whole) = whole else {
-            if open.kind == MessageKind::Text {
-                self.read_text_ahead(header, wire, scratch)?;
+            if open.is_text_on_the_wire() {
+                self.read_text_ahead(header, wire, plain)?;
             }
             return Ok(Step::Partial);
         };
@@ -199,18 +235,21 @@ impl Assembler {
             if open.kind == MessageKind::Binary && !open.held {
                 return Ok(open.frame(header, whole));
             }
-            let payload = unmasked(header, whole, scratch);
+            let payload = unmasked(header, whole, plain);
+            if open.compressed {
+                return open.inflated(len, payload, limits, inflater);
+            }
             if open.kind == MessageKind::Text {
                 self.check_text(payload, true)?;
             }
             return Ok(match open.held {
                 false => open.frame(header, whole),
-                true => Step::Message { len, kind: open.kind, payload, fragmented: false },
+                true => Step::Message { len, kind: open.kind, payload, forward: Forward::InPlace },
             });
         }
 
-        if open.kind == MessageKind::Text {
-            self.check_text(unmasked(header, whole, scratch), header.fin)?;
+        if open.is_text_on_the_wire() {
+            self.check_text(unmasked(header, whole, plain), header.fin)?;
         }
         self.open = (!header.fin).then_some(open);
         if !open.held {
@@ -220,16 +259,25 @@ impl Assembler {
         if !header.fin {
             return Ok(Step::Held { len });
         }
-        scratch.clear();
+        plain.clear();
         let mut rest = self.held.as_slice();
-        while let Some(header) = frame::read_header(self.sender, limits.max_frame, rest)? {
+        while let Some(header) = frame::read_header(self.sender, limits.max_frame, self.deflate, rest)? {
             let Some((whole, behind)) = rest.split_at_checked(header.wire_len()) else {
                 break;
             };
-            append_payload(header, whole, 0, scratch);
+            append_payload(header, whole, 0, plain);
             rest = behind;
         }
-        Ok(Step::Message { len, kind: open.kind, payload: scratch, fragmented: true })
+        if open.compressed {
+            self.held = Vec::new();
+            return open.inflated(len, plain, limits, inflater);
+        }
+        Ok(Step::Message { len, kind: open.kind, payload: plain, forward: Forward::Held })
+    }
+
+    /// Whether compressed messages are read.
+    pub fn inflates(&self) -> bool {
+        self.deflate
     }
 
     /// Wire bytes of the fragmented message that [`Assembler::next`] just gave: to be forwarded or dropped.
@@ -270,8 +318,28 @@ impl Assembler {
 }
 
 impl Open {
-    fn new(kind: MessageKind, held: bool) -> Open {
-        Open { kind, held, frames: 0, size: 0 }
+    fn new(kind: MessageKind, judged: bool, header: Header) -> Open {
+        let compressed = header.compressed;
+        Open { kind, held: judged || compressed, compressed, frames: 0, size: 0 }
+    }
+
+    fn is_text_on_the_wire(self) -> bool {
+        self.kind == MessageKind::Text && !self.compressed
+    }
+
+    /// The whole message, from its compressed payload.
+    fn inflated<'a>(
+        self,
+        len: usize,
+        compressed: &[u8],
+        limits: &TunnelLimits,
+        inflater: &'a mut Inflater,
+    ) -> Result<Step<'a>, WireFault> {
+        let payload = inflater.inflate(compressed, limits)?;
+        if self.kind == MessageKind::Text && simdutf8::basic::from_utf8(payload).is_err() {
+            return Err(WireFault::NotUtf8);
+        }
+        Ok(Step::Message { len, kind: self.kind, payload, forward: Forward::Anew })
     }
 
     fn frame(self, header: Header, whole: &[u8]) -> Step<'_> {
@@ -387,12 +455,14 @@ impl Window {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::deflate;
     use super::*;
 
     const LIMITS: TunnelLimits = TunnelLimits {
         max_frame: 1000,
         max_message: 2000,
         max_fragments: 4,
+        max_inflate_ratio: 100,
         control_per_second: 3,
         idle: None,
         ping_interval: Duration::from_secs(30),
@@ -425,8 +495,12 @@ mod tests {
 
     /// Feeds `wire` in pieces as the relay does, and checks that held messages keep their wire bytes.
     fn read(sender: Sender, judged: bool, pieces: &[&[u8]]) -> Vec<Event> {
-        let mut assembler = Assembler::new(sender);
-        let (mut unread, mut events, mut scratch) = (Vec::new(), Vec::new(), Vec::new());
+        read_with(sender, false, judged, pieces)
+    }
+
+    fn read_with(sender: Sender, deflate: bool, judged: bool, pieces: &[&[u8]]) -> Vec<Event> {
+        let mut assembler = Assembler::new(sender, deflate);
+        let (mut unread, mut events, mut scratch) = (Vec::new(), Vec::new(), Scratch::default());
         let (mut expected_held, now) = (Vec::new(), Instant::now());
         for piece in pieces {
             unread.extend_from_slice(piece);
@@ -446,11 +520,13 @@ mod tests {
                         events.push(Event::Frame { first, last, len: payload.len() });
                         len
                     }
-                    Ok(Step::Message { len, kind, payload, fragmented }) => {
-                        assert!(judged);
+                    Ok(Step::Message { len, kind, payload, forward }) => {
+                        assert!(judged || forward == Forward::Anew);
                         events.push(Event::Message(kind, payload.to_vec()));
-                        if fragmented {
-                            expected_held.extend_from_slice(&unread[..len]);
+                        match forward {
+                            Forward::InPlace => {}
+                            Forward::Held => expected_held.extend_from_slice(&unread[..len]),
+                            Forward::Anew => expected_held.clear(),
                         }
                         assert_eq!(assembler.take_held(), std::mem::take(&mut expected_held));
                         len
@@ -601,8 +677,87 @@ mod tests {
         assert_eq!(read(sender, true, &[&binary]), [Event::Message(MessageKind::Binary, vec![0xFF])]);
     }
 
+    /// One frame, compressed if it begins a message.
+    fn packed(sender: Sender, fin: bool, opcode: Opcode, payload: &[u8]) -> Vec<u8> {
+        let mut wire = frame(sender, fin, opcode, payload);
+        wire[0] |= if opcode == Opcode::Continuation { 0 } else { 0x40 };
+        wire
+    }
+
+    #[test]
+    fn a_compressed_message_is_whole_before_anybody_sees_it() {
+        let sender = Sender::Client;
+        let hello = deflate::compressed("Grüße, Grüße, Grüße".as_bytes());
+        let (first, last) = hello.split_at(5);
+        let wire = [
+            packed(sender, false, Opcode::Text, first),
+            frame(sender, true, Opcode::Ping, b"!"),
+            packed(sender, true, Opcode::Continuation, last),
+            packed(sender, true, Opcode::Binary, &hello),
+            frame(sender, true, Opcode::Text, b"plain"),
+        ]
+        .concat();
+        let whole = Event::Message(MessageKind::Text, "Grüße, Grüße, Grüße".as_bytes().to_vec());
+        let again = Event::Message(MessageKind::Binary, "Grüße, Grüße, Grüße".as_bytes().to_vec());
+        let ping = Event::Control(Opcode::Ping, b"!".to_vec());
+        let plain = Event::Message(MessageKind::Text, b"plain".to_vec());
+        assert_eq!(read_with(sender, true, true, &[&wire]), [ping, whole, again, plain]);
+        // Whether it is judged or not: what is compressed is inflated.
+        assert_eq!(
+            read_with(sender, true, false, &[&wire])[3],
+            Event::Frame { first: true, last: true, len: 5 }
+        );
+        assert_eq!(
+            read_with(sender, true, false, &[&wire])[..3],
+            read_with(sender, true, true, &[&wire])[..3]
+        );
+    }
+
+    #[test]
+    fn a_compressed_message_keeps_every_limit() {
+        let sender = Sender::Client;
+        let fault = |frames: &[Vec<u8>]| match read_with(sender, true, true, &[&frames.concat()]).pop() {
+            Some(Event::Fault(fault)) => fault,
+            other => panic!("{other:?}"),
+        };
+        let one = |payload: &[u8]| packed(sender, true, Opcode::Text, &deflate::compressed(payload));
+        assert_eq!(fault(&[one(&[b'a'; 2001])]), InflateError::TooLarge { limit: 2000 }.into());
+        assert_eq!(read_with(sender, true, true, &[&one(&[b'a'; 2000])]).len(), 1);
+        assert_eq!(fault(&[one(&[b'a', 0xFF])]), WireFault::NotUtf8);
+        // A character may be cut between fragments, for they are cut while compressed; not at the end.
+        assert_eq!(fault(&[one(&"ß".as_bytes()[..1])]), WireFault::NotUtf8);
+        assert_eq!(fault(&[packed(sender, true, Opcode::Binary, &[0x07])]), InflateError::Malformed.into());
+        assert_eq!(fault(&[packed(sender, true, Opcode::Binary, &[])]), InflateError::Malformed.into());
+        let piece = |fin, opcode| packed(sender, fin, opcode, &[0; 700]);
+        assert_eq!(
+            fault(&[
+                piece(false, Opcode::Text),
+                piece(false, Opcode::Continuation),
+                piece(true, Opcode::Continuation)
+            ]),
+            WireFault::TooLarge { limit: 2000 }
+        );
+        let empty = frame(sender, false, Opcode::Continuation, b"");
+        assert_eq!(
+            fault(&[packed(sender, false, Opcode::Text, b""), empty.repeat(4)]),
+            WireFault::TooManyFragments { limit: 4 }
+        );
+        let again = packed(sender, false, Opcode::Text, b"");
+        assert_eq!(fault(&[again.clone(), again]), WireFault::NotContinued);
+        let mut continued = frame(sender, true, Opcode::Continuation, b"");
+        continued[0] |= 0x40;
+        assert_eq!(
+            fault(&[packed(sender, false, Opcode::Text, b""), continued]),
+            FrameError::ReservedBit.into()
+        );
+    }
+
     #[test]
     fn every_fault_has_its_close_code() {
+        let inflate = |error: InflateError| Denial::from(WireFault::from(error)).close_code();
+        assert_eq!(inflate(InflateError::Malformed), 1007);
+        assert_eq!(inflate(InflateError::TooLarge { limit: 1 }), 1009);
+        assert_eq!(inflate(InflateError::Ratio { limit: 1 }), 1009);
         let code = |fault: WireFault| Denial::from(fault).close_code();
         assert_eq!(code(FrameError::Unmasked.into()), 1002);
         assert_eq!(code(CloseError::Truncated.into()), 1002);
@@ -687,6 +842,39 @@ mod tests {
                 if let Event::Message(MessageKind::Text, payload) = event {
                     prop_assert!(std::str::from_utf8(payload).is_ok());
                 }
+            }
+        }
+
+        /// Compressed messages, mostly whole, in fragments with pings between them, however the bytes are cut.
+        #[test]
+        fn cutting_changes_nothing_of_what_is_compressed(
+            messages in proptest::collection::vec(("[a-zß]{0,300}", 1usize..4, 0u8..8, any::<bool>()), 1..5),
+            cut in 1usize..40, judged: bool,
+        ) {
+            let sender = Sender::Client;
+            let (mut wire, mut expected) = (Vec::new(), Vec::new());
+            for (text, pieces, broken, text_kind) in &messages {
+                let mut payload = deflate::compressed(text.as_bytes());
+                if *broken == 0 {
+                    payload.pop();
+                }
+                let size = payload.len().div_ceil(*pieces).max(1);
+                let last = payload.chunks(size).count().saturating_sub(1);
+                for (index, piece) in payload.chunks(size).enumerate() {
+                    let kind = if *text_kind { Opcode::Text } else { Opcode::Binary };
+                    let opcode = if index == 0 { kind } else { Opcode::Continuation };
+                    wire.extend(packed(sender, index == last, opcode, piece));
+                }
+                let kind = if *text_kind { MessageKind::Text } else { MessageKind::Binary };
+                expected.push((*broken != 0).then(|| Event::Message(kind, text.as_bytes().to_vec())));
+            }
+            let whole = read_with(sender, true, judged, &[&wire]);
+            let pieces: Vec<&[u8]> = wire.chunks(cut).collect();
+            prop_assert_eq!(&whole, &read_with(sender, true, judged, &pieces));
+            let good: Vec<Event> = expected.into_iter().map_while(|it| it).collect();
+            prop_assert_eq!(&whole[..good.len()], &good[..]);
+            if good.len() < messages.len() && !messages[good.len()].0.is_empty() {
+                prop_assert!(matches!(whole[good.len()..], [Event::Fault(WireFault::Inflate(_)), ..]));
             }
         }
 

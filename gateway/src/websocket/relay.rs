@@ -18,15 +18,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use prometheus::IntCounter;
 use sealgate_policy::{
-    Denial, Direction, Evidence, Message, MessagePermit, OnRefusal, RateExceeded, RateFacts, RateIndex,
-    Refusal, TokenFault, TunnelPermit, settle_message,
+    Denial, Direction, Evidence, Message, MessageKind, MessagePermit, OnRefusal, RateExceeded, RateFacts,
+    RateIndex, Refusal, TokenFault, TunnelPermit, settle_message,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep};
 
 use super::close::{self, ABNORMAL, GOING_AWAY};
+use super::deflate::{Agreed, Deflater};
 use super::frame::{self, Opcode, Sender};
-use super::message::{Step, WireFault};
+use super::message::{self, Forward, Step, WireFault};
 use super::side::{Intake, Side};
 
 /// Most bytes taken from a peer before what they say is judged and passed on.
@@ -54,8 +55,9 @@ thread_local! {
 struct Scratch {
     /// As read.
     read: Vec<u8>,
-    /// Unmasked, to be judged.
-    plain: Vec<u8>,
+    /// Unmasked and inflated, to be judged.
+    judged: message::Scratch,
+    deflater: Deflater,
 }
 
 /// An open WebSocket on both sides, agreed and permitted, ready to run.
@@ -68,6 +70,8 @@ pub struct Tunnel<D, U> {
     pub downstream_early: Bytes,
     /// What came behind the upstream's response head.
     pub upstream_early: Bytes,
+    /// What was agreed on with the client, if its messages and ours may be compressed.
+    pub deflate: Option<Agreed>,
     /// By which every message is judged, until [`Order::Policy`] brings another.
     pub permit: TunnelPermit,
     /// Where messages take from their rates.
@@ -220,8 +224,8 @@ where
         let expires = expiry(&self.permit, clock);
         let armed = now + self.permit.limits().ping_interval;
         Relay {
-            client: Side::new(self.downstream, Sender::Client, &self.downstream_early, now),
-            upstream: Side::new(self.upstream, Sender::Server, &self.upstream_early, now),
+            client: Side::new(self.downstream, Sender::Client, self.deflate, &self.downstream_early, now),
+            upstream: Side::new(self.upstream, Sender::Server, None, &self.upstream_early, now),
             desk: Desk {
                 permit: self.permit,
                 rates: self.rates,
@@ -432,9 +436,8 @@ where
             self.client.hear(now);
             self.upstream.hear(now);
         }
-        if scratch.plain.capacity() > SCRATCH_KEPT {
-            scratch.plain = Vec::new();
-        }
+        scratch.judged.trim(SCRATCH_KEPT);
+        scratch.deflater.trim(SCRATCH_KEPT);
         more
     }
 
@@ -676,8 +679,12 @@ where
     if !to.poll_out(cx, now) || to.broken {
         return Carried { more: false, outcome: None };
     }
-    let Scratch { read, plain } = scratch;
-    let (came, more, ended) = from.poll_in(cx, read, desk.permit.limits().buffer as usize);
+    let Scratch { read, judged: scratch, deflater } = scratch;
+    let (came, mut more, ended) = match from.unexamined {
+        // First what is there: so little is kept, however much it inflates to.
+        true => (&[][..], true, false),
+        false => from.poll_in(cx, read, desk.permit.limits().buffer as usize),
+    };
     let mut outcome = ended.then_some(Outcome::Gone);
     if came.is_empty() && !from.unexamined {
         return Carried { more, outcome };
@@ -695,9 +702,10 @@ where
     };
     let judged = desk.permit.inspects(direction);
     let mut run = Run { bytes, start: 0, at: 0 };
+    let mut inflated = 0;
     loop {
         let limits = desk.permit.limits();
-        let step = match from.incoming.next(run.rest(), judged, limits, now.into_std(), plain) {
+        let step = match from.incoming.next(run.rest(), judged, limits, now.into_std(), scratch) {
             Ok(step) => step,
             Err(fault) => {
                 from.intake = Intake::Discard;
@@ -716,7 +724,10 @@ where
                 match verdict {
                     Ok(accepted) => {
                         desk.count(direction, last, payload.len());
-                        run.accept(len, accepted);
+                        match first && last {
+                            true => run.pass_on(len, accepted, kind, payload, to, deflater),
+                            false => run.accept(len, accepted),
+                        }
                     }
                     // Without a type to say otherwise, a refusal closes; its other frames could not be told apart.
                     Err(Refusal { denial, .. }) => {
@@ -726,17 +737,22 @@ where
                     }
                 }
             }
-            Step::Message { len, kind, payload, fragmented } => {
+            Step::Message { len, kind, payload, forward } => {
+                inflated += if forward == Forward::Anew { payload.len() } else { 0 };
                 let verdict = desk.judge(&Message { direction, kind, payload }, now);
                 let held = from.incoming.take_held();
                 match verdict {
                     Ok(accepted) => {
                         desk.count(direction, true, payload.len());
-                        match fragmented {
-                            false => run.accept(len, accepted),
-                            true => {
+                        match forward {
+                            Forward::InPlace => run.pass_on(len, accepted, kind, payload, to, deflater),
+                            Forward::Held => {
                                 to.queue(run.pass_over(len));
                                 to.queue(&held);
+                            }
+                            Forward::Anew => {
+                                to.queue(run.pass_over(len));
+                                to.queue_frame(kind.into(), payload);
                             }
                         }
                     }
@@ -751,6 +767,14 @@ where
                             break;
                         }
                     }
+                }
+                if inflated >= READ {
+                    // Few bytes can become many: no more until these are taken, and other tunnels had their turn.
+                    from.unexamined = true;
+                    more = true;
+                    // The end of the stream, if it came, will show again.
+                    outcome = None;
+                    break;
                 }
             }
             Step::Held { len } => to.queue(run.pass_over(len)),
@@ -810,6 +834,25 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     fn accept(&mut self, len: usize, _proof: Accepted) {
         self.at += len;
+    }
+
+    /// A message in one frame: compressed where that is agreed on and saves anything, else as it lies.
+    fn pass_on<T>(
+        &mut self,
+        len: usize,
+        proof: Accepted,
+        kind: MessageKind,
+        payload: &[u8],
+        to: &mut Side<T>,
+        deflater: &mut Deflater,
+    ) {
+        match to.deflate.and_then(|agreed| deflater.deflate(agreed, payload)) {
+            None => self.accept(len, proof),
+            Some(compressed) => {
+                to.queue(self.pass_over(len));
+                to.queue_compressed(kind.into(), compressed);
+            }
+        }
     }
 
     /// Leaves out `len` bytes: gives the run up to there, which a new one follows.

@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 use super::close;
+use super::deflate::Agreed;
 use super::frame::{self, MAX_HEADER, Opcode, Sender};
 use super::message::Assembler;
 
@@ -30,6 +31,8 @@ pub(super) enum Intake {
 pub(super) struct Side<S> {
     pub(super) stream: S,
     pub(super) incoming: Assembler,
+    /// If so, messages to it may go compressed.
+    pub(super) deflate: Option<Agreed>,
     /// Read, but not a whole frame.
     pub(super) unread: Vec<u8>,
     /// Payload still to be skipped while draining.
@@ -45,7 +48,7 @@ pub(super) struct Side<S> {
     pub(super) pinged: Option<Instant>,
     pub(super) peer: Sender,
     pub(super) intake: Intake,
-    /// `unread` came with the handshake, and may hold whole frames.
+    /// `unread` may hold whole frames: it came with the handshake, or what was before it inflated to much.
     pub(super) unexamined: bool,
     pub(super) unflushed: bool,
     /// Nothing can be written any more.
@@ -57,10 +60,17 @@ pub(super) struct Side<S> {
 }
 
 impl<S> Side<S> {
-    pub(super) fn new(stream: S, peer: Sender, early: &[u8], now: Instant) -> Side<S> {
+    pub(super) fn new(
+        stream: S,
+        peer: Sender,
+        deflate: Option<Agreed>,
+        early: &[u8],
+        now: Instant,
+    ) -> Side<S> {
         Side {
             stream,
-            incoming: Assembler::new(peer),
+            incoming: Assembler::new(peer, deflate.is_some()),
+            deflate,
             unread: early.to_vec(),
             skip: 0,
             out: Vec::new(),
@@ -86,18 +96,27 @@ impl<S> Side<S> {
         }
     }
 
+    /// Adds a frame of our own.
+    pub(super) fn queue_frame(&mut self, opcode: Opcode, payload: &[u8]) {
+        self.queue_with(|out, mask| frame::write_frame(out, opcode, mask, payload));
+    }
+
+    /// Adds a message whose payload is compressed, as was agreed on.
+    pub(super) fn queue_compressed(&mut self, opcode: Opcode, payload: &[u8]) {
+        self.queue_with(|out, mask| frame::write_compressed(out, opcode, mask, payload));
+    }
+
     /// Bytes that it has not taken.
     pub(super) fn waiting(&self) -> usize {
         self.out.len().saturating_sub(self.written)
     }
 
-    /// Adds a frame of our own.
-    pub(super) fn queue_control(&mut self, opcode: Opcode, payload: &[u8]) {
+    fn queue_with(&mut self, write: impl FnOnce(&mut Vec<u8>, Option<[u8; 4]>)) {
         if self.broken || self.close_sent {
             return;
         }
         match fresh_mask(self.peer) {
-            Ok(mask) => frame::write_frame(&mut self.out, opcode, mask, payload),
+            Ok(mask) => write(&mut self.out, mask),
             Err(NoRandomness) => self.break_off(),
         }
     }
@@ -120,14 +139,14 @@ impl<S> Side<S> {
     /// (RFC 6455 §5.5.3).
     pub(super) fn pong(&mut self, payload: &[u8], limits: &TunnelLimits) {
         if self.waiting() + MAX_HEADER + payload.len() <= limits.buffer as usize {
-            self.queue_control(Opcode::Pong, payload);
+            self.queue_frame(Opcode::Pong, payload);
         }
     }
 
     pub(super) fn ping_if_silent(&mut self, interval: Duration, now: Instant) {
         if self.pinged.is_none() && now >= self.heard + interval {
             self.pinged = Some(now);
-            self.queue_control(Opcode::Ping, b"");
+            self.queue_frame(Opcode::Ping, b"");
         }
     }
 
@@ -318,7 +337,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Side<S> {
                 let skipped = self.skip.min(rest.len());
                 self.skip -= skipped;
                 rest = rest.get(skipped..).unwrap_or_default();
-                let Ok(header) = frame::read_header(self.peer, u32::MAX, rest) else {
+                let Ok(header) = frame::read_header(self.peer, u32::MAX, self.incoming.inflates(), rest)
+                else {
                     self.intake = Intake::Discard;
                     break;
                 };

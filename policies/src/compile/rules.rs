@@ -8,9 +8,9 @@ use http::Method;
 use crate::compile::ciphertext::Named;
 use crate::compile::{Compiler, DAY, GIB, HOUR, KIB, MIB, MILLISECOND, SECOND, mode, sender};
 use crate::document::{
-    AuthDocument, BodyDocument, DirectionDocument, Hosts, InspectDocument, KindDocument, MessageDocument,
-    MethodDocument, ModeDocument, NameText, OnRefusalDocument, QueryDocument, RouteDocument, SenderDocument,
-    WebsocketDocument,
+    AuthDocument, BodyDocument, CompressionDocument, DirectionDocument, Hosts, InspectDocument, KindDocument,
+    MessageDocument, MethodDocument, ModeDocument, NameText, OnRefusalDocument, QueryDocument, RouteDocument,
+    SenderDocument, WebsocketDocument,
 };
 use crate::json::{self, Schema};
 use crate::matcher::{ContentTypes, Origins};
@@ -18,8 +18,8 @@ use crate::path::{MAX_QUERY, PathPattern};
 use crate::policy::{Mode, Rate, RateIndex, RateKey, RuleId, Upstream, UpstreamIndex};
 use crate::routes::{Host, Routes};
 use crate::rule::{
-    Authentication, BodyRule, Kinds, MessageRule, MessageTable, OnRefusal, QueryRule, RateList, Rule,
-    TunnelLimits, TunnelRule,
+    Authentication, BodyRule, Compression, Kinds, MessageRule, MessageTable, OnRefusal, QueryRule, RateList,
+    Rule, TunnelLimits, TunnelRule,
 };
 use crate::source::{child, hint};
 
@@ -336,6 +336,16 @@ impl Compiler<'_> {
         if d.require_subprotocol == Some(true) && d.subprotocols.is_empty() {
             self.error(&format!("{at}/require_subprotocol"), "no subprotocol is listed");
         }
+        let compression = match d.compression {
+            CompressionDocument::Off => Compression::Off,
+            CompressionDocument::Terminate => Compression::Terminate,
+        };
+        if d.max_inflate_ratio.is_some() && compression == Compression::Off {
+            self.error(
+                &format!("{at}/max_inflate_ratio"),
+                "nothing is inflated; expected compression = \"terminate\"",
+            );
+        }
         let [to_upstream, to_client] = self.tables(at, d, inspect, authentication, known);
         let kinds = match (&d.kinds, inspect) {
             (None, InspectDocument::Json) => Kinds { text: true, binary: false },
@@ -353,6 +363,7 @@ impl Compiler<'_> {
             origins,
             subprotocols: d.subprotocols.clone(),
             subprotocol_required: d.require_subprotocol.unwrap_or(!d.subprotocols.is_empty()),
+            compression,
             kinds,
             to_upstream,
             to_client,
@@ -374,6 +385,7 @@ impl Compiler<'_> {
             max_frame,
             max_message,
             max_fragments: d.max_fragments.unwrap_or(64),
+            max_inflate_ratio: d.max_inflate_ratio.unwrap_or(100),
             control_per_second: d.control_per_second.unwrap_or(10),
             idle: d.idle.map(|idle| time("idle", Some(idle), idle.0, SECOND..=DAY * 30)),
             ping_interval: time("ping_interval", d.ping_interval, SECOND * 30, SECOND..=HOUR),

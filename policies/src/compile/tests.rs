@@ -395,6 +395,11 @@ type_pointer = "/t"
 [[websocket.message]]
 type = "a"
 direction = "both"
+[[websocket]]
+name = "z"
+path = "/z"
+upstream = "u"
+max_inflate_ratio = 50
 "#;
     assert_errors(
         &[("policy.toml", text)],
@@ -415,6 +420,7 @@ direction = "both"
             ("policy.toml", 35, 23, "websocket.v.require_subprotocol", "no subprotocol is listed"),
             ("policy.toml", 41, 16, "websocket.n.type_pointer", "nothing is looked into"),
             ("policy.toml", 42, 1, "websocket.n.message", "messages are listed, and inspect is"),
+            ("policy.toml", 49, 21, "websocket.z.max_inflate_ratio", "expected compression = \"terminate\""),
         ],
     );
 }

@@ -12,7 +12,8 @@ use tokio::task::{JoinHandle, LocalSet};
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite;
 
-use super::super::frame::{read_header, unmask, write_frame};
+use super::super::deflate;
+use super::super::frame::{read_header, unmask, write_compressed, write_frame};
 use super::*;
 
 const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
@@ -25,6 +26,7 @@ struct Bed {
     backend: DuplexStream,
     orders: Rc<Orders>,
     metrics: Arc<TunnelMetrics>,
+    limits: sealgate_policy::TunnelLimits,
     end: JoinHandle<TunnelEnd>,
 }
 
@@ -34,9 +36,28 @@ fn tunnel(keys: &str, test: impl AsyncFnOnce(Bed)) {
 }
 
 fn tunnel_with(keys: &str, pipe: usize, early: &[u8], late: &[u8], test: impl AsyncFnOnce(Bed)) {
+    open(keys, None, pipe, early, late, test);
+}
+
+/// As [`tunnel`], after permessage-deflate was agreed on with the client by this offer.
+fn compressed_tunnel(keys: &str, offer: &'static str, pipe: usize, test: impl AsyncFnOnce(Bed)) {
+    let offer = http::HeaderValue::from_static(offer);
+    let headers = HeaderMap::from_iter([(http::header::SEC_WEBSOCKET_EXTENSIONS, offer)]);
+    open(keys, Agreed::accept(&headers).unwrap(), pipe, b"", b"", test);
+}
+
+fn open(
+    keys: &str,
+    deflate: Option<Agreed>,
+    pipe: usize,
+    early: &[u8],
+    late: &[u8],
+    test: impl AsyncFnOnce(Bed),
+) {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     let permit = permit(keys, None);
+    let limits = permit.limits().clone();
     LocalSet::new().block_on(&runtime, async {
         let (client, downstream) = tokio::io::duplex(pipe);
         let (backend, upstream) = tokio::io::duplex(pipe);
@@ -46,6 +67,7 @@ fn tunnel_with(keys: &str, pipe: usize, early: &[u8], late: &[u8], test: impl As
             upstream,
             downstream_early: Bytes::copy_from_slice(early),
             upstream_early: Bytes::copy_from_slice(late),
+            deflate,
             permit,
             rates: Rc::new(TwoOfEach::default()),
             metrics: metrics.clone(),
@@ -53,7 +75,7 @@ fn tunnel_with(keys: &str, pipe: usize, early: &[u8], late: &[u8], test: impl As
             now: UNIX_EPOCH + Duration::from_secs(START),
         };
         let end = tokio::task::spawn_local(tunnel.run());
-        test(Bed { client, backend, orders, metrics, end }).await;
+        test(Bed { client, backend, orders, metrics, limits, end }).await;
     });
 }
 
@@ -178,6 +200,13 @@ fn from_backend(opcode: Opcode, payload: &[u8]) -> Vec<u8> {
     wire
 }
 
+/// A message that the client compressed.
+fn compressed(opcode: Opcode, payload: &[u8]) -> Vec<u8> {
+    let mut wire = Vec::new();
+    write_compressed(&mut wire, opcode, Some(MASK), &deflate::compressed(payload));
+    wire
+}
+
 fn unfinished(mut wire: Vec<u8>) -> Vec<u8> {
     wire[0] &= 0x7F;
     wire
@@ -192,7 +221,7 @@ async fn read_frame(stream: &mut DuplexStream, sender: Sender) -> (Opcode, Vec<u
     let mut wire = Vec::new();
     loop {
         wire.push(stream.read_u8().await.expect("a frame"));
-        if let Some(header) = read_header(sender, u32::MAX, &wire).unwrap() {
+        if let Some(header) = read_header(sender, u32::MAX, false, &wire).unwrap() {
             let mut payload = vec![0; header.payload_len];
             stream.read_exact(&mut payload).await.unwrap();
             unmask(&mut payload, header.mask.unwrap_or_default(), 0);
@@ -356,6 +385,7 @@ async fn sixteen_messages_are_one_write_and_leave_nothing_behind() {
         upstream: Counting(upstream, writes.clone()),
         downstream_early: Bytes::new(),
         upstream_early: Bytes::new(),
+        deflate: None,
         permit: permit(CHECKED, None),
         rates: Rc::new(TwoOfEach::default()),
         metrics: metrics(),
@@ -858,6 +888,176 @@ fn a_backend_that_does_not_read_is_given_up() {
         assert!(reason.starts_with("upstream-timeout"), "{reason}");
         assert_eq!(bed.end.await.unwrap().by, EndedBy::Upstream);
     });
+}
+
+// ---- Compressed.
+
+const OFFER: &str = "permessage-deflate; client_max_window_bits";
+
+#[test]
+fn what_comes_compressed_is_judged_inflated_and_goes_on_plain() {
+    compressed_tunnel(CHECKED, OFFER, 64 * 1024, async |mut bed| {
+        let whole = compressed(Opcode::Text, SAY);
+        let mut packed = deflate::compressed(SAY);
+        let rest = packed.split_off(6);
+        let mut first = Vec::new();
+        write_compressed(&mut first, Opcode::Text, Some(MASK), &packed);
+        let fragments = [unfinished(first), from_client(Opcode::Continuation, &rest)].concat();
+        bed.client_sends(&[whole, fragments, from_client(Opcode::Text, SAY)].concat()).await;
+        for _ in 0..3 {
+            // `read_frame` takes no reserved bit.
+            assert_eq!(bed.backend_reads().await, (Opcode::Text, SAY.to_vec()));
+        }
+        assert_eq!(bed.metrics.messages_to_upstream.get(), 3);
+        assert_eq!(bed.metrics.bytes_to_upstream.get(), 3 * SAY.len() as u64);
+
+        bed.client_sends(&compressed(Opcode::Text, SAY_NOTHING)).await;
+        let (client, backend, _) = bed.closes().await;
+        assert_eq!((client.0, backend.0), (1007, 1001));
+    });
+    // Where nobody looks into messages it is the same: what goes on is what was counted.
+    compressed_tunnel("", OFFER, 64 * 1024, async |mut bed| {
+        bed.client_sends(&compressed(Opcode::Binary, &[7; 5000])).await;
+        assert_eq!(bed.backend_reads().await, (Opcode::Binary, vec![7; 5000]));
+    });
+}
+
+#[test]
+fn without_agreement_nothing_compressed_passes() {
+    tunnel("", async |mut bed| {
+        bed.client_sends(&compressed(Opcode::Text, SAY)).await;
+        let (client, _, _) = bed.closes().await;
+        assert_eq!(client.0, 1002);
+    });
+    // Nor from the upstream, which was offered nothing.
+    compressed_tunnel("", OFFER, 64 * 1024, async |mut bed| {
+        let mut wire = Vec::new();
+        write_compressed(&mut wire, Opcode::Text, None, &deflate::compressed(SAY));
+        bed.backend_sends(&wire).await;
+        let (client, backend, _) = bed.closes().await;
+        assert_eq!((client.0, backend.0), (1011, 1002));
+    });
+}
+
+#[test]
+fn bombs_and_broken_messages_close() {
+    let closed_with = |keys: &str, wire: Vec<u8>, code: u16, reason: &'static str| {
+        compressed_tunnel(keys, OFFER, 64 * 1024, async |mut bed| {
+            bed.client_sends(&wire).await;
+            let metrics = bed.metrics.clone();
+            let (client, _, end) = bed.closes().await;
+            assert_eq!(client.0, code, "{client:?}");
+            assert!(client.1.starts_with(reason), "{client:?}");
+            assert_eq!((end.refused, counted(&metrics.refused, reason)), (1, 1));
+        });
+    };
+    let bomb = compressed(Opcode::Binary, &vec![0; 1 << 20]);
+    closed_with("max_message = '2MiB'\ncompression = 'terminate'", bomb.clone(), 1009, "inflate-ratio");
+    closed_with("", bomb.clone(), 1009, "message-too-big");
+    closed_with("", compressed(Opcode::Text, &[0xFF]), 1007, "not-utf8");
+    let mut broken = Vec::new();
+    write_compressed(&mut broken, Opcode::Text, Some(MASK), b"\x07");
+    closed_with("", broken, 1007, "bad-compression");
+    // The same bomb passes where the policy says so.
+    let keys = "max_message = '2MiB'\ncompression = 'terminate'\nmax_inflate_ratio = 1032";
+    compressed_tunnel(keys, OFFER, 4 << 20, async |mut bed| {
+        bed.client_sends(&bomb).await;
+        assert_eq!(bed.backend_reads().await, (Opcode::Binary, vec![0; 1 << 20]));
+    });
+}
+
+#[test]
+fn to_the_client_goes_compressed_what_that_makes_smaller() {
+    for (offer, is_compressed) in [
+        (OFFER, true),
+        ("permessage-deflate; server_max_window_bits=9", true),
+        ("permessage-deflate; server_max_window_bits=8", false),
+    ] {
+        compressed_tunnel("", offer, 64 * 1024, async |mut bed| {
+            let long = SAY.repeat(40);
+            bed.backend_sends(&from_backend(Opcode::Text, SAY)).await;
+            assert_eq!(bed.client_reads().await, (Opcode::Text, SAY.to_vec()), "too short to gain");
+            for _ in 0..2 {
+                bed.backend_sends(&from_backend(Opcode::Text, &long)).await;
+                if !is_compressed {
+                    assert_eq!(bed.client_reads().await, (Opcode::Text, long.clone()));
+                    continue;
+                }
+                let mut head = [0; 2];
+                bed.client.read_exact(&mut head).await.unwrap();
+                assert_eq!(head[0], 0xC1);
+                let mut payload = vec![0; usize::from(head[1])];
+                assert!(payload.len() < 126);
+                bed.client.read_exact(&mut payload).await.unwrap();
+                let limits = bed.limits.clone();
+                let mut inflater = deflate::Inflater::default();
+                assert_eq!(inflater.inflate(&payload, &limits).unwrap(), &long[..]);
+            }
+            // Of several frames: as it came.
+            bed.backend_sends(&unfinished(from_backend(Opcode::Text, &long))).await;
+            bed.backend_sends(&from_backend(Opcode::Continuation, b"")).await;
+            assert_eq!(bed.client_reads().await, (Opcode::Text, long));
+            assert_eq!(bed.client_reads().await, (Opcode::Continuation, vec![]));
+        });
+    }
+}
+
+/// Each message may inflate to 64 KiB whatever its ratio, and hundreds of them fit into one read.
+#[tokio::test(start_paused = true)]
+async fn however_much_inflates_little_is_kept() {
+    let (mut client, downstream) = tokio::io::duplex(64 * 1024);
+    let (mut backend, upstream) = tokio::io::duplex(1024);
+    let headers = HeaderMap::from_iter([(
+        http::header::SEC_WEBSOCKET_EXTENSIONS,
+        http::HeaderValue::from_static(OFFER),
+    )]);
+    let tunnel = Tunnel {
+        downstream,
+        upstream,
+        downstream_early: Bytes::new(),
+        upstream_early: Bytes::new(),
+        deflate: Agreed::accept(&headers).unwrap(),
+        permit: permit("", None),
+        rates: Rc::new(TwoOfEach::default()),
+        metrics: metrics(),
+        orders: Orders::new(),
+        now: UNIX_EPOCH,
+    };
+    let mut relay = tunnel.run();
+    let message = vec![b'a'; 60_000];
+    let one = compressed(Opcode::Binary, &message);
+    let count = 60_000 / one.len();
+    let close = from_client(Opcode::Close, &close_payload(1000, ""));
+    client.write_all(&[one.repeat(count), close].concat()).await.unwrap();
+    client.shutdown().await.unwrap();
+    assert!(count > 300, "{count}");
+
+    let (mut got, mut most) = (0, 0);
+    let mut wire = Vec::new();
+    let mut closed = false;
+    while !closed {
+        tokio::select! {
+            biased;
+            _ = &mut relay => panic!("the backend has not answered the close"),
+            read = backend.read_buf(&mut wire) => assert!(read.unwrap() > 0),
+        }
+        most = most.max(relay.upstream.out.capacity() + relay.client.unread.capacity());
+        while let Some(header) = read_header(Sender::Client, u32::MAX, false, &wire).unwrap() {
+            if wire.len() < header.wire_len() {
+                break;
+            }
+            match header.opcode {
+                Opcode::Binary => {
+                    assert_eq!(header.payload_len, message.len());
+                    got += 1;
+                }
+                other => closed = other == Opcode::Close,
+            }
+            wire.drain(..header.wire_len());
+        }
+    }
+    assert_eq!(got, count, "what was accepted is delivered before the close");
+    assert!(most < 512 * 1024, "{most} bytes were kept");
 }
 
 // ---- With an implementation that is not ours at both ends.
