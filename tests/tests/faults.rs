@@ -29,6 +29,17 @@ max_fragments = 16
 message_rates = ["messages"]
 TIMES
 
+[[websocket]]
+name = "deflate"
+path = "/ws-deflate"
+upstream = "backend"
+auth = "none"
+inspect = "none"
+max_frame = "64KiB"
+max_message = "64KiB"
+max_fragments = 16
+compression = "terminate"
+
 [[upstream]]
 name = "impatient"
 endpoints = ["unix:${state}/backend.sock"]
@@ -305,6 +316,57 @@ fn floods_end_with_their_own_code() {
         });
         assert_eq!(arrived(&bundle, what).len(), 10, "{what}: what came before is delivered");
     }
+}
+
+/// A message of so many zeroes, compressed.
+fn bomb(length: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(length / 900 + 1024);
+    let mut deflate = flate2::Compress::new(flate2::Compression::best(), false);
+    deflate.compress_vec(&vec![0; length], &mut out, flate2::FlushCompress::Sync).expect("it compresses");
+    out.strip_suffix(&[0, 0, 0xff, 0xff]).expect("a flushed block").to_vec()
+}
+
+#[test]
+fn inflate_bombs_do_not_go_off() {
+    let (bundle, mut gateway) = start(PATIENT);
+    // 56 MiB in one frame that is within its limit, and the same over fragments.
+    let whole = bomb(56 << 20);
+    let fragments: Vec<u8> = {
+        let (first, last) =
+            (whole.chunks(8 << 10).next().expect("a first"), whole.len().div_ceil(8 << 10) - 1);
+        let rest = whole.chunks(8 << 10).enumerate().skip(1);
+        let frames = rest.flat_map(|(n, part)| frame(if n == last { 0x80 } else { 0x00 }, part));
+        frame(0x42, first).into_iter().chain(frames).collect()
+    };
+    assert!(whole.len() <= 64 << 10, "{}", whole.len());
+    for (what, bytes) in [("whole", frame(0xc2, &whole)), ("fragments", fragments)] {
+        withstand(&mut gateway, what, |gateway| {
+            let mut attackers: Vec<Wire> = (0..50)
+                .map(|_| {
+                    let mut wire = gateway.wire();
+                    let reply =
+                        wire.upgrade("/ws-deflate", "Sec-WebSocket-Extensions: permessage-deflate\r\n");
+                    let agreed = reply.header("sec-websocket-extensions").unwrap_or_default();
+                    assert!(reply.status == 101 && agreed.contains("permessage-deflate"), "{reply:?}");
+                    wire
+                })
+                .collect();
+            for wire in &mut attackers {
+                wire.send(frame(0x81, what.as_bytes()));
+                wire.send(&bytes);
+            }
+            serve(gateway);
+            for wire in &mut attackers {
+                let (code, reason) = closed(wire, what);
+                assert_eq!(code, 1009, "{what}: {reason}");
+            }
+            drop(attackers);
+            settle(gateway);
+        });
+        assert_eq!(arrived(&bundle, what).len(), 50, "{what}: what came before is delivered");
+    }
+    let largest = bundle.upstream.frames().iter().map(|frame| frame.payload.len()).max();
+    assert!(largest < Some(100), "a bomb went on to the upstream: {largest:?}");
 }
 
 #[test]
