@@ -51,9 +51,7 @@ pub struct Metrics {
 pub struct RuleMetrics {
     by_class: [IntCounter; 5],
     seconds: Histogram,
-    /// WebSockets open now.
-    pub sockets_open: IntGauge,
-    /// Messages of those WebSockets.
+    /// WebSockets that are open now, and their messages.
     pub tunnel: Arc<TunnelMetrics>,
 }
 
@@ -265,7 +263,6 @@ impl Metrics {
             by_class: ["1xx", "2xx", "3xx", "4xx", "5xx"]
                 .map(|class| self.requests.with_label_values(&[route, class])),
             seconds: self.request_seconds.with_label_values(&[route]),
-            sockets_open: self.sockets_open.with_label_values(&[route]),
             tunnel: Arc::new(TunnelMetrics {
                 messages_to_upstream: direction(&self.messages, "to-upstream"),
                 messages_to_client: direction(&self.messages, "to-client"),
@@ -273,6 +270,7 @@ impl Metrics {
                 bytes_to_client: direction(&self.message_bytes, "to-client"),
                 refused: ReasonCounters::prepare(|reason| self.message_refusals.with_label_values(&[reason])),
                 shadowed: ReasonCounters::prepare(|reason| self.shadow_denials.with_label_values(&[reason])),
+                open: self.sockets_open.with_label_values(&[route]),
             }),
         }
     }

@@ -76,8 +76,14 @@ pub enum Denial {
     Revoked,
     /// The session was idle for too long.
     SessionIdle,
-    /// A newer session took this one's place.
+    /// A newer session or socket took this one's place.
     SessionReplaced,
+    /// The session has lasted as long as any may.
+    SessionEnded,
+    /// A renewal brought the token of another subject or session, or one bound to another key.
+    RenewalMismatch,
+    /// A renewal brought other roles or another authentication: only a new socket can tell the upstream.
+    RightsChanged,
     /// The operation wants a second or fresher proof of identity (RFC 9470).
     StepUpNeeded,
     /// The browser's `Origin` is not one the rule names (RFC 6455 §10.2).
@@ -137,6 +143,13 @@ pub enum Denial {
         /// When one more would be let through.
         retry_after: Duration,
     },
+    /// A renewal came too soon after another.
+    RenewalTooSoon {
+        /// When one would be looked at.
+        retry_after: Duration,
+    },
+    /// As many sockets of this session, subject or address are open as the rule allows.
+    TooManySockets,
     /// More control frames per second than allowed.
     ControlFlood,
     /// As many connections as the policy allows, in all or from this address.
@@ -257,6 +270,9 @@ impl Denial {
         "revoked",
         "session-idle",
         "session-replaced",
+        "session-ended",
+        "renewal-mismatch",
+        "rights-changed",
         "step-up-needed",
         "origin-not-allowed",
         "body-too-large",
@@ -273,6 +289,8 @@ impl Denial {
         "too-many-fragments",
         "protocol",
         "rate-exceeded",
+        "renewal-too-soon",
+        "too-many-sockets",
         "control-flood",
         "too-many-connections",
         "overloaded",
@@ -323,6 +341,9 @@ impl Denial {
             Self::Revoked                 => row("revoked",                 401, 4410, "Session revoked"),
             Self::SessionIdle             => row("session-idle",            401, 4408, "Session idle for too long"),
             Self::SessionReplaced         => row("session-replaced",        401, 4409, "Session replaced"),
+            Self::SessionEnded            => row("session-ended",           401, 4401, "Session ended"),
+            Self::RenewalMismatch         => row("renewal-mismatch",        403, 4403, "Token of another session"),
+            Self::RightsChanged           => row("rights-changed",          403, 1012, "Rights changed"),
             Self::StepUpNeeded            => row("step-up-needed",          401, 4412, "Stronger authentication needed"),
             Self::OriginNotAllowed        => row("origin-not-allowed",      403, 4403, "Origin not allowed"),
 
@@ -341,6 +362,8 @@ impl Denial {
             Self::Protocol { .. }         => row("protocol",                400, 1002, "WebSocket protocol error"),
 
             Self::RateExceeded { .. }     => row("rate-exceeded",           429, 4429, "Too many requests"),
+            Self::RenewalTooSoon { .. }   => row("renewal-too-soon",        429, 4429, "Renewal too soon"),
+            Self::TooManySockets          => row("too-many-sockets",        429, 4429, "Too many sockets"),
             Self::ControlFlood            => row("control-flood",           429, 4429, "Too many control frames"),
             Self::TooManyConnections      => row("too-many-connections",    503, 1013, "Too many connections"),
             Self::Overloaded              => row("overloaded",              503, 1013, "Try again later"),
@@ -407,7 +430,10 @@ impl Denial {
             Self::RoleMissing => "your roles do not allow this".into(),
             Self::Revoked => "this session has ended; log in again".into(),
             Self::SessionIdle => "this session was idle for too long; log in again".into(),
-            Self::SessionReplaced => "a newer session took the place of this one".into(),
+            Self::SessionReplaced => "a newer session or connection took the place of this one".into(),
+            Self::SessionEnded => "the session has lasted as long as any may; log in again".into(),
+            Self::RenewalMismatch => "the new token is not of this session".into(),
+            Self::RightsChanged => "your rights changed; connect again".into(),
             Self::StepUpNeeded => "this needs a stronger or fresher login".into(),
             Self::OriginNotAllowed => "pages of this origin may not connect".into(),
             Self::BodyTooLarge { limit: 0 } => "this resource takes no body".into(),
@@ -426,16 +452,17 @@ impl Denial {
                 format!("a compressed message may grow to {limit} times its size").into()
             }
             Self::TooManyFragments { limit } => format!("at most {limit} fragments are allowed").into(),
-            Self::RateExceeded { retry_after, .. } => {
+            Self::RateExceeded { retry_after, .. } | Self::RenewalTooSoon { retry_after } => {
                 format!("try again in {} s", whole_seconds(*retry_after)).into()
             }
+            Self::TooManySockets => "too many connections of yours are open here; close one".into(),
             Self::ControlFlood => "pings, pongs or empty frames come too fast".into(),
             Self::TooManyConnections => "too many connections are open".into(),
             Self::Overloaded => "too much work at present".into(),
             Self::PolicyChanged => "the rules changed, and this is no longer allowed".into(),
             Self::Restarting => "the gateway restarts; connect again".into(),
-            Self::UpstreamUnavailable => "the service cannot be reached at present".into(),
-            Self::UpstreamTimeout => "the service did not answer in time".into(),
+            Self::UpstreamUnavailable => "the service cannot be reached at present; try again".into(),
+            Self::UpstreamTimeout => "the service did not answer in time; try again".into(),
             Self::Internal => "something went wrong here".into(),
         }
     }
@@ -443,12 +470,17 @@ impl Denial {
     /// Delay for `Retry-After` (RFC 9110 §10.2.3), in whole seconds, rounded up; `None` where waiting is no help.
     pub fn retry_after(&self) -> Option<u64> {
         match self {
-            Self::RateExceeded { retry_after, .. } => Some(whole_seconds(*retry_after)),
+            Self::RateExceeded { retry_after, .. } | Self::RenewalTooSoon { retry_after } => {
+                Some(whole_seconds(*retry_after))
+            }
             Self::TokenKeysUnavailable
             | Self::TooManyConnections
             | Self::TooManyProofs
+            | Self::TooManySockets
             | Self::Overloaded
-            | Self::Restarting => Some(1),
+            | Self::Restarting
+            | Self::UpstreamUnavailable
+            | Self::UpstreamTimeout => Some(1),
             _ => None,
         }
     }
@@ -579,6 +611,9 @@ mod tests {
             Denial::Revoked,
             Denial::SessionIdle,
             Denial::SessionReplaced,
+            Denial::SessionEnded,
+            Denial::RenewalMismatch,
+            Denial::RightsChanged,
             Denial::StepUpNeeded,
             Denial::OriginNotAllowed,
             Denial::BodyTooLarge { limit: 0 },
@@ -595,6 +630,8 @@ mod tests {
             Denial::TooManyFragments { limit: 1 },
             Denial::Protocol { detail: "a test" },
             Denial::RateExceeded { rate: RateIndex(0), retry_after: Duration::from_millis(1) },
+            Denial::RenewalTooSoon { retry_after: Duration::from_millis(1) },
+            Denial::TooManySockets,
             Denial::ControlFlood,
             Denial::TooManyConnections,
             Denial::Overloaded,

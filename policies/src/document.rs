@@ -167,6 +167,9 @@ pub(crate) struct ConnectionsDocument {
     pub(crate) body_timeout: Option<DurationText>,
     /// From SIGTERM to the end, "0s" to "1h"; default "30s".
     pub(crate) drain_timeout: Option<DurationText>,
+    /// On SIGTERM open WebSockets are told to reconnect at even chances over this time, so that they do not come back
+    /// all at once; "0s" (all at once) to drain_timeout; default "5s", or drain_timeout where that is shorter.
+    pub(crate) drain_jitter: Option<DurationText>,
     /// Header section, "1KiB" to "1MiB"; default "16KiB".
     pub(crate) max_header_bytes: Option<SizeText>,
     /// Header fields; default 100.
@@ -277,7 +280,8 @@ pub(crate) struct ClaimsDocument {
 pub(crate) struct SessionDocument {
     /// A session ends without activity for so long, "1m" to "30d"; default "15m".
     pub(crate) idle: Option<DurationText>,
-    /// A session ends so long after login, "1m" to "400d"; default "12h".
+    /// A session ends so long after login (`auth_time`, else the token's `iat`), "1m" to "400d"; default "12h".
+    /// Requests are refused then and sockets closed, however often tokens are renewed.
     pub(crate) lifetime: Option<DurationText>,
     /// Tolerated difference of clocks, "0s" to "5m"; default "30s".
     pub(crate) skew: Option<DurationText>,
@@ -634,6 +638,57 @@ pub(crate) struct WebsocketDocument {
     pub(crate) message_rates: Vec<String>,
     #[serde(default)]
     pub(crate) message: Vec<MessageDocument>,
+    /// How a client may renew its token inside the open socket; default not at all.
+    pub(crate) renew: Option<RenewDocument>,
+    /// How many may be open at the same time; default no limit.
+    pub(crate) max_open: Option<MaxOpenDocument>,
+}
+
+/// Renewal of the token inside an open socket, by a message of its own that the upstream never sees.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "renew")]
+pub(crate) struct RenewDocument {
+    /// Value at type_pointer; no message to the upstream can have it.
+    #[serde(rename = "type")]
+    #[schemars(length(min = 1, max = 64))]
+    pub(crate) name: String,
+    /// JSON pointer to the new token; default "/token".
+    pub(crate) token_pointer: Option<String>,
+    /// Between two renewals, "100ms" to "1h"; default "5s".
+    pub(crate) min_interval: Option<DurationText>,
+    /// What a token that is not acceptable leads to: "answer" (the old one counts until it expires) or "close";
+    /// default "answer". A revoked token, another session or other rights always close.
+    pub(crate) on_refusal: Option<OnRefusalDocument>,
+}
+
+/// Sockets of a rule that may be open at the same time, over all cores of the gateway.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "max-open")]
+pub(crate) struct MaxOpenDocument {
+    /// Of one session; default no limit.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub(crate) session: Option<u32>,
+    /// Of one subject; default no limit.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub(crate) subject: Option<u32>,
+    /// From one address; default no limit.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub(crate) address: Option<u32>,
+    /// "reject" refuses the new socket with 429, "replace-oldest" closes the oldest one of the session or subject with
+    /// 4409; default "reject". What is too many for an address is always rejected: its sockets may be different people's.
+    #[serde(default)]
+    pub(crate) at_limit: AtLimitDocument,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(rename = "at-limit")]
+pub(crate) enum AtLimitDocument {
+    #[default]
+    Reject,
+    ReplaceOldest,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]

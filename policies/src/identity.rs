@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use http::{HeaderName, HeaderValue};
 
+use crate::denial::Denial;
+
 /// Prefix of every header that carries verified identity. Strip it, whole, from what clients send.
 pub const IDENTITY_HEADER_PREFIX: &str = "x-sealgate-";
 
@@ -114,6 +116,46 @@ impl Identity {
             upstream_headers,
         }
     }
+
+    /// When the session began, unix seconds: `auth_time`, or `iat` where the token has none; `None` if it has neither.
+    pub fn began(&self) -> Option<u64> {
+        self.auth_time.or(self.issued_at)
+    }
+
+    /// Whether `new`, the identity of a later token, may take this one's place in an open socket.
+    ///
+    /// # Errors
+    /// [`Denial::RenewalMismatch`] for another issuer, subject, session or key; [`Denial::RightsChanged`] for what the upstream
+    /// was told when the socket was opened and now is different: a new socket has to tell it.
+    pub fn renewed_by(&self, new: &Identity) -> Result<(), Denial> {
+        // Without `..`: a new field has to be thought of here.
+        let Identity {
+            issuer,
+            subject,
+            session,
+            roles,
+            department,
+            acr,
+            binding,
+            amr: _,
+            token_id: _,
+            auth_time: _,
+            issued_at: _,
+            expires_at: _,
+            upstream_headers: _,
+        } = self;
+        let same_session = (issuer, subject, session) == (&new.issuer, &new.subject, &new.session);
+        if !same_session || *binding != new.binding {
+            return Err(Denial::RenewalMismatch);
+        }
+        // The order of roles means nothing.
+        let all_in = |these: &[String], those: &[String]| these.iter().all(|role| those.contains(role));
+        let same_roles = all_in(roles, &new.roles) && all_in(&new.roles, roles);
+        if !same_roles || (department, acr) != (&new.department, &new.acr) {
+            return Err(Denial::RightsChanged);
+        }
+        Ok(())
+    }
 }
 
 /// INVARIANT: `encoded` leaves only visible ASCII, so the conversion cannot fail.
@@ -138,6 +180,54 @@ fn encoded(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_token_is_renewed_by_one_of_the_same_session_and_rights_only() {
+        let parts = || IdentityParts {
+            issuer: "https://id.example".into(),
+            subject: "alice".into(),
+            session: Some("s1".into()),
+            token_id: Some("t1".into()),
+            roles: vec!["user".into(), "clerk".into()],
+            department: Some("sales".into()),
+            acr: Some("mfa".into()),
+            auth_time: Some(1),
+            expires_at: 100,
+            ..IdentityParts::default()
+        };
+        let old = Identity::new(parts());
+        let judged = |change: fn(&mut IdentityParts)| {
+            let mut new = parts();
+            change(&mut new);
+            old.renewed_by(&Identity::new(new))
+        };
+        let later: fn(&mut IdentityParts) = |new| {
+            new.token_id = None;
+            new.roles.reverse();
+            (new.auth_time, new.issued_at, new.expires_at) = (Some(50), Some(60), 200);
+        };
+        assert_eq!(judged(later), Ok(()));
+        let mismatches: [fn(&mut IdentityParts); 5] = [
+            |new| new.binding = Binding { key: Some([7; 32]), certificate: None },
+            |new| new.issuer = "https://other.example".into(),
+            |new| new.subject = "mallory".into(),
+            |new| new.session = Some("s2".into()),
+            |new| new.session = None,
+        ];
+        for change in mismatches {
+            assert_eq!(judged(change), Err(Denial::RenewalMismatch));
+        }
+        let changes: [fn(&mut IdentityParts); 5] = [
+            |new| new.roles.push("administrator".into()),
+            |new| new.roles.truncate(1),
+            |new| new.department = None,
+            |new| new.acr = Some("pwd".into()),
+            |new| new.acr = None,
+        ];
+        for change in changes {
+            assert_eq!(judged(change), Err(Denial::RightsChanged));
+        }
+    }
 
     #[test]
     fn headers_carry_the_identity_and_cannot_be_broken_out_of() {

@@ -276,6 +276,18 @@ impl Scanner<'_> {
     }
 }
 
+/// Takes a string out of a document, so that no copy of it is left there.
+pub(crate) fn take_string(value: &mut Value, tokens: &[String]) -> Option<String> {
+    let found = tokens.iter().try_fold(value, |value, token| match value {
+        Value::Object(map) => map.get_mut(token),
+        _ => None,
+    })?;
+    match found {
+        Value::String(text) => Some(std::mem::take(text)),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -37,8 +37,8 @@ pub use errors::{PolicyError, PolicyErrors};
 pub use identity::{Binding, IDENTITY_HEADER_PREFIX, IDENTITY_HEADERS, Identity, IdentityParts};
 pub use permit::{
     BodyPermit, ConnectionFacts, ConnectionPermit, Direction, Evidence, Message, MessageDemands, MessageKind,
-    MessagePermit, RateExceeded, Refusal, RequestDemands, RequestFacts, RequestPermit, RouteMatch,
-    TunnelPermit, settle, settle_message,
+    MessagePermit, RateExceeded, Refusal, Renewal, RequestDemands, RequestFacts, RequestPermit, RouteMatch,
+    TunnelPermit, settle, settle_message, settle_renewal,
 };
 pub use policy::{
     Algorithm, AuditPolicy, AuditRequests, Balance, CertificateSource, ClaimNames, ConnectionPolicy,
@@ -46,6 +46,8 @@ pub use policy::{
     RateKey, RuleId, Sender, SessionPolicy, Source, TlsPolicy, TlsVersions, Upstream, UpstreamIndex,
     UpstreamTls,
 };
-pub use rule::{Authentication, BodyRule, Compression, OnRefusal, Rule, TunnelLimits};
+pub use rule::{
+    AtLimit, Authentication, BodyRule, Compression, MaxOpen, OnRefusal, RenewRule, Rule, TunnelLimits,
+};
 pub use units::parse_duration;
 pub use verdict::{TestOutcome, run_tests};

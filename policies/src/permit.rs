@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, Method, header};
 use serde_json::{Map, Value};
+use zeroize::Zeroizing;
 
 use crate::ciphertext::Conversation;
 use crate::denial::{Denial, TokenFault};
@@ -22,8 +23,8 @@ use crate::path;
 use crate::policy::{Mode, Policy, RateFacts, RateIndex, Sender, UpstreamIndex};
 use crate::routes::CanonicalPath;
 use crate::rule::{
-    Authentication, BodyRule, CiphertextRule, Compression, MessageRule, OnRefusal, RateList, Rule,
-    TunnelLimits, TunnelRule,
+    Authentication, BodyRule, CiphertextRule, Compression, MaxOpen, MessageRule, OnRefusal, RateList,
+    RenewRule, Rule, TunnelLimits, TunnelRule,
 };
 
 /// What is known of a connection when it is accepted; counts are without it.
@@ -505,6 +506,42 @@ pub struct MessageDemands<'t> {
     message: Option<&'t MessageRule>,
     activity: bool,
     shadowed: Option<Denial>,
+    /// The new token, if the message brings one to renew the old: then it is for the gateway alone.
+    renewal: Option<NewToken>,
+}
+
+/// A client's wish to go on under another token, made by [`settle_renewal`] only. Nobody has looked at the token yet.
+pub struct Renewal {
+    token: NewToken,
+    shadowed: Option<Denial>,
+}
+
+impl Renewal {
+    /// The new token; empty where the message had none.
+    pub fn token(&self) -> &str {
+        &self.token.0
+    }
+
+    /// What would have been refused, were rule or rate not in shadow mode.
+    pub fn shadowed(&self) -> Option<&Denial> {
+        self.shadowed.as_ref()
+    }
+}
+
+/// Never shows the token.
+impl std::fmt::Debug for Renewal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Renewal(..)")
+    }
+}
+
+/// A token that nobody has looked at; erased when it goes.
+struct NewToken(Zeroizing<String>);
+
+impl std::fmt::Debug for NewToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("NewToken(..)")
+    }
 }
 
 /// Proof that a message was judged. Made by [`settle_message`] only.
@@ -575,6 +612,16 @@ impl TunnelPermit {
         self.tunnel().map_or(Compression::Off, |tunnel| tunnel.compression)
     }
 
+    /// How the client may renew its token; `None` if it may not.
+    pub fn renew(&self) -> Option<&RenewRule> {
+        self.tunnel()?.renew.as_ref()
+    }
+
+    /// How many sockets of this rule may be open; `None` for any number.
+    pub fn max_open(&self) -> Option<&MaxOpen> {
+        self.tunnel()?.max_open.as_ref()
+    }
+
     /// Whether messages of this direction are looked into; if not, they need no unmasking to be judged.
     pub fn inspects(&self, direction: Direction) -> bool {
         self.tunnel().is_none_or(|tunnel| tunnel.table(direction).is_some())
@@ -585,6 +632,8 @@ impl TunnelPermit {
     }
 
     /// Judges one whole message. Does not allocate where the direction is not inspected.
+    ///
+    /// A message that renews the token becomes demands too, but never a permit: see [`MessageDemands::is_renewal`].
     ///
     /// # Errors
     /// [`Refusal`] with [`Denial::MessageTooBig`], [`Denial::MessageKind`], [`Denial::NotJson`],
@@ -605,6 +654,7 @@ impl TunnelPermit {
             message: None,
             activity: from_client && tunnel.activity,
             shadowed: None,
+            renewal: None,
         };
         match demands.look_into(tunnel, message) {
             Ok(()) => Ok(demands),
@@ -631,15 +681,29 @@ impl<'t> MessageDemands<'t> {
         };
         let unknown = |denial| Refusal { denial, action: table.on_unknown };
         let value = json::parse(message.payload).map_err(|_| unknown(Denial::NotJson))?;
-        let rule = json::lookup(&value, &table.pointer)
-            .and_then(Value::as_str)
-            .and_then(|name| table.types.get(name))
-            .ok_or_else(|| unknown(Denial::UnknownMessageType))?;
+        let name = json::lookup(&value, &table.pointer).and_then(Value::as_str);
+        if let (Some(name), Some(renew), Direction::ToUpstream) = (name, &tunnel.renew, message.direction)
+            && *name == *renew.name
+        {
+            let mut value = value;
+            let token = json::take_string(&mut value, &renew.pointer).unwrap_or_default();
+            self.renewal = Some(NewToken(Zeroizing::new(token)));
+            // Nobody is there because a client keeps its token fresh (row S-1).
+            self.activity = false;
+            return Ok(());
+        }
+        let rule =
+            name.and_then(|name| table.types.get(name)).ok_or_else(|| unknown(Denial::UnknownMessageType))?;
         self.message = Some(rule);
         self.rates = &rule.rates;
         self.activity = rule.activity;
         judge_content(rule.ciphertext.as_ref(), rule.schema.as_ref(), &value)
             .map_err(|denial| Refusal { denial, action: rule.on_refusal })
+    }
+
+    /// Whether the message renews the token: then [`settle_renewal`] is asked, and [`settle_message`] mints no permit.
+    pub fn is_renewal(&self) -> bool {
+        self.renewal.is_some()
     }
 
     /// Rates to take, all or none, enforced ones first.
@@ -671,8 +735,12 @@ impl<'t> MessageDemands<'t> {
 /// Mints the permit for a message if the evidence agrees.
 ///
 /// # Errors
-/// [`Refusal`] with [`Denial::Revoked`] (always closes) or [`Denial::RateExceeded`].
+/// [`Refusal`] with [`Denial::Revoked`] (always closes) or [`Denial::RateExceeded`]; [`Denial::Internal`] for a renewal.
 pub fn settle_message(demands: MessageDemands<'_>, evidence: Evidence) -> Result<MessagePermit, Refusal> {
+    // INVARIANT: a renewal carries a token, and no token goes upstream.
+    if demands.is_renewal() {
+        return Err(Refusal { denial: Denial::Internal, action: OnRefusal::Close });
+    }
     match weigh(&evidence, demands.tunnel.subject.rule.mode, demands.rates) {
         Ok(note) => Ok(MessagePermit { activity: demands.activity, shadowed: demands.shadowed.or(note) }),
         Err(Denial::Revoked) => Err(Refusal { denial: Denial::Revoked, action: OnRefusal::Close }),
@@ -680,6 +748,20 @@ pub fn settle_message(demands: MessageDemands<'_>, evidence: Evidence) -> Result
             let action = demands.message.map_or(OnRefusal::Close, |message| message.on_refusal);
             Err(Refusal { denial, action })
         }
+    }
+}
+
+/// Lets the gateway look at a new token if the evidence agrees.
+///
+/// # Errors
+/// [`Refusal`] with [`Denial::RateExceeded`]; [`Denial::Internal`] for a message that renews nothing.
+pub fn settle_renewal(demands: MessageDemands<'_>, evidence: Evidence) -> Result<Renewal, Refusal> {
+    let (Some(token), Some(rule)) = (demands.renewal, demands.tunnel.renew()) else {
+        return Err(Refusal { denial: Denial::Internal, action: OnRefusal::Close });
+    };
+    match weigh(&evidence, demands.tunnel.subject.rule.mode, demands.rates) {
+        Ok(shadowed) => Ok(Renewal { token, shadowed }),
+        Err(denial) => Err(Refusal { denial, action: rule.on_refusal }),
     }
 }
 
@@ -1208,6 +1290,48 @@ direction = "to-upstream"
 
     fn text(direction: Direction, payload: &[u8]) -> Message<'_> {
         Message { direction, kind: MessageKind::Text, payload }
+    }
+
+    #[test]
+    fn a_renewal_never_becomes_a_permit_in_any_mode() {
+        for mode in ["enforce", "shadow"] {
+            let renewable = format!(
+                "name = \"socket\"\nmode = \"{mode}\"\nrenew = {{ type = \"renew\", token_pointer = \"/auth/token\" }}"
+            );
+            let policy = policy_of(&POLICY.replacen("name = \"socket\"", &renewable, 1));
+            let tunnel = socket("/socket").roles(&[]).permit(&policy).into_tunnel().unwrap();
+            let judged = |direction, payload: &'static [u8]| tunnel.judge_message(&text(direction, payload));
+            let tokens = [
+                (&br#"{"type":"renew","auth":{"token":"a.b.c"}}"#[..], "a.b.c"),
+                (br#"{"auth":{"token":"a.b.c"},"type":"re\u006eew","more":1}"#, "a.b.c"),
+                (br#"{"type":"renew","token":"a.b.c"}"#, ""),
+                (br#"{"type":"renew","auth":{"token":["a.b.c"]}}"#, ""),
+                (br#"{"type":"renew","auth":"a.b.c"}"#, ""),
+            ];
+            for (payload, token) in tokens {
+                let demands = || judged(Direction::ToUpstream, payload).unwrap();
+                assert!(demands().is_renewal() && !demands().activity());
+                assert_eq!(demands().rates(), [RateIndex(0)], "message_rates count");
+                let refusal = settle_message(demands(), nothing_against_it()).unwrap_err();
+                assert_eq!((refusal.denial, refusal.action), (Denial::Internal, OnRefusal::Close));
+                let renewal = settle_renewal(demands(), nothing_against_it()).unwrap();
+                assert_eq!((renewal.token(), format!("{renewal:?}").as_str()), (token, "Renewal(..)"));
+                assert!(!format!("{:?}", demands()).contains("a.b.c"), "a token is printed");
+            }
+            // What is no renewal is none, and one from the upstream means nothing.
+            let say = judged(Direction::ToUpstream, br#"{"type":"say","text":"hi"}"#).unwrap();
+            assert!(!say.is_renewal());
+            assert_eq!(settle_renewal(say, nothing_against_it()).unwrap_err().denial, Denial::Internal);
+            let down = judged(Direction::ToClient, br#"{"type":"renew","auth":{"token":"t"}}"#);
+            assert!(
+                down.is_err() == (mode == "enforce")
+                    && down.is_ok_and(|it| !it.is_renewal()) == (mode == "shadow")
+            );
+        }
+        let policy = policy();
+        let tunnel = socket("/socket").roles(&[]).permit(&policy).into_tunnel().unwrap();
+        let refusal = tunnel.judge_message(&text(Direction::ToUpstream, br#"{"type":"renew"}"#)).unwrap_err();
+        assert_eq!(refusal.denial, Denial::UnknownMessageType);
     }
 
     #[test]

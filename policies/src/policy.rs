@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::denial::Denial;
+use crate::identity::Identity;
 use crate::routes::Routes;
 use crate::rule::Rule;
 
@@ -168,6 +170,8 @@ pub struct ConnectionPolicy {
     pub body_timeout: Duration,
     /// From SIGTERM to the end, whatever still runs. 0 to 1 h; default 30 s.
     pub drain_timeout: Duration,
+    /// On SIGTERM open WebSockets are told to close at even chances over this time. 0 to `drain_timeout`; default 5 s.
+    pub drain_jitter: Duration,
     /// Header section in bytes. 1 KiB to 1 MiB; default 16 KiB.
     pub max_header_bytes: u32,
     /// Header fields. 1 to 1,000; default 100.
@@ -273,10 +277,30 @@ pub struct ClaimNames {
 pub struct SessionPolicy {
     /// Without activity for so long, a session ends (row S-1). 1 min to 30 d; default 15 min.
     pub idle: Duration,
-    /// A session ends so long after login, whatever happens. 1 min to 400 d; default 12 h.
+    /// A session ends so long after it began ([`Identity::began`](crate::Identity::began)), whatever happens. 1 min to
+    /// 400 d; default 12 h.
     pub lifetime: Duration,
     /// Tolerated difference of clocks. 0 to 5 min; default 30 s.
     pub skew: Duration,
+}
+
+impl SessionPolicy {
+    /// When a session that began at `began` ends, whatever happens; both in unix seconds.
+    pub fn ends_at(&self, began: u64) -> u64 {
+        began.saturating_add(self.lifetime.as_secs())
+    }
+
+    /// Whether the identity's session still runs at `now` (unix seconds). One that does not say when it began is bounded
+    /// by its token's expiry alone.
+    ///
+    /// # Errors
+    /// [`Denial::SessionEnded`].
+    pub fn permit_session(&self, identity: &Identity, now: u64) -> Result<(), Denial> {
+        match identity.began() {
+            Some(began) if now >= self.ends_at(began) => Err(Denial::SessionEnded),
+            Some(_) | None => Ok(()),
+        }
+    }
 }
 
 /// `[dpop]`: proofs of possession (RFC 9449).

@@ -134,6 +134,8 @@ pub(crate) struct TunnelRule {
     pub(crate) message_rates: RateList,
     /// Whether a client message that no table judges is activity.
     pub(crate) activity: bool,
+    pub(crate) renew: Option<RenewRule>,
+    pub(crate) max_open: Option<MaxOpen>,
 }
 
 impl TunnelRule {
@@ -143,6 +145,43 @@ impl TunnelRule {
             Direction::ToClient => self.to_client.as_ref(),
         }
     }
+}
+
+/// How a client renews its token inside an open WebSocket.
+#[derive(Debug)]
+pub struct RenewRule {
+    /// Type of the message. 1 to 64 characters.
+    pub name: Arc<str>,
+    /// Between two renewals. 100 ms to 1 h; default 5 s.
+    pub min_interval: Duration,
+    /// What a token that is not acceptable leads to; default an answer.
+    pub on_refusal: OnRefusal,
+    /// Tokens of the JSON pointer to the new token, unescaped.
+    pub(crate) pointer: Vec<String>,
+}
+
+/// How many WebSockets of a rule may be open at the same time. At least one limit is set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MaxOpen {
+    /// Of one session. 1 to 1,000,000; default no limit.
+    pub session: Option<u32>,
+    /// Of one subject. 1 to 1,000,000; default no limit.
+    pub subject: Option<u32>,
+    /// From one address. 1 to 1,000,000; default no limit.
+    pub address: Option<u32>,
+    /// What happens at a limit.
+    pub at_limit: AtLimit,
+}
+
+/// What a socket too many leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum AtLimit {
+    /// It is refused (429).
+    #[default]
+    Reject,
+    /// The oldest one of its session or subject is closed (4409). One too many from an address is refused all the same:
+    /// the others may be other people's.
+    ReplaceOldest,
 }
 
 /// Limits of one open WebSocket.

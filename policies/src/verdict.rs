@@ -23,7 +23,7 @@ use crate::bundle::Bundle;
 use crate::denial::Denial;
 use crate::identity::{Binding, Identity, IdentityParts};
 use crate::permit::{
-    Direction, Evidence, Message, MessageKind, Refusal, RequestFacts, settle, settle_message,
+    Direction, Evidence, Message, MessageKind, Refusal, RequestFacts, settle, settle_message, settle_renewal,
 };
 use crate::policy::Policy;
 use crate::rule::OnRefusal;
@@ -325,8 +325,11 @@ fn walk(
             Way::ToClient => Direction::ToClient,
         };
         let demands = tunnel.judge_message(&Message { direction, kind, payload: &payload })?;
-        let permit = settle_message(demands, room())?;
-        shadowed = shadowed.or_else(|| permit.shadowed().cloned());
+        let of_message = match demands.is_renewal() {
+            true => settle_renewal(demands, room())?.shadowed().cloned(),
+            false => settle_message(demands, room())?.shadowed().cloned(),
+        };
+        shadowed = shadowed.or(of_message);
     }
     Ok(Verdict::Allowed { rule, shadowed })
 }

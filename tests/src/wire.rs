@@ -69,6 +69,11 @@ impl Wire {
         Wire { stream: StreamOwned::new(connection, socket), read: Vec::new() }
     }
 
+    /// The stream itself, for a client that we did not write.
+    pub fn into_stream(self) -> StreamOwned<ClientConnection, TcpStream> {
+        self.stream
+    }
+
     /// The protocol agreed by ALPN; drives the handshake.
     pub fn alpn(&mut self) -> Option<String> {
         while self.stream.conn.is_handshaking() {

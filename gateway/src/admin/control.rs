@@ -20,7 +20,7 @@ use crate::{
     clock,
     edge::{Gateway, RevokeReport},
     reload::{Cause, LoadError, Report, Request},
-    session::{Revocation, Target},
+    session::{MAX_PAGE, Revocation, SessionKey, SessionPage, SessionQuery, Target},
 };
 
 /// Longest line that is read.
@@ -43,6 +43,21 @@ pub enum Command {
     Reload,
     /// Say what is in force.
     Status,
+    /// Say whose sockets are open, one page.
+    Sessions {
+        /// Name or `iss` of an issuer: only its subjects.
+        #[serde(default)]
+        issuer: Option<String>,
+        /// Only this subject.
+        #[serde(default)]
+        subject: Option<String>,
+        /// `next` of the page before.
+        #[serde(default)]
+        after: Option<SessionKey>,
+        /// Lines, 1 to 1,000; default 100.
+        #[serde(default)]
+        limit: Option<usize>,
+    },
     /// End sessions: their tokens count no more, and their sockets close.
     Revoke {
         /// Whose.
@@ -80,6 +95,8 @@ pub enum Answer {
     Rejected(LoadError),
     /// What is in force.
     Status(Status),
+    /// Whose sockets are open.
+    Sessions(SessionPage),
     /// Sessions were ended.
     Revoked(RevokeReport),
     /// The command was not understood.
@@ -179,6 +196,21 @@ async fn obey(command: Command, gateway: &Gateway, requests: &mpsc::Sender<Reque
                 hash: snapshot.policy.hash().to_owned(),
                 connections: gateway.connections.total(),
             })
+        }
+        Command::Sessions { issuer, subject, after, limit } => {
+            let limit = limit.unwrap_or(100);
+            if !(1..=MAX_PAGE).contains(&limit) {
+                return Answer::Refused { message: format!("limit: expected 1 to {MAX_PAGE}") };
+            }
+            let snapshot = gateway.current.load_full();
+            let issuer =
+                issuer.map(|it| issuer_named(snapshot.policy.issuers(), Some(&it)).map(str::to_owned));
+            match issuer.transpose() {
+                Ok(issuer) => {
+                    Answer::Sessions(gateway.sessions(SessionQuery { issuer, subject, after, limit }).await)
+                }
+                Err(message) => Answer::Refused { message },
+            }
         }
         Command::Revoke { target, issuer, ttl } => {
             match revoke(gateway, &target, issuer.as_deref(), ttl).await {

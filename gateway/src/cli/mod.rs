@@ -41,7 +41,7 @@ enum Command {
     Reload(reload::ControlArgs),
     /// Say what a running gateway has in force.
     Status(reload::ControlArgs),
-    /// End sessions of a running gateway.
+    /// See and end sessions of a running gateway.
     #[command(subcommand)]
     Sessions(sessions::SessionsCommand),
     /// Look at policies.

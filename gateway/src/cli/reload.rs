@@ -52,11 +52,11 @@ fn report(args: &ControlArgs, command: &Command) -> anyhow::Result<u8> {
     let answer = args.ask(command)?;
     let code = match &answer {
         Answer::Loaded(_) | Answer::Status(_) => FINE,
-        Answer::Rejected(_) | Answer::Refused { .. } | Answer::Revoked(_) => REFUSED,
+        Answer::Rejected(_) | Answer::Refused { .. } | Answer::Revoked(_) | Answer::Sessions(_) => REFUSED,
     };
     if !args.json {
         match answer {
-            Answer::Revoked(_) => super::complain(NOT_ASKED),
+            Answer::Revoked(_) | Answer::Sessions(_) => super::complain(NOT_ASKED),
             Answer::Loaded(report) => {
                 let what = if report.changed { "loaded" } else { "loaded, nothing had changed" };
                 println!("{what}: generation {}, hash {}", report.generation, report.hash);

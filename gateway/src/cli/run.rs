@@ -20,7 +20,7 @@ use super::{FINE, RunArgs};
 use crate::{
     admin::{AdminService, Parts, control},
     edge::{EdgeService, Gateway, Inboxes, listener},
-    limits::{ConnectionLimits, RateClock, RateStore},
+    limits::{ConnectionLimits, RateClock, RateStore, SocketLimits},
     metrics::Metrics,
     reload::{Outliving, PolicySource, Reloader},
     session::{KeyFetcher, Proofs, Revocations},
@@ -96,6 +96,7 @@ pub fn run(args: &RunArgs, ready: impl FnOnce(&Running)) -> anyhow::Result<u8> {
     let gateway = Arc::new(Gateway {
         current: reloader.current(),
         connections: ConnectionLimits::new(),
+        sockets: SocketLimits::new(),
         revocations: Revocations::new(REVOCATIONS),
         cores: ways_in,
         proofs: Proofs::new().map_err(|_| anyhow::anyhow!("the system gives no random bytes"))?,

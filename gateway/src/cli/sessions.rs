@@ -9,12 +9,33 @@ use super::{
     FINE, REFUSED, complain,
     reload::{ControlArgs, NOT_ASKED},
 };
-use crate::admin::control::{Answer, Command, RevokeTarget};
+use crate::{
+    admin::control::{Answer, Command, RevokeTarget},
+    clock,
+    session::{MAX_PAGE, SessionRow},
+};
 
 #[derive(Subcommand)]
 pub enum SessionsCommand {
+    /// Show whose WebSockets are open. With --json, one object a line for each 1,000 sessions.
+    List(ListArgs),
     /// End sessions: their tokens count no more, and their open sockets are closed with 4410.
     Revoke(RevokeArgs),
+}
+
+#[derive(Args)]
+pub struct ListArgs {
+    /// Only this subject.
+    #[arg(long, value_name = "SUBJECT")]
+    subject: Option<String>,
+    /// Only subjects of this issuer, by its name or `iss`.
+    #[arg(long, value_name = "ISSUER")]
+    issuer: Option<String>,
+    /// Sessions that are shown at most.
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    limit: u32,
+    #[command(flatten)]
+    control: ControlArgs,
 }
 
 #[derive(Args)]
@@ -50,8 +71,56 @@ struct Whose {
 
 pub fn sessions(command: &SessionsCommand) -> anyhow::Result<u8> {
     match command {
+        SessionsCommand::List(args) => list(args),
         SessionsCommand::Revoke(args) => revoke(args),
     }
+}
+
+#[expect(clippy::print_stdout, reason = "the command's answer")]
+fn list(args: &ListArgs) -> anyhow::Result<u8> {
+    let (mut after, mut left, mut code) = (None, args.limit as usize, FINE);
+    let now = clock::unix_now();
+    loop {
+        let answer = args.control.ask(&Command::Sessions {
+            issuer: args.issuer.clone(),
+            subject: args.subject.clone(),
+            after,
+            limit: Some(left.min(MAX_PAGE)),
+        })?;
+        let page = match answer {
+            Answer::Sessions(page) => page,
+            other => return refused(&other),
+        };
+        for SessionRow { of, sockets, opened_at, routes } in &page.sessions {
+            if !args.control.json {
+                let word = |word: &Option<String>| word.clone().unwrap_or_else(|| "-".to_owned());
+                let (subject, session, issuer) = (word(&of.subject), word(&of.session), word(&of.issuer));
+                let age = now.saturating_sub(*opened_at);
+                println!("{subject}  {session}  {issuer}  {sockets} open  for {age} s  {}", routes.join(","));
+            }
+        }
+        if !page.complete {
+            complain("not all cores have answered: sockets are missing here");
+            code = REFUSED;
+        }
+        left = left.saturating_sub(page.sessions.len());
+        match page.next {
+            Some(next) if left > 0 => after = Some(next),
+            Some(_) => {
+                complain("there are more; see --limit");
+                return Ok(code);
+            }
+            None => return Ok(code),
+        }
+    }
+}
+
+fn refused(answer: &Answer) -> anyhow::Result<u8> {
+    complain(match answer {
+        Answer::Refused { message } => message,
+        _ => NOT_ASKED,
+    });
+    Ok(REFUSED)
 }
 
 #[expect(clippy::print_stdout, reason = "the command's answer")]
@@ -79,13 +148,6 @@ fn revoke(args: &RevokeArgs) -> anyhow::Result<u8> {
             }
             Ok(if report.entered && report.complete { FINE } else { REFUSED })
         }
-        Answer::Refused { message } => {
-            complain(&message);
-            Ok(REFUSED)
-        }
-        Answer::Loaded(_) | Answer::Rejected(_) | Answer::Status(_) => {
-            complain(NOT_ASKED);
-            Ok(REFUSED)
-        }
+        other => refused(&other),
     }
 }

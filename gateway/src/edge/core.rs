@@ -2,6 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::HashMap,
     net::{IpAddr, TcpListener as StdListener},
     rc::Rc,
     sync::Arc,
@@ -21,10 +22,11 @@ use super::{
     inbox::{Mail, Notice},
 };
 use crate::{
-    http::{Sockets, drain, rejudge, revoke, sweep},
+    http::{Sockets, displace, drain, list, rejudge, revoke, sweep},
     reload::Snapshot,
     session::{Revocation, TokenCache},
     upstream::pool::Pool,
+    websocket::relay::Orders,
 };
 
 /// Tokens that a core remembers as verified.
@@ -40,12 +42,16 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 pub struct Core {
     /// What all cores share.
     pub gateway: Arc<Gateway>,
+    /// Counts the cores from 0: the place of its inbox.
+    pub index: usize,
     /// Tokens verified here.
     pub tokens: TokenCache,
     /// Connections to backends.
     pub pool: Rc<Pool>,
     /// Live WebSockets of this core.
     pub sockets: Sockets,
+    /// Those of them that count against a limit, by the id of their guard.
+    pub counted: RefCell<HashMap<u64, Rc<Orders>>>,
     /// Wakes everything that has to end when the gateway drains.
     pub drain: Rc<Notify>,
     draining: Cell<bool>,
@@ -56,13 +62,15 @@ pub struct Core {
 }
 
 impl Core {
-    fn new(gateway: Arc<Gateway>) -> Result<Self, Unspecified> {
+    fn new(gateway: Arc<Gateway>, index: usize) -> Result<Self, Unspecified> {
         let snapshot = RefCell::new(Cache::new(gateway.current.clone()));
         Ok(Self {
             gateway,
+            index,
             tokens: TokenCache::new(TOKEN_CACHE_ENTRIES)?,
             pool: Rc::default(),
             sockets: Sockets::new(MAX_SOCKETS),
+            counted: RefCell::default(),
             drain: Rc::default(),
             draining: Cell::new(false),
             snapshot,
@@ -116,8 +124,14 @@ impl Drop for OpenGuard {
 /// # Errors
 ///
 /// The runtime or a listener could not be set up.
-pub fn run(gateway: Arc<Gateway>, listeners: Vec<StdListener>, inbox: Inbox) -> std::io::Result<()> {
-    let core = Core::new(gateway).map_err(|_| std::io::Error::other("the system gives no random bytes"))?;
+pub fn run(
+    gateway: Arc<Gateway>,
+    index: usize,
+    listeners: Vec<StdListener>,
+    inbox: Inbox,
+) -> std::io::Result<()> {
+    let core =
+        Core::new(gateway, index).map_err(|_| std::io::Error::other("the system gives no random bytes"))?;
     // Not a `LocalSet`: that one wakes the runtime through an eventfd for every task that I/O wakes.
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
@@ -150,11 +164,15 @@ async fn drive(core: Rc<Core>, listeners: Vec<TcpListener>) {
     }
     core.draining.set(true);
     core.drain.notify_waiters();
-    drain(&core).await;
-    let deadline = tokio::time::Instant::now() + core.snapshot().policy.connections().drain_timeout;
-    while core.open.get() > 0 && tokio::time::Instant::now() < deadline {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    let snapshot = core.snapshot();
+    let limits = snapshot.policy.connections();
+    let ending = async {
+        drain(&core, limits.drain_jitter).await;
+        while core.open.get() > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let _ = tokio::time::timeout(limits.drain_timeout, ending).await;
     if core.open.get() > 0 {
         tracing::warn!(connections = core.open.get(), "the drain deadline passed; closing what is left");
     }
@@ -181,6 +199,14 @@ async fn read_inbox(core: Rc<Core>, mut inbox: Inbox) {
                 // Has room for every core; nobody may be left to hear it.
                 let _ = closed.try_send(revoke(&core, &revocation));
             }
+            Mail::Notice(Notice::List { query, found }) => {
+                let core = core.clone();
+                // Slice by slice, and nothing waits behind it.
+                tokio::task::spawn_local(async move {
+                    let _ = found.try_send(list(&core, &query).await);
+                });
+            }
+            Mail::Notice(Notice::Displaced(id)) => displace(&core, id),
             Mail::Missed => sweep(&core).await,
         }
     }

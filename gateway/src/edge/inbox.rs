@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::{Notify, mpsc};
 
-use crate::session::OwnedTarget;
+use crate::session::{OwnedTarget, Rows, SessionQuery};
 
 /// Notices that wait for one core. More are not kept: the core looks at all its sockets then.
 const NOTICES: usize = 1024;
@@ -19,6 +19,10 @@ pub(super) enum Notice {
         issued_before: u64,
         closed: mpsc::Sender<usize>,
     },
+    /// Say which sockets are open.
+    List { query: Arc<SessionQuery>, found: mpsc::Sender<Rows> },
+    /// A newer socket took this one's place; see [`SocketGuard::id`](crate::limits::SocketGuard::id).
+    Displaced(u64),
 }
 
 /// One way in for each core.
@@ -60,6 +64,13 @@ impl Inboxes {
     /// How many cores there are.
     pub(super) fn len(&self) -> usize {
         self.0.len()
+    }
+
+    /// Tells one core, by its index. Never waits, never loses what matters.
+    pub(super) fn tell(&self, core: usize, notice: Notice) {
+        if let Some(sender) = self.0.get(core) {
+            sender.tell(notice);
+        }
     }
 
     /// Tells every core. Never waits, never loses what matters: see [`Mail::Missed`].

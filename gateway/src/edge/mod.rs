@@ -32,10 +32,10 @@ pub use self::{
 };
 use crate::{
     clock,
-    limits::ConnectionLimits,
+    limits::{ConnectionLimits, Displaced, SocketLimits},
     metrics::Metrics,
     reload::{Outliving, Snapshot},
-    session::{Proofs, Revocation, Revocations},
+    session::{Listing, Proofs, Revocation, Revocations, SessionPage, SessionQuery},
 };
 
 /// How long an order to all cores waits for their answers. It is obeyed by a slower core too, only later.
@@ -47,6 +47,8 @@ pub struct Gateway {
     pub current: Arc<ArcSwap<Snapshot>>,
     /// Open connections, in total and by address.
     pub connections: Arc<ConnectionLimits>,
+    /// Open WebSockets of rules that limit them, by session, subject and address.
+    pub sockets: Arc<SocketLimits>,
     /// Sessions, subjects and tokens that ended before their time.
     pub revocations: Revocations,
     /// How the cores are reached.
@@ -92,6 +94,27 @@ impl Gateway {
         };
         let _ = tokio::time::timeout(CORE_PATIENCE, counting).await;
         RevokeReport { sockets, entered: entered.is_ok(), complete: answered == self.cores.len() }
+    }
+
+    /// The open sockets of all cores, by session; one page of them.
+    pub async fn sessions(&self, query: SessionQuery) -> SessionPage {
+        let query = Arc::new(query);
+        let (found, mut answers) = mpsc::channel(self.cores.len().max(1));
+        self.cores.tell_all(&Notice::List { query: query.clone(), found });
+        let (mut listing, mut answered) = (Listing::new(&query), 0);
+        let merging = async {
+            while let Some(rows) = answers.recv().await {
+                listing.merge(rows);
+                answered += 1;
+            }
+        };
+        let _ = tokio::time::timeout(CORE_PATIENCE, merging).await;
+        listing.into_page(answered == self.cores.len())
+    }
+
+    /// Has a socket closed (4409) whose place a newer one took, whichever core it is on.
+    pub fn displace(&self, socket: Displaced) {
+        self.cores.tell(socket.core, Notice::Displaced(socket.id));
     }
 
     /// Whether the gateway is on its way out.
@@ -152,7 +175,7 @@ impl ServiceWithDependents for EdgeService {
             let gateway = self.gateway.clone();
             let spawned =
                 std::thread::Builder::new().name(format!("sealgate-core-{index}")).spawn(move || {
-                    if let Err(error) = core::run(gateway, sockets, inbox) {
+                    if let Err(error) = core::run(gateway, index, sockets, inbox) {
                         tracing::error!(%error, "a core could not start");
                     }
                     let _ = end.send(());

@@ -11,5 +11,5 @@ mod walk;
 
 pub use exchange::RequestId;
 pub use headers::Origin;
-pub use tunnel::{OpenSocket, Sockets, drain, rejudge, revoke, sweep};
+pub use tunnel::{OpenSocket, Sockets, displace, drain, list, rejudge, revoke, sweep};
 pub use walk::serve;

@@ -73,6 +73,11 @@ fn add_particulars(fields: &mut HeaderMap, denial: &Denial, snapshot: &Snapshot)
         Denial::RateExceeded { rate, retry_after } => {
             snapshot.rates.write_refusal(&RateExceeded { rate: *rate, retry_after: *retry_after }, fields);
         }
+        Denial::UpstreamUnavailable | Denial::UpstreamTimeout | Denial::TooManySockets => {
+            if let Some(seconds) = denial.retry_after() {
+                fields.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            }
+        }
         other => match other.status() {
             StatusCode::SERVICE_UNAVAILABLE => {
                 fields.insert(header::RETRY_AFTER, HeaderValue::from_static("5"));

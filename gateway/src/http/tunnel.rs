@@ -1,20 +1,21 @@
 //! From a permit to an open WebSocket, and what may happen to it while it is open.
 
 use std::{
+    cell::{Cell, RefCell},
     io,
     pin::Pin,
-    rc::Rc,
+    rc::{Rc, Weak},
     sync::Arc,
     task::{Context, Poll},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, request};
 use hyper::{body::Incoming, upgrade::Upgraded};
 use hyper_util::rt::TokioIo;
 use sealgate_policy::{
-    Binding, Compression, Denial, Evidence, Identity, RateExceeded, RateFacts, RateIndex, RequestFacts,
-    RequestPermit, TunnelPermit, settle,
+    Binding, Compression, Denial, Evidence, Identity, Mode, RateExceeded, RateFacts, RateIndex, Renewal,
+    RequestFacts, RequestPermit, TunnelPermit, settle,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -22,19 +23,19 @@ use super::{
     body::ResponseBody,
     exchange::Exchange,
     headers,
-    walk::{Answer, Door},
+    walk::{Answer, Door, verified},
 };
 use crate::{
     audit, clock,
     edge::{Connection, Core, EdgeStream},
-    limits::Rates,
+    limits::{Rates, SocketFacts, SocketGuard},
     reload::Snapshot,
-    session::{Registry, Revocation},
+    session::{Listing, Registration, Registry, Revocation, Rows, SessionQuery},
     upstream::{ConnectError, UpstreamStream},
     websocket::{
         deflate::Agreed,
         handshake::{Offer, Switched, UpstreamError, UpstreamRequest},
-        relay::{EndedBy, Order, Orders, RateTaker, Tunnel, TunnelEnd},
+        relay::{EndedBy, Order, Orders, RateTaker, Renewer, Terms, Tunnel, TunnelEnd},
     },
 };
 
@@ -48,6 +49,12 @@ pub type Sockets = Registry<OpenSocket>;
 pub struct OpenSocket {
     orders: Rc<Orders>,
     opening: Opening,
+    /// When the session began, unix seconds: the earliest that any of its tokens here has said.
+    began: Cell<u64>,
+    /// When it was opened, unix seconds.
+    opened_at: u64,
+    /// Name of the rule that it is under.
+    route: RefCell<Arc<str>>,
 }
 
 /// What the upgrade was judged by, kept to judge it anew when the policy changes.
@@ -95,6 +102,7 @@ async fn try_open(
         Compression::Off => None,
         Compression::Terminate => Agreed::accept(request.headers())?,
     };
+    let counted = count(door, &permit)?;
     let upgrade = hyper::upgrade::on(&mut request);
     let (parts, _) = request.into_parts();
     let (upstream, switched) = connect(door, &permit, &offer, parts, exchange).await?;
@@ -103,13 +111,25 @@ async fn try_open(
     // between finds the socket, one that came before is seen here.
     let orders = Orders::new();
     let identity = permit.identity().cloned();
-    let registration = core
-        .sockets
-        .register(identity.clone(), OpenSocket { orders: orders.clone(), opening })
-        .map_err(|_| Denial::Overloaded)?;
+    let opened_at = clock::unix_now();
+    let began = identity.as_deref().and_then(Identity::began).unwrap_or(opened_at);
+    let socket = OpenSocket {
+        orders: orders.clone(),
+        opening,
+        began: Cell::new(began),
+        opened_at,
+        route: RefCell::new(permit.rule().name.clone()),
+    };
+    let registration =
+        core.sockets.register(identity.clone(), socket).map(Rc::new).map_err(|_| Denial::Overloaded)?;
     if identity.as_deref().is_some_and(|it| core.gateway.revocations.is_revoked(it, clock::unix_now())) {
         return Err(Denial::Revoked);
     }
+    if core.draining() {
+        // Those that were open have been told already.
+        return Err(Denial::Restarting);
+    }
+    let counted = counted.map(|guard| CountedSocket::settle(core, guard, &orders)).transpose()?;
     if core.snapshot().generation != snapshot.generation {
         // The policy changed while the upstream answered; the new one may not agree.
         core.rejudge_soon();
@@ -118,19 +138,66 @@ async fn try_open(
     let mut fields: HeaderMap = offer.answer(switched.subprotocol.as_ref()).collect();
     fields.extend(deflate.map(|agreed| (header::SEC_WEBSOCKET_EXTENSIONS, agreed.answer())));
     headers::add_security(&mut fields, snapshot.hsts.as_ref(), exchange.id);
-    let record =
-        TunnelRecord { core: core.clone(), connection: connection.clone(), snapshot: snapshot.clone() };
+    let record = TunnelRecord { core: core.clone(), connection: connection.clone(), registration };
+    let terms = terms(snapshot, &snapshot_rates(snapshot), permit, began);
     // Over HTTP/2 the connection goes on, and must not be taken for idle.
     let busy = connection.tls.http2.then(|| connection.busy());
     let open = core.count_open();
     tokio::task::spawn_local(async move {
-        let (_registration, _open, _busy) = (registration, open, busy);
+        let (_counted, _open, _busy) = (counted, open, busy);
         match upgrade.await {
-            Ok(upgraded) => record.run(upgraded, upstream, switched, deflate, permit, orders).await,
+            Ok(upgraded) => record.run(upgraded, upstream, switched, deflate, terms, orders).await,
             Err(error) => tracing::debug!(%error, "the client left during the upgrade"),
         }
     });
     Ok((offer.status(), fields))
+}
+
+/// Counts the socket where the rule limits how many may be open; before anything is spent on it upstream.
+fn count(door: &Door, permit: &TunnelPermit) -> Result<Option<SocketGuard>, Denial> {
+    let Some(limits) = permit.max_open() else { return Ok(None) };
+    let identity = permit.identity().map(Arc::as_ref);
+    let facts = SocketFacts {
+        rule: &permit.rule().name,
+        subject: identity.map(|identity| (&*identity.issuer, identity.subject.as_str())),
+        session: identity.and_then(|identity| identity.session.as_deref()),
+        address: permit.address(),
+        core: door.core.index,
+    };
+    let gateway = &door.core.gateway;
+    match gateway.sockets.open(limits, &facts) {
+        Ok(guard) => Ok(Some(guard)),
+        Err(_) if permit.rule().mode == Mode::Shadow => {
+            gateway.metrics().shadow_denied(Denial::TooManySockets.reason());
+            Ok(None)
+        }
+        Err(_) => Err(Denial::TooManySockets),
+    }
+}
+
+/// An open socket that counts against a limit, within reach of those that take its place.
+struct CountedSocket {
+    core: Rc<Core>,
+    guard: SocketGuard,
+}
+
+impl CountedSocket {
+    /// Takes the place, and closes those that had it.
+    fn settle(core: &Rc<Core>, guard: SocketGuard, orders: &Rc<Orders>) -> Result<Self, Denial> {
+        // INVARIANT: within reach first: from the moment it is settled, another core may displace it.
+        core.counted.borrow_mut().insert(guard.id(), orders.clone());
+        let counted = Self { core: core.clone(), guard };
+        for displaced in counted.guard.settle().map_err(|_| Denial::TooManySockets)? {
+            core.gateway.displace(displaced);
+        }
+        Ok(counted)
+    }
+}
+
+impl Drop for CountedSocket {
+    fn drop(&mut self) {
+        self.core.counted.borrow_mut().remove(&self.guard.id());
+    }
 }
 
 /// Connects to the upstream and agrees on a WebSocket with it.
@@ -187,7 +254,8 @@ async fn connect(
 struct TunnelRecord {
     core: Rc<Core>,
     connection: Arc<Connection>,
-    snapshot: Arc<Snapshot>,
+    /// The socket is registered for as long as its account is open.
+    registration: Rc<Registration<OpenSocket>>,
 }
 
 impl TunnelRecord {
@@ -197,19 +265,15 @@ impl TunnelRecord {
         upstream: UpstreamStream,
         switched: Switched,
         deflate: Option<Agreed>,
-        permit: TunnelPermit,
+        terms: Terms,
         orders: Rc<Orders>,
     ) {
-        let rule = permit.rule().clone();
-        let identity = permit.identity().cloned();
-        let metrics = self.snapshot.metrics.of(Some(&rule));
-        metrics.sockets_open.inc();
-        let counters = metrics.tunnel.clone();
-        let open = metrics.sockets_open.clone();
-        let rates: Rc<dyn RateTaker> = Rc::new(SnapshotRates(self.snapshot.rates.clone()));
-        // The snapshot itself may be long gone when the socket ends.
-        drop(self.snapshot);
-        let now = SystemTime::now();
+        let rule = terms.permit.rule().clone();
+        let identity = terms.permit.identity().cloned();
+        let renewer: Rc<dyn Renewer> = Rc::new(SocketRenewer {
+            core: self.core.clone(),
+            registration: Rc::downgrade(&self.registration),
+        });
         // On HTTP/1.1 the stream is our own: hyper and its buffers go. Over HTTP/2 it is one of several.
         let end = match upgraded.downcast::<TokioIo<EdgeStream>>() {
             Ok(parts) => {
@@ -219,11 +283,9 @@ impl TunnelRecord {
                     downstream_early: parts.read_buf,
                     upstream_early: switched.early,
                     deflate,
-                    permit,
-                    rates,
-                    metrics: counters,
+                    terms,
+                    renewer,
                     orders,
-                    now,
                 };
                 tunnel.run().await
             }
@@ -234,16 +296,13 @@ impl TunnelRecord {
                     downstream_early: bytes::Bytes::new(),
                     upstream_early: switched.early,
                     deflate,
-                    permit,
-                    rates,
-                    metrics: counters,
+                    terms,
+                    renewer,
                     orders,
-                    now,
                 };
                 tunnel.run().await
             }
         };
-        open.dec();
         self.core.gateway.metrics().closed(end.code, by(&end));
         audit::tunnel(&audit::TunnelRecord {
             peer: self.connection.peer,
@@ -306,6 +365,68 @@ impl RateTaker for SnapshotRates {
     }
 }
 
+fn snapshot_rates(snapshot: &Snapshot) -> Rc<dyn RateTaker> {
+    Rc::new(SnapshotRates(snapshot.rates.clone()))
+}
+
+/// What a socket of a session that began at `began` is judged by from now on.
+fn terms(snapshot: &Snapshot, rates: &Rc<dyn RateTaker>, permit: TunnelPermit, began: u64) -> Terms {
+    Terms {
+        rates: rates.clone(),
+        metrics: snapshot.metrics.of(Some(permit.rule())).tunnel.clone(),
+        session_ends: permit.identity().map(|_| snapshot.policy.session().ends_at(began)),
+        clock: (tokio::time::Instant::now(), SystemTime::now()),
+        permit,
+    }
+}
+
+/// Judges new tokens for one open socket.
+struct SocketRenewer {
+    core: Rc<Core>,
+    /// Not kept alive by a renewal that is under way when the socket ends.
+    registration: Weak<Registration<OpenSocket>>,
+}
+
+impl Renewer for SocketRenewer {
+    fn renew(&self, renewal: Renewal) {
+        let (core, registration) = (self.core.clone(), self.registration.clone());
+        tokio::task::spawn_local(async move {
+            let outcome = judge_renewal(&core, &registration, renewal).await;
+            if let Some(registration) = registration.upgrade() {
+                registration.with(|socket, _| socket.orders.give(Order::Renewal(outcome)));
+            }
+        });
+    }
+}
+
+async fn judge_renewal(
+    core: &Core,
+    registration: &Weak<Registration<OpenSocket>>,
+    renewal: Renewal,
+) -> Result<Box<Terms>, Denial> {
+    let snapshot = core.snapshot();
+    let new = verified(core, &snapshot, renewal.token()).await?;
+    drop(renewal);
+    // From here on nothing waits, so nothing comes between.
+    let registration = registration.upgrade().ok_or(Denial::Internal)?;
+    let judge = |socket: &OpenSocket, old: Option<&Arc<Identity>>| -> Result<Terms, Denial> {
+        old.ok_or(Denial::Internal)?.renewed_by(&new)?;
+        socket.began.set(socket.began.get().min(new.began().unwrap_or(u64::MAX)));
+        let permit = socket.opening.judge(&snapshot, Some(new.clone())).map_err(|_| Denial::PolicyChanged)?;
+        Ok(terms(&snapshot, &snapshot_rates(&snapshot), permit, socket.began.get()))
+    };
+    let terms = registration.with(judge).ok_or(Denial::Internal)??;
+    // INVARIANT: found by the new token first, its revocation looked up second, as at the opening.
+    registration.identify(new.clone());
+    if core.gateway.revocations.is_revoked(&new, clock::unix_now()) {
+        return Err(Denial::Revoked);
+    }
+    if core.snapshot().generation != snapshot.generation {
+        core.rejudge_soon();
+    }
+    Ok(Box::new(terms))
+}
+
 impl Opening {
     fn of<B>(connection: &Arc<Connection>, host: &str, request: &Request<B>) -> Self {
         let one = |name| request.headers().get(name).cloned();
@@ -350,12 +471,15 @@ impl Opening {
 /// Judges all open sockets of a core by the policy in force now, in slices, so that no message waits.
 pub async fn rejudge(core: &Core) {
     let snapshot = core.snapshot();
-    let rates: Rc<dyn RateTaker> = Rc::new(SnapshotRates(snapshot.rates.clone()));
+    let rates = snapshot_rates(&snapshot);
     let mut next = Some(0);
     while let Some(from) = next {
         next = core.sockets.slice(from, REJUDGE_SLICE, |socket, identity| {
             socket.orders.give(match socket.opening.judge(&snapshot, identity.cloned()) {
-                Ok(permit) => Order::Policy { permit: Box::new(permit), rates: rates.clone() },
+                Ok(permit) => {
+                    *socket.route.borrow_mut() = permit.rule().name.clone();
+                    Order::Policy(Box::new(terms(&snapshot, &rates, permit, socket.began.get())))
+                }
                 Err(denial) => {
                     tracing::debug!(reason = denial.reason(), "an open socket is no longer allowed");
                     Order::Close(Denial::PolicyChanged)
@@ -378,8 +502,33 @@ pub fn revoke(core: &Core, revocation: &Revocation<'_>) -> usize {
     closed
 }
 
-/// Holds all open sockets of a core against the revocations, in slices.
+/// The open sockets of a core that are asked for, by session; looked through in slices.
+pub async fn list(core: &Core, query: &SessionQuery) -> Rows {
+    let mut listing = Listing::new(query);
+    let mut next = Some(0);
+    while let Some(from) = next {
+        next = core.sockets.slice(from, REJUDGE_SLICE, |socket, identity| {
+            listing.add(identity.map(Arc::as_ref), socket.opened_at, &socket.route.borrow());
+        });
+        tokio::task::yield_now().await;
+    }
+    listing.into_rows()
+}
+
+/// Closes the socket of a core whose place a newer one took.
+pub fn displace(core: &Core, id: u64) {
+    if let Some(orders) = core.counted.borrow().get(&id) {
+        orders.give(Order::Close(Denial::SessionReplaced));
+    }
+}
+
+/// Holds all open sockets of a core against the revocations and the limits of open sockets, in slices.
 pub async fn sweep(core: &Core) {
+    for (id, orders) in &*core.counted.borrow() {
+        if !core.gateway.sockets.holds(*id) {
+            orders.give(Order::Close(Denial::SessionReplaced));
+        }
+    }
     let now = clock::unix_now();
     let mut next = Some(0);
     while let Some(from) = next {
@@ -392,13 +541,31 @@ pub async fn sweep(core: &Core) {
     }
 }
 
-/// Tells all open sockets of a core to close, because the gateway goes down.
-pub async fn drain(core: &Core) {
+/// Tells all open sockets of a core to close, because the gateway goes down: at even chances over the time `jitter`, so that
+/// their clients do not come back all at once.
+pub async fn drain(core: &Core, jitter: Duration) {
+    let mut all = Vec::with_capacity(core.sockets.len());
     let mut next = Some(0);
     while let Some(from) = next {
-        next = core
-            .sockets
-            .slice(from, REJUDGE_SLICE, |socket, _| socket.orders.give(Order::Close(Denial::Restarting)));
+        next = core.sockets.slice(from, REJUDGE_SLICE, |socket, _| {
+            // 32 bits are fine enough for a time that people choose.
+            let share = f64::from(core.random() as u32) / f64::from(u32::MAX);
+            all.push((jitter.mul_f64(share), socket.orders.clone()));
+        });
         tokio::task::yield_now().await;
+    }
+    all.sort_unstable_by_key(|(delay, _)| *delay);
+    let start = tokio::time::Instant::now();
+    for (told, (delay, orders)) in all.into_iter().enumerate() {
+        // One that is gone by itself is not waited for.
+        if Rc::strong_count(&orders) == 1 {
+            continue;
+        }
+        if !delay.is_zero() {
+            tokio::time::sleep_until(start + delay).await;
+        } else if told as u32 % REJUDGE_SLICE == REJUDGE_SLICE - 1 {
+            tokio::task::yield_now().await;
+        }
+        orders.give(Order::Close(Denial::Restarting));
     }
 }

@@ -126,16 +126,24 @@ async fn identify<'a>(
     let Some(token) = session::bearer(facts.headers, facts.websocket).map_err(Denial::TokenInvalid)? else {
         return Err(Denial::TokenMissing);
     };
-    let verify = || snapshot.verifier.verify(token.as_str(), clock::unix_now(), &core.tokens);
-    match verify() {
+    let identity = verified(core, snapshot, token.as_str()).await?;
+    Ok(Some((token, identity)))
+}
+
+/// Who stands behind a token that counts now, in a session that still runs.
+pub async fn verified(core: &Core, snapshot: &Snapshot, token: &str) -> Result<Arc<Identity>, Denial> {
+    let verify = || snapshot.verifier.verify(token, clock::unix_now(), &core.tokens);
+    let identity = match verify() {
         // The issuer may have a new key; a client with a good token must not be sent to log in again.
         Err(TokenFailure::Fault(TokenFault::Key) | TokenFailure::KeysUnavailable)
-            if Box::pin(snapshot.verifier.refreshed(token.as_str(), KEY_PATIENCE)).await =>
+            if Box::pin(snapshot.verifier.refreshed(token, KEY_PATIENCE)).await =>
         {
-            Ok(Some((token, verify()?)))
+            verify()?
         }
-        outcome => Ok(Some((token, outcome?))),
-    }
+        outcome => outcome?,
+    };
+    snapshot.policy.session().permit_session(&identity, clock::unix_now())?;
+    Ok(identity)
 }
 
 /// What the sender of a token proves to hold.

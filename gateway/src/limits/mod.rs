@@ -2,14 +2,17 @@
 //!
 //! Rates are governor's GCRA over cells that we keep ourselves ([`RateStore`]): bounded, sharded, and outside the
 //! snapshot, so that a reload forgives nobody. [`Rates`] is the snapshot's side of it: what the policy says, ready
-//! to be asked. [`ConnectionLimits`] counts open connections, which no reload touches either.
+//! to be asked. [`ConnectionLimits`] and [`SocketLimits`] count what is open, which no
+//! reload touches either.
 
 mod connections;
 mod rates;
+mod sockets;
 mod store;
 
 pub use connections::{ConnectionGuard, ConnectionLimits};
 pub use rates::{RateClock, RateStanding, Rates, retry_after_seconds};
+pub use sockets::{Displaced, Replaced, SocketFacts, SocketGuard, SocketLimits, TooManySockets};
 pub use store::RateStore;
 
 use std::net::IpAddr;

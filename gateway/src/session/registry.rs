@@ -132,6 +132,18 @@ impl<S> Inner<S> {
         Ok(place)
     }
 
+    fn identify(&mut self, place: u32, identity: Arc<Identity>) {
+        let keys = self.keys(Some(&identity));
+        let socket = self.places.get_mut(place as usize).and_then(Option::as_mut);
+        let Some(old) = socket.map(|socket| socket.identity.replace(identity)) else { return };
+        for key in self.keys(old.as_deref()).into_iter().flatten() {
+            self.index.remove(&(key, place));
+        }
+        for key in keys.into_iter().flatten() {
+            self.index.insert((key, place));
+        }
+    }
+
     fn leave(&mut self, place: u32) -> Option<Socket<S>> {
         let socket = self.places.get_mut(place as usize)?.take()?;
         for key in self.keys(socket.identity.as_deref()).into_iter().flatten() {
@@ -176,6 +188,20 @@ impl<S> fmt::Debug for Registry<S> {
 pub struct Registration<S> {
     registry: Registry<S>,
     place: u32,
+}
+
+impl<S> Registration<S> {
+    /// Shows the socket, and whose it is. `show` only looks or sends: it must not touch the registry.
+    pub fn with<T>(&self, show: impl FnOnce(&S, Option<&Arc<Identity>>) -> T) -> Option<T> {
+        let inner = self.registry.inner.borrow();
+        let socket = inner.places.get(self.place as usize)?.as_ref()?;
+        Some(show(&socket.sender, socket.identity.as_ref()))
+    }
+
+    /// The socket goes on under another identity: it is found by that one from now on. Ask for revocations afterwards.
+    pub fn identify(&self, identity: Arc<Identity>) {
+        self.registry.inner.borrow_mut().identify(self.place, identity);
+    }
 }
 
 impl<S> Drop for Registration<S> {
@@ -240,6 +266,22 @@ mod tests {
         drop(first);
         assert_eq!(reached(&registry, by_subject()), [2]);
         assert_eq!(registry.len(), 3);
+    }
+
+    #[test]
+    fn a_socket_is_found_by_its_newest_identity_only() {
+        let registry = Registry::new(10);
+        let socket = registry.register(identity("alice", Some("s1"), Some("t1")), 1).unwrap();
+        let _other = registry.register(identity("alice", Some("s1"), Some("t1")), 2).unwrap();
+        socket.identify(identity("alice", Some("s1"), Some("t2")).unwrap());
+        let token = |token_id| Target::Token { issuer: ISSUER, token_id };
+        assert_eq!(reached(&registry, token("t1")), [2]);
+        assert_eq!(reached(&registry, token("t2")), [1]);
+        assert_eq!(reached(&registry, Target::Session { issuer: ISSUER, session: "s1" }), [1, 2]);
+        let id = socket.with(|_, identity| identity.and_then(|it| it.token_id.clone())).flatten();
+        assert_eq!(id.as_deref(), Some("t2"));
+        drop(socket);
+        assert_eq!(reached(&registry, token("t2")), [0u32; 0]);
     }
 
     #[test]

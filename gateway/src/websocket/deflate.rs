@@ -6,6 +6,7 @@
 use http::header::SEC_WEBSOCKET_EXTENSIONS;
 use http::{HeaderMap, HeaderValue};
 use sealgate_policy::{Denial, TunnelLimits};
+use zeroize::Zeroize as _;
 use zlib_rs::{Deflate, DeflateFlush, Inflate, InflateFlush, Status};
 
 /// From so many bytes on a message to a client is worth compressing.
@@ -314,6 +315,11 @@ impl Inflater {
                 Status::Ok | Status::BufError => (input, is_tail) = (&TAIL, true),
             }
         }
+    }
+
+    /// Erases what earlier messages left.
+    pub fn erase(&mut self) {
+        self.out.as_mut_slice().zeroize();
     }
 
     /// Gives back memory that a long message needed, beyond `kept` bytes.

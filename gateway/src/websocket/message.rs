@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use sealgate_policy::{Denial, MessageKind, TunnelLimits};
+use zeroize::Zeroize as _;
 
 use super::close::CloseError;
 use super::deflate::{InflateError, Inflater};
@@ -77,6 +78,12 @@ pub struct Scratch {
 }
 
 impl Scratch {
+    /// Erases the last message: there was a secret in it.
+    pub fn erase(&mut self) {
+        self.plain.zeroize();
+        self.inflater.erase();
+    }
+
     /// Gives back memory that a long message needed, beyond `kept` bytes.
     pub fn trim(&mut self, kept: usize) {
         if self.plain.capacity() > kept {

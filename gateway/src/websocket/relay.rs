@@ -16,10 +16,10 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use prometheus::IntCounter;
+use prometheus::{IntCounter, IntGauge};
 use sealgate_policy::{
     Denial, Direction, Evidence, Message, MessageKind, MessagePermit, OnRefusal, RateExceeded, RateFacts,
-    RateIndex, Refusal, TokenFault, TunnelPermit, settle_message,
+    RateIndex, Refusal, Renewal, TokenFault, TunnelPermit, settle_message, settle_renewal,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep};
@@ -72,16 +72,33 @@ pub struct Tunnel<D, U> {
     pub upstream_early: Bytes,
     /// What was agreed on with the client, if its messages and ours may be compressed.
     pub deflate: Option<Agreed>,
-    /// By which every message is judged, until [`Order::Policy`] brings another.
-    pub permit: TunnelPermit,
-    /// Where messages take from their rates.
-    pub rates: Rc<dyn RateTaker>,
-    /// Counters of this tunnel's rule.
-    pub metrics: Arc<TunnelMetrics>,
+    /// By which every message is judged, until an [`Order`] brings others.
+    pub terms: Terms,
+    /// Where the client's new tokens go to be judged.
+    pub renewer: Rc<dyn Renewer>,
     /// Where the rest of the gateway reaches this tunnel.
     pub orders: Rc<Orders>,
-    /// Wall clock at the start: places the token's expiry on the clock of the timers.
-    pub now: SystemTime,
+}
+
+/// What a tunnel is judged by, all of it from one snapshot of the policy and one token.
+pub struct Terms {
+    /// What the policy says of this tunnel.
+    pub permit: TunnelPermit,
+    /// Where messages take from their rates: a [`RateIndex`] of the permit points into no other.
+    pub rates: Rc<dyn RateTaker>,
+    /// Counters of the permit's rule.
+    pub metrics: Arc<TunnelMetrics>,
+    /// Unix seconds at which the session ends, whatever happens; `None` for a tunnel that is nobody's.
+    pub session_ends: Option<u64>,
+    /// The moment when these terms were made, on both clocks: places their dates on the clock of the timers, which no step
+    /// of the wall clock moves afterwards.
+    pub clock: (Instant, SystemTime),
+}
+
+/// Judges a client's new token.
+pub trait Renewer {
+    /// Begins to judge it, and never waits: the outcome comes as an [`Order::Renewal`], exactly one.
+    fn renew(&self, renewal: Renewal);
 }
 
 /// Takes from rate limits: all that are wanted, or none of effect.
@@ -108,6 +125,8 @@ pub struct TunnelMetrics {
     pub refused: ReasonCounters,
     /// Messages that rules in shadow mode would have refused, by reason.
     pub shadowed: ReasonCounters,
+    /// Tunnels that run under the rule now.
+    pub open: IntGauge,
 }
 
 /// One counter for each of [`Denial::ALL_REASONS`].
@@ -133,21 +152,36 @@ impl ReasonCounters {
 pub enum Order {
     /// Close with this denial's code: revoked, replaced, restarting, policy changed…
     Close(Denial),
-    /// Judge by this from the next message on: the policy changed, or the client renewed its token.
-    Policy {
-        /// What the new policy says of this tunnel.
-        permit: Box<TunnelPermit>,
-        /// The new policy's rates: a [`RateIndex`] of its permits points into no other.
-        rates: Rc<dyn RateTaker>,
-    },
+    /// Judge by these from the next message on: the policy changed.
+    Policy(Box<Terms>),
+    /// What came of the client's renewal: terms for the new token, or why the old one stays. [`closes`] says which
+    /// denials end the tunnel whatever the policy says.
+    Renewal(Result<Box<Terms>, Denial>),
 }
 
-/// Inbox of one tunnel, on the tunnel's own core. It holds one order: a later one takes its place, but
-/// nothing takes the place of [`Order::Close`].
+/// Inbox of one tunnel, on the tunnel's own core. A later order of a kind takes the place of an earlier one, but nothing
+/// takes the place of [`Order::Close`].
 #[derive(Default)]
 pub struct Orders {
-    waiting: Cell<Option<Order>>,
+    waiting: Cell<Option<Box<Waiting>>>,
     waker: Cell<Option<Waker>>,
+}
+
+/// Orders that nobody has read yet.
+#[derive(Default)]
+struct Waiting {
+    close: Option<Denial>,
+    renewal: Option<Result<Box<Terms>, Denial>>,
+    /// Given after the renewal, where there is one.
+    policy: Option<Box<Terms>>,
+}
+
+/// Whether a refused renewal ends the tunnel in any case: its new token proves that the old one must not count either, or
+/// that the upstream holds something for true that no longer is.
+#[must_use]
+pub fn closes(denial: &Denial) -> bool {
+    use Denial::{PolicyChanged, RenewalMismatch, Revoked, RightsChanged, SessionEnded};
+    matches!(denial, Revoked | RenewalMismatch | RightsChanged | SessionEnded | PolicyChanged)
 }
 
 impl Orders {
@@ -159,11 +193,19 @@ impl Orders {
     /// Leaves an order and wakes the tunnel. Given before the tunnel runs, it is obeyed before anything is relayed;
     /// after it ended, nobody reads it.
     pub fn give(&self, order: Order) {
-        let order = match self.waiting.take() {
-            Some(close @ Order::Close(_)) => close,
-            Some(Order::Policy { .. }) | None => order,
-        };
-        self.waiting.set(Some(order));
+        let mut waiting = self.waiting.take().unwrap_or_default();
+        match order {
+            Order::Close(denial) => drop(waiting.close.get_or_insert(denial)),
+            Order::Policy(terms) => waiting.policy = Some(terms),
+            Order::Renewal(outcome) => {
+                if outcome.is_ok() {
+                    // They are the newer ones, and for the newer token.
+                    waiting.policy = None;
+                }
+                waiting.renewal = Some(outcome);
+            }
+        }
+        self.waiting.set(Some(waiting));
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
@@ -220,16 +262,17 @@ where
     /// Relays until both sides are closed. Needs a Tokio runtime with timers; the future stays on its core.
     pub fn run(self) -> Relay<D, U> {
         let now = Instant::now();
-        let clock = (now, self.now);
-        let expires = expiry(&self.permit, clock);
-        let armed = now + self.permit.limits().ping_interval;
+        let ends = Ends::of(&self.terms);
+        let armed = now + self.terms.permit.limits().ping_interval;
         Relay {
             client: Side::new(self.downstream, Sender::Client, self.deflate, &self.downstream_early, now),
             upstream: Side::new(self.upstream, Sender::Server, None, &self.upstream_early, now),
             desk: Desk {
-                permit: self.permit,
-                rates: self.rates,
-                metrics: self.metrics,
+                permit: self.terms.permit,
+                rates: self.terms.rates,
+                metrics: Counted::new(self.terms.metrics),
+                renewer: self.renewer,
+                renewed: Renewed::Never,
                 active: now,
                 to_upstream: Traffic::default(),
                 to_client: Traffic::default(),
@@ -237,8 +280,7 @@ where
                 answers: Vec::new(),
             },
             orders: self.orders,
-            clock,
-            expires,
+            ends,
             armed,
             timer: Box::pin(tokio::time::sleep_until(armed)),
             ending: None,
@@ -246,10 +288,26 @@ where
     }
 }
 
-/// When the token runs out, on the clock of the timers; `None` if there is none, or in the far future.
-fn expiry(permit: &TunnelPermit, (at, wall): (Instant, SystemTime)) -> Option<Instant> {
-    let expires = UNIX_EPOCH.checked_add(Duration::from_secs(permit.identity()?.expires_at))?;
-    at.checked_add(expires.duration_since(wall).unwrap_or_default())
+/// When terms run out, on the clock of the timers; `None` if they never do, or in the far future.
+#[derive(Clone, Copy)]
+struct Ends {
+    token: Option<Instant>,
+    session: Option<Instant>,
+}
+
+impl Ends {
+    fn of(terms: &Terms) -> Ends {
+        let (at, wall) = terms.clock;
+        let place = |seconds| {
+            let end = UNIX_EPOCH.checked_add(Duration::from_secs(seconds))?;
+            at.checked_add(end.duration_since(wall).unwrap_or_default())
+        };
+        let identity = terms.permit.identity();
+        Ends {
+            token: identity.and_then(|identity| place(identity.expires_at)),
+            session: terms.session_ends.and_then(place),
+        }
+    }
 }
 
 /// A running tunnel: see [`Tunnel::run`].
@@ -258,9 +316,7 @@ pub struct Relay<D, U> {
     upstream: Side<U>,
     desk: Desk,
     orders: Rc<Orders>,
-    /// The same moment on both clocks.
-    clock: (Instant, SystemTime),
-    expires: Option<Instant>,
+    ends: Ends,
     timer: Pin<Box<Sleep>>,
     armed: Instant,
     /// Set once, when the end is certain; from then on only the closing is left.
@@ -321,15 +377,38 @@ where
     U: AsyncRead + AsyncWrite + Unpin,
 {
     fn obey(&mut self, now: Instant) {
-        match self.orders.waiting.take() {
-            Some(Order::Close(denial)) => self.close_both(denial, now),
-            Some(Order::Policy { permit, rates }) => {
-                self.expires = expiry(&permit, self.clock);
-                self.desk.permit = *permit;
-                self.desk.rates = rates;
+        let Some(waiting) = self.orders.waiting.take() else { return };
+        let Waiting { close, renewal, policy } = *waiting;
+        if let Some(outcome) = renewal {
+            self.desk.renewed = Renewed::At(now);
+            match outcome {
+                Ok(terms) => {
+                    self.adopt(*terms);
+                    self.desk.answer_renewed(self.ends, now);
+                }
+                Err(denial) => {
+                    self.desk.refuse(&denial);
+                    let rule = self.desk.permit.renew();
+                    let close = rule.is_some_and(|rule| rule.on_refusal == OnRefusal::Close);
+                    if close || closes(&denial) || !self.desk.answer(&denial, self.client.waiting()) {
+                        self.close_both(denial, now);
+                    }
+                }
             }
-            None => {}
         }
+        if let Some(terms) = policy {
+            self.adopt(*terms);
+        }
+        if let Some(denial) = close {
+            self.close_both(denial, now);
+        }
+    }
+
+    fn adopt(&mut self, terms: Terms) {
+        self.ends = Ends::of(&terms);
+        self.desk.permit = terms.permit;
+        self.desk.rates = terms.rates;
+        self.desk.metrics = Counted::new(terms.metrics);
     }
 
     /// Does what is due at `now`. INVARIANT: afterwards [`Relay::next_deadline`] is later than `now`.
@@ -357,7 +436,10 @@ where
             return;
         }
 
-        if self.expires.is_some_and(|expires| now >= expires) {
+        if self.ends.session.is_some_and(|ends| now >= ends) {
+            return self.close_both(Denial::SessionEnded, now);
+        }
+        if self.ends.token.is_some_and(|expires| now >= expires) {
             return self.close_both(Denial::TokenInvalid(TokenFault::Expired), now);
         }
         if idle.is_some_and(|idle| now >= self.desk.active + idle) {
@@ -384,14 +466,14 @@ where
         let limits = self.desk.permit.limits();
         let stuck = [self.client.stuck_at(limits), self.upstream.stuck_at(limits)];
         let due = match &self.ending {
-            Some(ending) => [Some(ending.deadline), None, None, None],
+            Some(ending) => [Some(ending.deadline), None, None, None, None],
             None => {
                 let idle = limits.idle.map(|idle| self.desk.active + idle);
                 let (client, upstream) = match self.is_stalled() {
                     true => (None, None),
                     false => (Some(self.client.watch_at(limits)), Some(self.upstream.watch_at(limits))),
                 };
-                [self.expires, idle, client, upstream]
+                [self.ends.token, self.ends.session, idle, client, upstream]
             }
         };
         // Nothing due means that somebody is stalled, or that the tunnel ends.
@@ -557,7 +639,9 @@ where
 struct Desk {
     permit: TunnelPermit,
     rates: Rc<dyn RateTaker>,
-    metrics: Arc<TunnelMetrics>,
+    metrics: Counted,
+    renewer: Rc<dyn Renewer>,
+    renewed: Renewed,
     /// Last declared activity.
     active: Instant,
     to_upstream: Traffic,
@@ -568,13 +652,71 @@ struct Desk {
     answers: Vec<u8>,
 }
 
+/// Metrics under which the tunnel counts as open until this is dropped.
+struct Counted(Arc<TunnelMetrics>);
+
+impl Counted {
+    fn new(metrics: Arc<TunnelMetrics>) -> Counted {
+        metrics.open.inc();
+        Counted(metrics)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.open.dec();
+    }
+}
+
+impl std::ops::Deref for Counted {
+    type Target = TunnelMetrics;
+
+    fn deref(&self) -> &TunnelMetrics {
+        &self.0
+    }
+}
+
+/// How far the client's last renewal has come.
+#[derive(Clone, Copy)]
+enum Renewed {
+    Never,
+    /// It is being judged.
+    Pending,
+    /// It was answered.
+    At(Instant),
+}
+
+/// What the policy permits of a message.
+enum Permitted {
+    Message(MessagePermit),
+    Renewal(Renewal),
+}
+
+/// What became of a message that was permitted.
+enum Judged {
+    /// Goes on to the other side.
+    Accepted(Accepted),
+    /// Was for the gateway alone: nothing of it goes on.
+    Swallowed,
+}
+
 /// Proof that a frame may go on: its message was judged by the [`Desk`], or it is a close frame.
 struct Accepted(());
 
 impl Desk {
     /// Judges a message: a whole one, or, where the policy does not look into it, its first frame.
-    fn judge(&mut self, message: &Message<'_>, now: Instant) -> Result<Accepted, Refusal> {
-        let permit = self.permit_message(message).inspect_err(|refusal| self.refuse(&refusal.denial))?;
+    fn judge(&mut self, message: &Message<'_>, now: Instant) -> Result<Judged, Refusal> {
+        let permit = match self.permit_message(message) {
+            Ok(Permitted::Message(permit)) => permit,
+            Ok(Permitted::Renewal(renewal)) => {
+                self.renew(renewal, now).inspect_err(|refusal| self.refuse(&refusal.denial))?;
+                return Ok(Judged::Swallowed);
+            }
+            Err(refusal) => {
+                self.refuse(&refusal.denial);
+                return Err(refusal);
+            }
+        };
         if let Some(denial) = permit.shadowed() {
             self.metrics.shadowed.count(denial);
         }
@@ -582,17 +724,57 @@ impl Desk {
         if permit.activity() && message.direction == Direction::ToUpstream {
             self.active = now;
         }
-        Ok(Accepted(()))
+        Ok(Judged::Accepted(Accepted(())))
     }
 
-    fn permit_message(&self, message: &Message<'_>) -> Result<MessagePermit, Refusal> {
+    fn permit_message(&self, message: &Message<'_>) -> Result<Permitted, Refusal> {
         let demands = self.permit.judge_message(message)?;
         let rates = match demands.rates() {
             [] => Ok(()),
             wanted => self.rates.take(wanted, &demands.rate_facts()),
         };
         // A revocation reaches an open tunnel as an order.
-        settle_message(demands, Evidence { rates, revoked: false })
+        let evidence = Evidence { rates, revoked: false };
+        match demands.is_renewal() {
+            true => settle_renewal(demands, evidence).map(Permitted::Renewal),
+            false => settle_message(demands, evidence).map(Permitted::Message),
+        }
+    }
+
+    /// Has the new token judged, unless that was asked for a moment ago or still goes on.
+    fn renew(&mut self, renewal: Renewal, now: Instant) -> Result<(), Refusal> {
+        let Some(rule) = self.permit.renew() else {
+            return Err(Refusal { denial: Denial::Internal, action: OnRefusal::Close });
+        };
+        let wait = match self.renewed {
+            Renewed::Never => Duration::ZERO,
+            Renewed::Pending => rule.min_interval,
+            Renewed::At(at) => (at + rule.min_interval).saturating_duration_since(now),
+        };
+        if !wait.is_zero() {
+            let denial = Denial::RenewalTooSoon { retry_after: wait };
+            return Err(Refusal { denial, action: rule.on_refusal });
+        }
+        if let Some(denial) = renewal.shadowed() {
+            self.metrics.shadowed.count(denial);
+        }
+        self.renewed = Renewed::Pending;
+        self.renewer.renew(renewal);
+        Ok(())
+    }
+
+    /// Tells the client that its new token counts, and until when.
+    fn answer_renewed(&mut self, ends: Ends, now: Instant) {
+        let (Some(rule), Some(identity)) = (self.permit.renew(), self.permit.identity()) else { return };
+        // Seconds, as tokens count them; never later than the socket's own end.
+        let token = ends.token.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
+        let session = ends.session.map_or(token, |at| at.saturating_duration_since(now));
+        let earlier = token.saturating_sub(session).as_secs();
+        let answer = serde_json::json!({
+            "type": format!("{}.ok", rule.name),
+            "expires_at": identity.expires_at.saturating_sub(earlier),
+        });
+        frame::write_frame(&mut self.answers, Opcode::Text, None, answer.to_string().as_bytes());
     }
 
     fn count(&mut self, direction: Direction, messages: bool, bytes: usize) {
@@ -719,10 +901,15 @@ where
                 let verdict = match first {
                     true => desk.judge(&Message { direction, kind, payload }, now),
                     // Its message was judged with its first frame.
-                    false => Ok(Accepted(())),
+                    false => Ok(Judged::Accepted(Accepted(()))),
                 };
                 match verdict {
-                    Ok(accepted) => {
+                    // INVARIANT: where messages go on frame by frame, none is looked into, and none renews a token.
+                    Ok(Judged::Swallowed) => {
+                        outcome = Some(Outcome::Refused(Denial::Internal));
+                        break;
+                    }
+                    Ok(Judged::Accepted(accepted)) => {
                         desk.count(direction, last, payload.len());
                         match first && last {
                             true => run.pass_on(len, accepted, kind, payload, to, deflater),
@@ -742,7 +929,12 @@ where
                 let verdict = desk.judge(&Message { direction, kind, payload }, now);
                 let held = from.incoming.take_held();
                 match verdict {
-                    Ok(accepted) => {
+                    Ok(Judged::Swallowed) => {
+                        to.queue(run.pass_over(len));
+                        // A token was in there.
+                        scratch.erase();
+                    }
+                    Ok(Judged::Accepted(accepted)) => {
                         desk.count(direction, true, payload.len());
                         match forward {
                             Forward::InPlace => run.pass_on(len, accepted, kind, payload, to, deflater),

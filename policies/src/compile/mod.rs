@@ -297,6 +297,13 @@ impl Compiler<'_> {
             self.duration(&format!("/connections/{key}"), text, default, range)
         };
         let short = MILLISECOND * 100..=MINUTE * 5;
+        let drain_timeout = time("drain_timeout", d.drain_timeout, SECOND * 30, Duration::ZERO..=HOUR);
+        let drain_jitter = time(
+            "drain_jitter",
+            d.drain_jitter,
+            drain_timeout.min(SECOND * 5),
+            Duration::ZERO..=drain_timeout,
+        );
         let policy = ConnectionPolicy {
             max_total: d.max_total.unwrap_or(20_000),
             max_per_address: d.max_per_address.unwrap_or(200),
@@ -304,7 +311,8 @@ impl Compiler<'_> {
             header_timeout: time("header_timeout", d.header_timeout, SECOND * 10, short),
             idle_timeout: time("idle_timeout", d.idle_timeout, SECOND * 75, SECOND..=HOUR),
             body_timeout: time("body_timeout", d.body_timeout, SECOND * 30, MILLISECOND * 100..=HOUR),
-            drain_timeout: time("drain_timeout", d.drain_timeout, SECOND * 30, Duration::ZERO..=HOUR),
+            drain_timeout,
+            drain_jitter,
             max_header_bytes: self.size32(
                 "/connections/max_header_bytes",
                 d.max_header_bytes,

@@ -8,9 +8,9 @@ use http::Method;
 use crate::compile::ciphertext::Named;
 use crate::compile::{Compiler, DAY, GIB, HOUR, KIB, MIB, MILLISECOND, SECOND, mode, sender};
 use crate::document::{
-    AuthDocument, BodyDocument, CompressionDocument, DirectionDocument, Hosts, InspectDocument, KindDocument,
-    MessageDocument, MethodDocument, ModeDocument, NameText, OnRefusalDocument, QueryDocument, RouteDocument,
-    SenderDocument, WebsocketDocument,
+    AtLimitDocument, AuthDocument, BodyDocument, CompressionDocument, DirectionDocument, Hosts,
+    InspectDocument, KindDocument, MaxOpenDocument, MessageDocument, MethodDocument, ModeDocument, NameText,
+    OnRefusalDocument, QueryDocument, RouteDocument, SenderDocument, WebsocketDocument,
 };
 use crate::json::{self, Schema};
 use crate::matcher::{ContentTypes, Origins};
@@ -18,8 +18,8 @@ use crate::path::{MAX_QUERY, PathPattern};
 use crate::policy::{Mode, Rate, RateIndex, RateKey, RuleId, Upstream, UpstreamIndex};
 use crate::routes::{Host, Routes};
 use crate::rule::{
-    Authentication, BodyRule, Compression, Kinds, MessageRule, MessageTable, OnRefusal, QueryRule, RateList,
-    Rule, TunnelLimits, TunnelRule,
+    AtLimit, Authentication, BodyRule, Compression, Kinds, MaxOpen, MessageRule, MessageTable, OnRefusal,
+    QueryRule, RateList, RenewRule, Rule, TunnelLimits, TunnelRule,
 };
 use crate::source::{child, hint};
 
@@ -369,6 +369,84 @@ impl Compiler<'_> {
             to_client,
             message_rates,
             activity: d.activity.unwrap_or(true),
+            renew: self.renew(at, d, inspect, authentication),
+            max_open: d
+                .max_open
+                .as_ref()
+                .map(|it| self.max_open(&format!("{at}/max_open"), it, authentication)),
+        }
+    }
+
+    fn renew(
+        &mut self,
+        at: &str,
+        document: &WebsocketDocument,
+        inspect: InspectDocument,
+        authentication: Authentication,
+    ) -> Option<RenewRule> {
+        let d = document.renew.as_ref()?;
+        let at_renew = format!("{at}/renew");
+        if authentication == Authentication::None {
+            self.error(&at_renew, "there is no token to renew, as auth is \"none\"");
+        }
+        if inspect == InspectDocument::None {
+            self.error(&at_renew, "a renewal would not be seen, as nothing is looked into (inspect)");
+        }
+        let listed = |message: &MessageDocument| {
+            message.name == d.name && message.direction != DirectionDocument::ToClient
+        };
+        if document.message.iter().any(listed) {
+            let message =
+                format!("`{}` is a message to the upstream too; expected a type of its own", d.name);
+            self.error(&format!("{at_renew}/type"), message);
+        }
+        let pointer = d.token_pointer.as_deref().unwrap_or("/token");
+        let tokens = json::pointer_tokens(pointer).filter(|tokens| !tokens.is_empty());
+        if tokens.is_none() {
+            let message = "expected a JSON pointer (RFC 6901) to a field, such as \"/token\"";
+            self.error(&format!("{at_renew}/token_pointer"), message);
+        }
+        Some(RenewRule {
+            name: d.name.as_str().into(),
+            min_interval: self.duration(
+                &format!("{at_renew}/min_interval"),
+                d.min_interval,
+                SECOND * 5,
+                MILLISECOND * 100..=HOUR,
+            ),
+            on_refusal: on_refusal(d.on_refusal.unwrap_or(OnRefusalDocument::Answer)),
+            pointer: tokens.unwrap_or_default(),
+        })
+    }
+
+    fn max_open(&mut self, at: &str, document: &MaxOpenDocument, authentication: Authentication) -> MaxOpen {
+        let d = document;
+        let of_identity = d.session.is_some() || d.subject.is_some();
+        if !of_identity && d.address.is_none() {
+            self.error(at, "expected a limit: session, subject or address");
+        }
+        if authentication == Authentication::None {
+            for (key, limit) in [("session", d.session), ("subject", d.subject)] {
+                if limit.is_some() {
+                    self.error(
+                        &format!("{at}/{key}"),
+                        "nobody is known by a token here, as auth is \"none\"",
+                    );
+                }
+            }
+        }
+        if d.at_limit == AtLimitDocument::ReplaceOldest && !of_identity {
+            let message = "only sockets of one session or subject replace each other; expected \"reject\"";
+            self.error(&format!("{at}/at_limit"), message);
+        }
+        MaxOpen {
+            session: d.session,
+            subject: d.subject,
+            address: d.address,
+            at_limit: match d.at_limit {
+                AtLimitDocument::Reject => AtLimit::Reject,
+                AtLimitDocument::ReplaceOldest => AtLimit::ReplaceOldest,
+            },
         }
     }
 

@@ -653,3 +653,121 @@ fn the_json_schema_is_valid_and_describes_every_table() {
         assert!(schema.pointer(&format!("/properties/{key}")).is_some(), "{key}");
     }
 }
+
+const TUNNEL: &str = r#"
+version = 1
+[[issuer]]
+name = "i"
+issuer = "https://i.example"
+audience = ["a"]
+algorithms = ["ES256"]
+jwks = "file:jwks.json"
+[[upstream]]
+name = "backend"
+endpoints = ["unix:/backend"]
+[[websocket]]
+name = "stream"
+path = "/stream"
+upstream = "backend"
+"#;
+
+const HELLO: &str = "message = [{ type = \"hello\", direction = \"to-upstream\" }]\n";
+
+#[test]
+fn a_renewal_has_a_type_of_its_own_and_safe_defaults() {
+    let compiled = |keys: &str| {
+        let text = format!("{TUNNEL}{HELLO}{keys}");
+        Policy::compile(&bundle(&[("policy.toml", &text)]), &BTreeMap::new()).unwrap()
+    };
+    let policy = compiled("renew = { type = \"renew\" }");
+    let renew = policy.rules()[0].tunnel.as_ref().unwrap().renew.as_ref().unwrap();
+    assert_eq!(
+        (&*renew.name, renew.min_interval, &renew.pointer[..]),
+        ("renew", SECOND * 5, &["token".to_owned()][..])
+    );
+    assert_eq!(renew.on_refusal, crate::rule::OnRefusal::Answer);
+    let policy = compiled(
+        "renew = { type = \"r\", token_pointer = \"/a/b\", min_interval = \"1m\", on_refusal = \"close\" }",
+    );
+    let renew = policy.rules()[0].tunnel.as_ref().unwrap().renew.as_ref().unwrap();
+    assert_eq!((renew.min_interval, renew.pointer.len()), (MINUTE, 2));
+    assert_eq!(renew.on_refusal, crate::rule::OnRefusal::Close);
+
+    let start = u32::try_from(TUNNEL.lines().count()).unwrap() + 1;
+    let errors = |keys: &str, expected: &[Expected<'_>]| {
+        assert_errors(&[("policy.toml", &format!("{TUNNEL}{keys}"))], expected);
+    };
+    errors(
+        &format!("{HELLO}renew = {{ type = \"hello\", token_pointer = \"token\", min_interval = \"1ms\" }}"),
+        &[
+            ("policy.toml", start + 1, 18, "websocket.stream.renew.type", "a type of its own"),
+            ("policy.toml", start + 1, 43, "websocket.stream.renew.token_pointer", "expected a JSON pointer"),
+            (
+                "policy.toml",
+                start + 1,
+                67,
+                "websocket.stream.renew.min_interval",
+                "expected \"100ms\" to \"1h\"",
+            ),
+        ],
+    );
+    errors(
+        "auth = \"none\"\nrenew = { type = \"renew\" }",
+        &[
+            ("policy.toml", start + 1, 9, "websocket.stream.renew", "no token to renew"),
+            ("policy.toml", start + 1, 9, "websocket.stream.renew", "would not be seen"),
+        ],
+    );
+}
+
+#[test]
+fn open_sockets_are_limited_by_what_is_known_of_them() {
+    let compiled = |keys: &str| {
+        let text = format!("{TUNNEL}{keys}");
+        Policy::compile(&bundle(&[("policy.toml", &text)]), &BTreeMap::new()).unwrap()
+    };
+    let policy = compiled("max_open = { session = 2, address = 9, at_limit = \"replace-oldest\" }");
+    let max_open = policy.rules()[0].tunnel.as_ref().unwrap().max_open.unwrap();
+    let expected = crate::rule::MaxOpen {
+        session: Some(2),
+        subject: None,
+        address: Some(9),
+        at_limit: crate::rule::AtLimit::ReplaceOldest,
+    };
+    assert_eq!(max_open, expected);
+    assert!(compiled("").rules()[0].tunnel.as_ref().unwrap().max_open.is_none());
+
+    let start = u32::try_from(TUNNEL.lines().count()).unwrap() + 1;
+    let errors = |keys: &str, expected: &[Expected<'_>]| {
+        assert_errors(&[("policy.toml", &format!("{TUNNEL}{keys}"))], expected);
+    };
+    let at = "websocket.stream.max_open";
+    errors("max_open = {}", &[("policy.toml", start, 12, at, "expected a limit")]);
+    errors(
+        "auth = \"none\"\nmax_open = { subject = 1 }",
+        &[("policy.toml", start + 1, 24, &format!("{at}.subject"), "nobody is known")],
+    );
+    errors(
+        "max_open = { address = 1, at_limit = \"replace-oldest\" }",
+        &[("policy.toml", start, 38, &format!("{at}.at_limit"), "expected \"reject\"")],
+    );
+}
+
+#[test]
+fn draining_spreads_over_five_seconds_or_what_time_there_is() {
+    let jitter = |keys: &str| {
+        let text = format!("version = 1\n[connections]\n{keys}");
+        Policy::compile(&bundle(&[("policy.toml", &text)]), &BTreeMap::new())
+            .unwrap()
+            .connections
+            .drain_jitter
+    };
+    assert_eq!(jitter(""), SECOND * 5);
+    assert_eq!(jitter("drain_timeout = \"2s\""), SECOND * 2);
+    assert_eq!(jitter("drain_jitter = \"0s\""), Duration::ZERO);
+    assert_eq!(jitter("drain_jitter = \"30s\""), SECOND * 30);
+    assert_errors(
+        &[("policy.toml", "version = 1\n[connections]\ndrain_timeout = \"10s\"\ndrain_jitter = \"11s\"\n")],
+        &[("policy.toml", 4, 16, "connections.drain_jitter", "expected \"0ms\" to \"10s\"")],
+    );
+}

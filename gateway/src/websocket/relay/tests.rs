@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr};
 
 use http::{HeaderMap, Method};
-use prometheus::IntCounter;
+use prometheus::{IntCounter, IntGauge};
 use sealgate_policy::{Bundle, Identity, IdentityParts, Policy, RequestFacts, settle};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::task::{JoinHandle, LocalSet};
@@ -25,6 +25,7 @@ struct Bed {
     client: DuplexStream,
     backend: DuplexStream,
     orders: Rc<Orders>,
+    renewals: Rc<Renewals>,
     metrics: Arc<TunnelMetrics>,
     limits: sealgate_policy::TunnelLimits,
     end: JoinHandle<TunnelEnd>,
@@ -36,18 +37,26 @@ fn tunnel(keys: &str, test: impl AsyncFnOnce(Bed)) {
 }
 
 fn tunnel_with(keys: &str, pipe: usize, early: &[u8], late: &[u8], test: impl AsyncFnOnce(Bed)) {
-    open(keys, None, pipe, early, late, test);
+    open(permit(keys, None), None, None, pipe, early, late, test);
 }
 
 /// As [`tunnel`], after permessage-deflate was agreed on with the client by this offer.
 fn compressed_tunnel(keys: &str, offer: &'static str, pipe: usize, test: impl AsyncFnOnce(Bed)) {
     let offer = http::HeaderValue::from_static(offer);
     let headers = HeaderMap::from_iter([(http::header::SEC_WEBSOCKET_EXTENSIONS, offer)]);
-    open(keys, Agreed::accept(&headers).unwrap(), pipe, b"", b"", test);
+    let agreed = Agreed::accept(&headers).unwrap();
+    open(permit(keys, None), None, agreed, pipe, b"", b"", test);
+}
+
+/// As [`tunnel`], for alice, whose token expires at `expires_at` and whose session ends at `session_ends`.
+fn tunnel_of_alice(keys: &str, expires_at: u64, session_ends: u64, test: impl AsyncFnOnce(Bed)) {
+    let permit = permit(keys, Some(alice(expires_at)));
+    open(permit, Some(session_ends), None, 64 * 1024, b"", b"", test);
 }
 
 fn open(
-    keys: &str,
+    permit: TunnelPermit,
+    session_ends: Option<u64>,
     deflate: Option<Agreed>,
     pipe: usize,
     early: &[u8],
@@ -56,27 +65,45 @@ fn open(
 ) {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
-    let permit = permit(keys, None);
     let limits = permit.limits().clone();
     LocalSet::new().block_on(&runtime, async {
         let (client, downstream) = tokio::io::duplex(pipe);
         let (backend, upstream) = tokio::io::duplex(pipe);
-        let (orders, metrics) = (Orders::new(), metrics());
+        let (orders, renewals, metrics) = (Orders::new(), Rc::<Renewals>::default(), metrics());
         let tunnel = Tunnel {
             downstream,
             upstream,
             downstream_early: Bytes::copy_from_slice(early),
             upstream_early: Bytes::copy_from_slice(late),
             deflate,
-            permit,
-            rates: Rc::new(TwoOfEach::default()),
-            metrics: metrics.clone(),
+            terms: Terms { session_ends, ..terms(permit, metrics.clone(), START) },
+            renewer: renewals.clone(),
             orders: orders.clone(),
-            now: UNIX_EPOCH + Duration::from_secs(START),
         };
         let end = tokio::task::spawn_local(tunnel.run());
-        test(Bed { client, backend, orders, metrics, limits, end }).await;
+        test(Bed { client, backend, orders, renewals, metrics, limits, end }).await;
     });
+}
+
+/// Terms made when the wall clock showed `now`.
+fn terms(permit: TunnelPermit, metrics: Arc<TunnelMetrics>, now: u64) -> Terms {
+    Terms {
+        permit,
+        rates: Rc::new(TwoOfEach::default()),
+        metrics,
+        session_ends: None,
+        clock: (Instant::now(), UNIX_EPOCH + Duration::from_secs(now)),
+    }
+}
+
+/// The tokens that clients want to go on with. The tests are the judge.
+#[derive(Default)]
+struct Renewals(RefCell<Vec<String>>);
+
+impl Renewer for Renewals {
+    fn renew(&self, renewal: Renewal) {
+        self.0.borrow_mut().push(renewal.token().to_owned());
+    }
 }
 
 fn permit(keys: &str, identity: Option<Identity>) -> TunnelPermit {
@@ -141,6 +168,7 @@ fn metrics() -> Arc<TunnelMetrics> {
         bytes_to_client: counter(),
         refused: ReasonCounters::prepare(|_| counter()),
         shadowed: ReasonCounters::prepare(|_| counter()),
+        open: IntGauge::new("test", "test").unwrap(),
     })
 }
 
@@ -260,6 +288,11 @@ impl Bed {
 
     async fn backend_reads(&mut self) -> (Opcode, Vec<u8>) {
         read_frame(&mut self.backend, Sender::Client).await
+    }
+
+    async fn expect_renewed(&mut self) {
+        let answer: serde_json::Value = serde_json::from_slice(&self.client_reads().await.1).unwrap();
+        assert_eq!(answer["type"], "renew.ok", "{answer}");
     }
 
     /// Both are told to close and answer; gives the codes and the end.
@@ -386,11 +419,9 @@ async fn sixteen_messages_are_one_write_and_leave_nothing_behind() {
         downstream_early: Bytes::new(),
         upstream_early: Bytes::new(),
         deflate: None,
-        permit: permit(CHECKED, None),
-        rates: Rc::new(TwoOfEach::default()),
-        metrics: metrics(),
+        terms: terms(permit(CHECKED, None), metrics(), 0),
+        renewer: Rc::<Renewals>::default(),
         orders: Orders::new(),
-        now: UNIX_EPOCH,
     };
     let mut relay = tunnel.run();
     let wire = from_client(Opcode::Text, SAY).repeat(16);
@@ -659,16 +690,18 @@ fn a_token_expires_at_the_instant_and_a_renewal_counts() {
     let keys = "ping_interval = '1h'";
     tunnel(keys, async |bed| {
         let start = Instant::now();
-        let renew = |expires_at| Order::Policy {
-            permit: Box::new(permit(keys, Some(alice(expires_at)))),
-            rates: Rc::new(TwoOfEach::default()),
+        let renew = |expires_at, now| {
+            let permit = permit(keys, Some(alice(expires_at)));
+            Order::Policy(Box::new(terms(permit, bed.metrics.clone(), now)))
         };
-        bed.orders.give(renew(START + 60));
+        bed.orders.give(renew(START + 60, START));
         tokio::time::advance(Duration::from_millis(59_999)).await;
-        bed.orders.give(renew(START + 120));
+        tokio::task::yield_now().await;
+        // Meanwhile the wall clock was set forward by an hour: what counts is how long the new token has still to go.
+        bed.orders.give(renew(START + 3720, START + 3660));
         tokio::time::advance(Duration::from_secs(30)).await;
         let (client, backend, end) = bed.closes().await;
-        assert_eq!(start.elapsed().as_secs(), 120);
+        assert_eq!(start.elapsed().as_secs(), 119);
         assert_eq!((client.0, backend.0), (4401, 4401));
         assert!(client.1.starts_with("token-expired"));
         assert_eq!((end.code, end.by), (4401, EndedBy::Gateway));
@@ -678,10 +711,8 @@ fn a_token_expires_at_the_instant_and_a_renewal_counts() {
 #[test]
 fn an_expired_token_never_relays() {
     tunnel("", async |mut bed| {
-        bed.orders.give(Order::Policy {
-            permit: Box::new(permit("", Some(alice(START - 1)))),
-            rates: Rc::new(TwoOfEach::default()),
-        });
+        let expired = permit("", Some(alice(START - 1)));
+        bed.orders.give(Order::Policy(Box::new(terms(expired, bed.metrics.clone(), START))));
         bed.client_sends(&from_client(Opcode::Text, b"late")).await;
         assert_eq!(bed.closes().await.0.0, 4401);
     });
@@ -713,14 +744,193 @@ fn a_new_policy_holds_from_the_next_message() {
         bed.client_sends(&unfinished(from_client(Opcode::Text, b"a message "))).await;
         assert_eq!(bed.backend_reads().await.1, b"anything");
         assert_eq!(bed.backend_reads().await.1, b"a message ");
-        bed.orders.give(Order::Policy {
-            permit: Box::new(permit(CHECKED, None)),
-            rates: Rc::new(TwoOfEach::default()),
-        });
+        let stricter = metrics();
+        assert_eq!((bed.metrics.open.get(), stricter.open.get()), (1, 0));
+        bed.orders.give(Order::Policy(Box::new(terms(permit(CHECKED, None), stricter.clone(), START))));
         bed.client_sends(&from_client(Opcode::Continuation, b"under way")).await;
         assert_eq!(bed.backend_reads().await.1, b"under way");
+        // From then on it counts for the rule that it is under.
+        assert_eq!((bed.metrics.open.get(), stricter.open.get()), (0, 1));
         bed.client_sends(&from_client(Opcode::Text, b"anything")).await;
         assert_eq!(bed.closes().await.0.0, 1007);
+        assert_eq!((stricter.open.get(), counted(&stricter.refused, "not-json")), (0, 1));
+    });
+}
+
+#[test]
+fn a_session_ends_after_its_time_however_fresh_its_token() {
+    let keys = "ping_interval = '1h'";
+    tunnel_of_alice(keys, START + 1000, START + 90, async |bed| {
+        let start = Instant::now();
+        tokio::time::advance(Duration::from_secs(60)).await;
+        let renewed = terms(permit(keys, Some(alice(START + 2000))), bed.metrics.clone(), START + 60);
+        bed.orders.give(Order::Renewal(Ok(Box::new(Terms { session_ends: Some(START + 90), ..renewed }))));
+        let (client, backend, end) = bed.closes().await;
+        assert_eq!(start.elapsed().as_secs(), 90);
+        assert_eq!((client.0, backend.0, end.denial), (4401, 4401, Some(Denial::SessionEnded)));
+        assert!(client.1.starts_with("session-ended: "), "{}", client.1);
+    });
+}
+
+// ---- Renewal.
+
+const RENEWED: &str = "renew = { type = 'renew', token_pointer = '/auth/token', min_interval = '10s' }";
+const RENEW: &[u8] = br#"{"type":"renew","auth":{"token":"a.b.c"}}"#;
+
+fn renewable(more: &str) -> String {
+    // A table of its own comes last, and the key stands before the first.
+    format!("ping_interval = '1h'\nmax_message = '1KiB'\n{more}\n{CHECKED}")
+}
+
+#[test]
+fn a_renewal_is_swallowed_judged_and_answered() {
+    let keys = renewable(RENEWED);
+    tunnel_of_alice(&keys, START + 60, START + 100, async |mut bed| {
+        let start = Instant::now();
+        bed.client_sends(&from_client(Opcode::Text, RENEW)).await;
+        bed.client_sends(&from_client(Opcode::Text, SAY)).await;
+        // Nothing of it reached the backend, and traffic goes on while it is judged.
+        assert_eq!(bed.backend_reads().await.1, SAY);
+        assert_eq!(*bed.renewals.0.borrow(), ["a.b.c"]);
+        let renewed = terms(permit(&keys, Some(alice(START + 90))), bed.metrics.clone(), START);
+        bed.orders.give(Order::Renewal(Ok(Box::new(Terms { session_ends: Some(START + 80), ..renewed }))));
+        let answer: serde_json::Value = serde_json::from_slice(&bed.client_reads().await.1).unwrap();
+        // Never later than the session's own end.
+        assert_eq!(answer, serde_json::json!({ "type": "renew.ok", "expires_at": START + 80 }));
+        assert_eq!(bed.metrics.messages_to_upstream.get(), 1);
+        assert_eq!(bed.closes().await.0.0, 4401);
+        assert_eq!(start.elapsed().as_secs(), 80);
+    });
+}
+
+#[test]
+fn a_renewal_in_fragments_is_one_and_between_messages_of_the_backend() {
+    let keys = renewable(RENEWED);
+    tunnel_of_alice(&keys, START + 60, START + 100, async |mut bed| {
+        let (head, tail) = RENEW.split_at(10);
+        bed.client_sends(&unfinished(from_client(Opcode::Text, head))).await;
+        bed.client_sends(&from_client(Opcode::Continuation, tail)).await;
+        bed.client_sends(&from_client(Opcode::Text, SAY)).await;
+        assert_eq!(bed.backend_reads().await.1, SAY);
+        assert_eq!(*bed.renewals.0.borrow(), ["a.b.c"]);
+    });
+}
+
+#[test]
+fn a_refused_renewal_is_answered_and_the_old_token_stays() {
+    let keys = renewable(RENEWED);
+    tunnel_of_alice(&keys, START + 60, START + 100, async |mut bed| {
+        let start = Instant::now();
+        let reason = async |bed: &mut Bed| {
+            let answer: serde_json::Value = serde_json::from_slice(&bed.client_reads().await.1).unwrap();
+            assert_eq!(answer["type"], "error", "{answer}");
+            answer["reason"].as_str().unwrap().to_owned()
+        };
+        bed.client_sends(&from_client(Opcode::Text, RENEW)).await;
+        // Another one while the first is being judged, and one right after: too soon.
+        bed.client_sends(&from_client(Opcode::Text, RENEW)).await;
+        assert_eq!(reason(&mut bed).await, "renewal-too-soon");
+        bed.orders.give(Order::Renewal(Err(Denial::TokenInvalid(TokenFault::Signature))));
+        assert_eq!(reason(&mut bed).await, "token-invalid");
+        bed.client_sends(&from_client(Opcode::Text, RENEW)).await;
+        assert_eq!(reason(&mut bed).await, "renewal-too-soon");
+        assert_eq!(bed.renewals.0.borrow().len(), 1);
+        tokio::time::advance(Duration::from_secs(10)).await;
+        // Without a token there is nothing to verify, but it is judged like any other.
+        bed.client_sends(&from_client(Opcode::Text, br#"{"type":"renew"}"#)).await;
+        bed.client_sends(&from_client(Opcode::Text, SAY)).await;
+        assert_eq!(bed.backend_reads().await.1, SAY);
+        bed.orders.give(Order::Renewal(Err(Denial::TokenKeysUnavailable)));
+        assert_eq!(reason(&mut bed).await, "token-keys-unavailable");
+        assert_eq!(bed.renewals.0.borrow().last().unwrap(), "");
+        assert_eq!(counted(&bed.metrics.refused, "renewal-too-soon"), 2);
+        let (client, backend, end) = bed.closes().await;
+        assert_eq!(
+            (client.0, backend.0, end.denial),
+            (4401, 4401, Some(Denial::TokenInvalid(TokenFault::Expired)))
+        );
+        assert_eq!(start.elapsed().as_secs(), 60);
+    });
+}
+
+#[test]
+fn a_renewal_that_proves_a_change_closes_whatever_the_rule_says() {
+    let keys = renewable(RENEWED);
+    for (denial, code) in [
+        (Denial::Revoked, 4410),
+        (Denial::RenewalMismatch, 4403),
+        (Denial::RightsChanged, 1012),
+        (Denial::SessionEnded, 4401),
+        (Denial::PolicyChanged, 1008),
+    ] {
+        tunnel_of_alice(&keys, START + 60, START + 100, async |mut bed| {
+            bed.client_sends(&from_client(Opcode::Text, SAY)).await;
+            assert_eq!(bed.backend_reads().await.1, SAY);
+            bed.orders.give(Order::Renewal(Err(denial.clone())));
+            let (client, backend, end) = bed.closes().await;
+            assert_eq!((client.0, backend.0, end.denial), (code, code, Some(denial)));
+        });
+    }
+    let keys = renewable("renew = { type = 'renew', on_refusal = 'close' }");
+    tunnel_of_alice(&keys, START + 60, START + 100, async |bed| {
+        bed.orders.give(Order::Renewal(Err(Denial::TokenInvalid(TokenFault::Signature))));
+        assert_eq!(bed.closes().await.0.0, 4401);
+    });
+    tunnel_of_alice(&keys, START + 60, START + 100, async |mut bed| {
+        bed.client_sends(&from_client(Opcode::Text, br#"{"type":"renew","token":"t"}"#)).await;
+        bed.client_sends(&from_client(Opcode::Text, br#"{"type":"renew","token":"t"}"#)).await;
+        assert_eq!(bed.closes().await.0.0, 4429);
+    });
+}
+
+#[test]
+fn without_a_rule_for_renewals_the_type_is_unknown() {
+    tunnel_of_alice(CHECKED, START + 60, START + 100, async |mut bed| {
+        bed.client_sends(&from_client(Opcode::Text, RENEW)).await;
+        let renewals = bed.renewals.clone();
+        assert_eq!(bed.closes().await.0.0, 1008);
+        assert!(renewals.0.borrow().is_empty());
+    });
+}
+
+#[test]
+fn orders_that_come_together_are_all_obeyed() {
+    let keys = renewable(RENEWED);
+    let alice_until = |at| permit(&keys, Some(alice(at)));
+    // The newer terms count, whichever way they came; a close counts before all.
+    tunnel_of_alice(&keys, START + 60, START + 100, async |mut bed| {
+        let start = Instant::now();
+        bed.orders.give(Order::Policy(Box::new(terms(alice_until(START + 70), bed.metrics.clone(), START))));
+        bed.orders.give(Order::Renewal(Ok(Box::new(terms(
+            alice_until(START + 80),
+            bed.metrics.clone(),
+            START,
+        )))));
+        bed.expect_renewed().await;
+        bed.closes().await;
+        assert_eq!(start.elapsed().as_secs(), 80);
+    });
+    tunnel_of_alice(&keys, START + 60, START + 100, async |mut bed| {
+        let start = Instant::now();
+        bed.orders.give(Order::Renewal(Ok(Box::new(terms(
+            alice_until(START + 80),
+            bed.metrics.clone(),
+            START,
+        )))));
+        bed.orders.give(Order::Policy(Box::new(terms(alice_until(START + 75), bed.metrics.clone(), START))));
+        bed.expect_renewed().await;
+        bed.closes().await;
+        assert_eq!(start.elapsed().as_secs(), 75);
+    });
+    tunnel_of_alice(&keys, START + 60, START + 100, async |mut bed| {
+        bed.orders.give(Order::Close(Denial::Revoked));
+        bed.orders.give(Order::Renewal(Ok(Box::new(terms(
+            alice_until(START + 80),
+            bed.metrics.clone(),
+            START,
+        )))));
+        bed.expect_renewed().await;
+        assert_eq!(bed.closes().await.0.0, 4410);
     });
 }
 
@@ -1017,11 +1227,9 @@ async fn however_much_inflates_little_is_kept() {
         downstream_early: Bytes::new(),
         upstream_early: Bytes::new(),
         deflate: Agreed::accept(&headers).unwrap(),
-        permit: permit("", None),
-        rates: Rc::new(TwoOfEach::default()),
-        metrics: metrics(),
+        terms: terms(permit("", None), metrics(), 0),
+        renewer: Rc::<Renewals>::default(),
         orders: Orders::new(),
-        now: UNIX_EPOCH,
     };
     let mut relay = tunnel.run();
     let message = vec![b'a'; 60_000];
