@@ -139,6 +139,7 @@ async fn keep_house(gateway: &Gateway) {
         due.tick().await;
         gateway.revocations.forget_expired(clock::unix_now());
         gateway.proofs.forget_expired(clock::unix_now());
+        gateway.tickets.forget_expired(clock::unix_now());
         if let Err(error) = gateway.outliving.tickets.rotate() {
             tracing::error!(%error, "ticket keys could not be replaced; no tickets are given until they can");
         }

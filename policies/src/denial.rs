@@ -66,6 +66,8 @@ pub enum Denial {
     },
     /// As many proofs are remembered as may be, in all or of this subject: one more could not be told from a replay.
     TooManyProofs,
+    /// As many tickets are open as may be, in all or of this subject.
+    TooManyTickets,
     /// The token is bound to another client certificate than the connection's, or the connection has none (RFC 8705 §3).
     CertificateMissing,
     /// The keys to verify the token cannot be had: our fault, so never a 401.
@@ -85,7 +87,10 @@ pub enum Denial {
     /// A renewal brought other roles or another authentication: only a new socket can tell the upstream.
     RightsChanged,
     /// The operation wants a second or fresher proof of identity (RFC 9470).
-    StepUpNeeded,
+    StepUpNeeded {
+        /// Ready parameters of the challenge: `acr_values="…", max_age="…"`; empty where only methods are wanted.
+        challenge: Arc<str>,
+    },
     /// The browser's `Origin` is not one the rule names (RFC 6455 §10.2).
     OriginNotAllowed,
 
@@ -199,6 +204,8 @@ pub enum TokenFault {
     Twice,
     /// It is not bound to a key, where it must be.
     Unbound,
+    /// The ticket is not one of ours, was used, is too old, or is another page's.
+    Ticket,
 }
 
 /// What is wrong with a proof of possession. Goes to log and metrics; the outside sees only `proof-invalid`.
@@ -264,6 +271,7 @@ impl Denial {
         "proof-invalid",
         "proof-nonce",
         "too-many-proofs",
+        "too-many-tickets",
         "certificate-missing",
         "token-keys-unavailable",
         "role-missing",
@@ -328,13 +336,14 @@ impl Denial {
                 Fault::Twice              => row("token-twice",             400, 4401, "More than one token"),
                 Fault::Malformed | Fault::Algorithm | Fault::Key | Fault::Signature | Fault::Issuer
                 | Fault::Audience | Fault::NotYetValid | Fault::Type | Fault::Claims | Fault::TooLarge
-                | Fault::Unbound
+                | Fault::Unbound | Fault::Ticket
                                           => row("token-invalid",           401, 4401, "Token not accepted"),
             },
             Self::ProofMissing            => row("proof-missing",           401, 4401, "Proof of possession missing"),
             Self::ProofInvalid(_)         => row("proof-invalid",           401, 4401, "Proof of possession not accepted"),
             Self::ProofNonce { .. }       => row("proof-nonce",             401, 4401, "Proof of possession needs a nonce"),
             Self::TooManyProofs           => row("too-many-proofs",         429, 4429, "Too many requests"),
+            Self::TooManyTickets          => row("too-many-tickets",        429, 4429, "Too many requests"),
             Self::CertificateMissing      => row("certificate-missing",     401, 4401, "Token of another certificate"),
             Self::TokenKeysUnavailable    => row("token-keys-unavailable",  503, 1013, "Token keys unavailable"),
             Self::RoleMissing             => row("role-missing",            403, 4403, "Not allowed"),
@@ -344,7 +353,7 @@ impl Denial {
             Self::SessionEnded            => row("session-ended",           401, 4401, "Session ended"),
             Self::RenewalMismatch         => row("renewal-mismatch",        403, 4403, "Token of another session"),
             Self::RightsChanged           => row("rights-changed",          403, 1012, "Rights changed"),
-            Self::StepUpNeeded            => row("step-up-needed",          401, 4412, "Stronger authentication needed"),
+            Self::StepUpNeeded { .. }     => row("step-up-needed",          401, 4412, "Stronger authentication needed"),
             Self::OriginNotAllowed        => row("origin-not-allowed",      403, 4403, "Origin not allowed"),
 
             Self::BodyTooLarge { .. }     => row("body-too-large",          413, 1009, "Body too large"),
@@ -423,6 +432,7 @@ impl Denial {
             Self::ProofInvalid(_) => "the proof of possession is not accepted".into(),
             Self::ProofNonce { .. } => "make a proof with the nonce of this answer".into(),
             Self::TooManyProofs => "too many proofs of possession at once; try again".into(),
+            Self::TooManyTickets => "too many tickets are open; use them, or try again".into(),
             Self::CertificateMissing => "the token is bound to another client certificate".into(),
             Self::TokenKeysUnavailable => {
                 "tokens cannot be verified at present; keep yours and try again".into()
@@ -434,7 +444,7 @@ impl Denial {
             Self::SessionEnded => "the session has lasted as long as any may; log in again".into(),
             Self::RenewalMismatch => "the new token is not of this session".into(),
             Self::RightsChanged => "your rights changed; connect again".into(),
-            Self::StepUpNeeded => "this needs a stronger or fresher login".into(),
+            Self::StepUpNeeded { .. } => "this needs a stronger or fresher login".into(),
             Self::OriginNotAllowed => "pages of this origin may not connect".into(),
             Self::BodyTooLarge { limit: 0 } => "this resource takes no body".into(),
             Self::BodyTooLarge { limit } => format!("at most {limit} bytes are allowed").into(),
@@ -477,6 +487,7 @@ impl Denial {
             | Self::TooManyConnections
             | Self::TooManyProofs
             | Self::TooManySockets
+            | Self::TooManyTickets
             | Self::Overloaded
             | Self::Restarting
             | Self::UpstreamUnavailable
@@ -519,6 +530,7 @@ impl TokenFault {
         "too-large",
         "twice",
         "unbound",
+        "ticket",
     ];
 
     /// Word for log and metrics; the outside never sees it.
@@ -537,6 +549,7 @@ impl TokenFault {
             Self::TooLarge => "too-large",
             Self::Twice => "twice",
             Self::Unbound => "unbound",
+            Self::Ticket => "ticket",
         }
     }
 }
@@ -582,6 +595,7 @@ mod tests {
             Fault::TooLarge,
             Fault::Twice,
             Fault::Unbound,
+            Fault::Ticket,
         ];
         let names: Vec<_> = faults.iter().map(|fault| fault.name()).collect();
         assert_eq!(names, TokenFault::ALL_NAMES);
@@ -605,6 +619,7 @@ mod tests {
             Denial::ProofInvalid(ProofFault::Replayed),
             Denial::ProofNonce { nonce: "a-test".into() },
             Denial::TooManyProofs,
+            Denial::TooManyTickets,
             Denial::CertificateMissing,
             Denial::TokenKeysUnavailable,
             Denial::RoleMissing,
@@ -614,7 +629,7 @@ mod tests {
             Denial::SessionEnded,
             Denial::RenewalMismatch,
             Denial::RightsChanged,
-            Denial::StepUpNeeded,
+            Denial::StepUpNeeded { challenge: "max_age=\"60\"".into() },
             Denial::OriginNotAllowed,
             Denial::BodyTooLarge { limit: 0 },
             Denial::ContentType,

@@ -80,6 +80,8 @@ pub(crate) struct Document {
     #[serde(default)]
     pub(crate) dpop: DpopDocument,
     #[serde(default)]
+    pub(crate) role: Vec<RoleDocument>,
+    #[serde(default)]
     pub(crate) upstream: Vec<UpstreamDocument>,
     #[serde(default)]
     pub(crate) rate: Vec<RateDocument>,
@@ -491,8 +493,11 @@ pub(crate) struct RouteDocument {
     /// GET brings HEAD along.
     #[schemars(length(min = 1))]
     pub(crate) methods: Vec<MethodDocument>,
-    /// Name of an upstream.
-    pub(crate) upstream: String,
+    /// Name of an upstream; required but with ticket.
+    pub(crate) upstream: Option<String>,
+    /// The gateway itself answers, with a one-use ticket that opens a WebSocket of the same session and origin: the way for
+    /// browsers, which cannot send a token there.
+    pub(crate) ticket: Option<TicketDocument>,
     /// Default "required".
     #[serde(default)]
     pub(crate) auth: AuthDocument,
@@ -502,6 +507,8 @@ pub(crate) struct RouteDocument {
     /// Roles of which one is needed; default none.
     #[serde(default)]
     pub(crate) roles: Vec<String>,
+    /// A stronger or fresher login that is wanted (RFC 9470); default none.
+    pub(crate) step_up: Option<StepUpDocument>,
     /// What a request does, in a word for authorization and audit.
     pub(crate) action: Option<String>,
     /// Names of rates that a request takes.
@@ -515,6 +522,43 @@ pub(crate) struct RouteDocument {
     pub(crate) activity: Option<bool>,
     #[serde(default)]
     pub(crate) mode: ModeDocument,
+}
+
+/// One-use tickets for WebSockets.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "ticket")]
+pub(crate) struct TicketDocument {
+    /// How long a ticket is good, "5s" to "5m"; default "30s".
+    pub(crate) ttl: Option<DurationText>,
+}
+
+/// A stronger or fresher login (RFC 9470). At least one of its keys.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "step-up")]
+pub(crate) struct StepUpDocument {
+    /// Authentication context classes (`acr`), of which one is needed, most wanted first; default any.
+    #[serde(default)]
+    pub(crate) acr: Vec<String>,
+    /// Authentication methods (`amr`, RFC 8176), all of which are needed; default none.
+    #[serde(default)]
+    pub(crate) amr: Vec<String>,
+    /// How long ago the login (`auth_time`) may be, "10s" to "30d"; default any time.
+    pub(crate) max_age: Option<DurationText>,
+}
+
+/// A role that wants a second factor wherever a token with it is used.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "role")]
+pub(crate) struct RoleDocument {
+    /// The role, as tokens name it; unique.
+    #[schemars(length(min = 1))]
+    pub(crate) name: String,
+    /// Authentication methods (`amr`, RFC 8176), of which one is needed, such as ["otp", "hwk", "mfa"].
+    #[schemars(length(min = 1))]
+    pub(crate) require_amr: Vec<String>,
 }
 
 /// What a body may be.
@@ -567,6 +611,8 @@ pub(crate) struct WebsocketDocument {
     /// Roles of which one is needed; default none.
     #[serde(default)]
     pub(crate) roles: Vec<String>,
+    /// A stronger or fresher login that is wanted (RFC 9470); default none.
+    pub(crate) step_up: Option<StepUpDocument>,
     /// What opening it does, in a word for authorization and audit.
     pub(crate) action: Option<String>,
     /// Names of rates that opening it takes.
@@ -735,6 +781,8 @@ pub(crate) struct MessageDocument {
     /// Names of rates that it takes, beside message_rates.
     #[serde(default)]
     pub(crate) rates: Vec<String>,
+    /// A stronger or fresher login that is wanted (RFC 9470); 4412 otherwise. Only for messages to the upstream.
+    pub(crate) step_up: Option<StepUpDocument>,
     /// Whether it is the user's activity; default false. Only for messages to the upstream.
     #[serde(default)]
     pub(crate) activity: bool,

@@ -47,7 +47,8 @@ pub use policy::{
     UpstreamTls,
 };
 pub use rule::{
-    AtLimit, Authentication, BodyRule, Compression, MaxOpen, OnRefusal, RenewRule, Rule, TunnelLimits,
+    AtLimit, Authentication, BodyRule, Compression, MaxOpen, OnRefusal, RenewRule, Rule, TicketRule,
+    TunnelLimits,
 };
 pub use units::parse_duration;
 pub use verdict::{TestOutcome, run_tests};

@@ -24,7 +24,7 @@ use crate::policy::{Mode, Policy, RateFacts, RateIndex, Sender, UpstreamIndex};
 use crate::routes::CanonicalPath;
 use crate::rule::{
     Authentication, BodyRule, CiphertextRule, Compression, MaxOpen, MessageRule, OnRefusal, RateList,
-    RenewRule, Rule, TunnelLimits, TunnelRule,
+    RenewRule, Rule, StepUp, TunnelLimits, TunnelRule,
 };
 
 /// What is known of a connection when it is accepted; counts are without it.
@@ -85,8 +85,8 @@ pub struct RouteMatch {
 #[derive(Debug)]
 pub struct RequestDemands {
     subject: Subject,
-    /// What the sender has proved to hold.
-    proven: Binding,
+    /// What the sender has proved to hold; nothing, until he was asked.
+    proven: Option<Binding>,
 }
 
 /// Proof that a request was judged. Made by [`settle`] only.
@@ -193,7 +193,7 @@ impl RouteMatch {
         let identity = identity.filter(|_| rule.authentication == Authentication::Required);
         let shadowed = noted(rule.mode, judge_head(&rule, facts, identity.as_deref()))?;
         let subject = Subject { rule, path, address: facts.peer, identity, shadowed };
-        Ok(RequestDemands { subject, proven: Binding::default() })
+        Ok(RequestDemands { subject, proven: None })
     }
 }
 
@@ -216,6 +216,10 @@ fn judge_head(rule: &Rule, facts: &RequestFacts<'_>, identity: Option<&Identity>
         let identity = identity.ok_or(Denial::TokenMissing)?;
         if !rule.roles.is_empty() && !rule.roles.iter().any(|role| identity.roles.contains(role)) {
             return Err(Denial::RoleMissing);
+        }
+        // Not only where the role is named: the upstream is told of it everywhere.
+        if rule.factors.iter().any(|factor| factor.missing(identity)) {
+            return Err(Denial::StepUpNeeded { challenge: "".into() });
         }
     }
     if let Some(tunnel) = &rule.tunnel {
@@ -318,13 +322,19 @@ impl RequestDemands {
         self.subject.identity.as_ref()
     }
 
-    /// Takes note of what the sender has proved to hold; until then, nothing.
+    /// Takes note of what the sender has proved to hold, and asks at `now` (unix seconds) whether his login is strong and
+    /// fresh enough.
     ///
     /// # Errors
-    /// As [`settle`] for a binding, but before any rate is taken.
-    pub fn prove(mut self, proven: Binding) -> Result<Self, Denial> {
+    /// As [`settle`] for a binding, and [`Denial::StepUpNeeded`]; before any rate is taken.
+    pub fn prove(mut self, proven: Binding, now: u64) -> Result<Self, Denial> {
         self.subject.check_binding(&proven)?;
-        self.proven = proven;
+        let rule = &self.subject.rule;
+        if let (Some(step_up), Some(identity)) = (&rule.step_up, &self.subject.identity) {
+            let note = noted(rule.mode, step_up.check(identity, now))?;
+            self.subject.shadowed = self.subject.shadowed.take().or(note);
+        }
+        self.proven = Some(proven);
         Ok(self)
     }
 }
@@ -363,11 +373,14 @@ impl Subject {
 ///
 /// # Errors
 /// [`Denial::ProofMissing`], [`Denial::CertificateMissing`] and [`Denial::TokenInvalid`] for a token that is not bound as it
-/// must be, or whose sender did not prove to hold what it is bound to; [`Denial::Revoked`]; [`Denial::RateExceeded`]
-/// unless rate or rule only counts.
+/// must be, or whose sender did not prove to hold what it is bound to; [`Denial::StepUpNeeded`] where
+/// [`RequestDemands::prove`] was not asked; [`Denial::Revoked`]; [`Denial::RateExceeded`] unless rate or rule only counts.
 pub fn settle(demands: RequestDemands, evidence: Evidence) -> Result<RequestPermit, Denial> {
     let RequestDemands { mut subject, proven } = demands;
-    subject.check_binding(&proven)?;
+    subject.check_binding(&proven.unwrap_or_default())?;
+    if let (Some(step_up), None) = (&subject.rule.step_up, proven) {
+        return Err(step_up.denial());
+    }
     let note = weigh(&evidence, subject.rule.mode, &subject.rule.rates)?;
     subject.shadowed = subject.shadowed.or(note);
     Ok(RequestPermit { subject })
@@ -506,6 +519,8 @@ pub struct MessageDemands<'t> {
     message: Option<&'t MessageRule>,
     activity: bool,
     shadowed: Option<Denial>,
+    /// Whether the login is strong and fresh enough; nothing, until that was asked.
+    stepped_up: Option<Result<(), Denial>>,
     /// The new token, if the message brings one to renew the old: then it is for the gateway alone.
     renewal: Option<NewToken>,
 }
@@ -655,6 +670,7 @@ impl TunnelPermit {
             activity: from_client && tunnel.activity,
             shadowed: None,
             renewal: None,
+            stepped_up: None,
         };
         match demands.look_into(tunnel, message) {
             Ok(()) => Ok(demands),
@@ -730,16 +746,43 @@ impl<'t> MessageDemands<'t> {
     pub fn activity(&self) -> bool {
         self.activity
     }
+
+    /// Whether the message wants a stronger or fresher login: then [`MessageDemands::at`] must be called.
+    pub fn wants_step_up(&self) -> bool {
+        self.step_up().is_some()
+    }
+
+    /// Asks at `now` (unix seconds) whether the login is strong and fresh enough.
+    pub fn at(mut self, now: u64) -> Self {
+        let identity = self.tunnel.subject.identity.as_deref();
+        if let (Some(step_up), Some(identity)) = (self.step_up(), identity) {
+            self.stepped_up = Some(step_up.check(identity, now));
+        }
+        self
+    }
+
+    fn step_up(&self) -> Option<&'t StepUp> {
+        self.message.and_then(|message| message.step_up.as_ref())
+    }
 }
 
 /// Mints the permit for a message if the evidence agrees.
 ///
 /// # Errors
-/// [`Refusal`] with [`Denial::Revoked`] (always closes) or [`Denial::RateExceeded`]; [`Denial::Internal`] for a renewal.
-pub fn settle_message(demands: MessageDemands<'_>, evidence: Evidence) -> Result<MessagePermit, Refusal> {
+/// [`Refusal`] with [`Denial::Revoked`] (always closes), [`Denial::StepUpNeeded`] or [`Denial::RateExceeded`];
+/// [`Denial::Internal`] for a renewal.
+pub fn settle_message(mut demands: MessageDemands<'_>, evidence: Evidence) -> Result<MessagePermit, Refusal> {
     // INVARIANT: a renewal carries a token, and no token goes upstream.
     if demands.is_renewal() {
         return Err(Refusal { denial: Denial::Internal, action: OnRefusal::Close });
+    }
+    if let Some(step_up) = demands.step_up() {
+        // Whoever forgot to ask is refused.
+        let asked = demands.stepped_up.take().unwrap_or_else(|| Err(step_up.denial()));
+        let action = demands.message.map_or(OnRefusal::Close, |message| message.on_refusal);
+        let note =
+            noted(demands.tunnel.subject.rule.mode, asked).map_err(|denial| Refusal { denial, action })?;
+        demands.shadowed = demands.shadowed.or(note);
     }
     match weigh(&evidence, demands.tunnel.subject.rule.mode, demands.rates) {
         Ok(note) => Ok(MessagePermit { activity: demands.activity, shadowed: demands.shadowed.or(note) }),
@@ -1064,7 +1107,7 @@ direction = "to-upstream"
             let mut demands = ask.judge(&policy).unwrap();
             Arc::make_mut(demands.subject.identity.as_mut().unwrap()).binding = binding;
             let demands = match proven {
-                Some(proven) => demands.prove(proven)?,
+                Some(proven) => demands.prove(proven, 0)?,
                 // Forgotten is refused.
                 None => demands,
             };
@@ -1090,6 +1133,40 @@ direction = "to-upstream"
         let by_key = Binding { key, certificate: None };
         assert_eq!(settled(&bound, by_key, Some(by_key)), Ok(()));
         assert_eq!(settled(&bound, none, Some(none)), Err(Denial::TokenInvalid(TokenFault::Unbound)));
+    }
+
+    #[test]
+    fn whoever_forgets_to_ask_for_a_stronger_login_is_refused() {
+        let text = "version = 1\n[[issuer]]\nname = \"i\"\nissuer = \"https://i.example\"\naudience = [\"a\"]\n\
+                    algorithms = [\"ES256\"]\njwks = \"https://i.example/jwks\"\n[[upstream]]\nname = \"u\"\n\
+                    endpoints = [\"unix:/u\"]\n[[websocket]]\nname = \"w\"\npath = \"/w\"\nupstream = \"u\"\n\
+                    step_up = { amr = [\"otp\"] }\n[[websocket.message]]\ntype = \"m\"\ndirection = \"to-upstream\"\n\
+                    step_up = { max_age = \"60s\" }\n";
+        let files = [("policy.toml".to_owned(), text.as_bytes().to_owned())].into();
+        let policy = Policy::compile(&Bundle { root: "/b".into(), files }, &BTreeMap::new()).unwrap();
+        let demands = || {
+            let mut demands = socket("/w").roles(&[]).judge(&policy).unwrap();
+            let identity = Arc::make_mut(demands.subject.identity.as_mut().unwrap());
+            (identity.amr, identity.auth_time) = (vec!["otp".to_owned()], Some(1000));
+            demands
+        };
+        let reason = |outcome: Result<RequestPermit, Denial>| outcome.map(drop).map_err(|it| it.reason());
+        assert_eq!(reason(settle(demands(), nothing_against_it())), Err("step-up-needed"));
+        let asked = demands().prove(Binding::default(), 2000).unwrap();
+        let tunnel = settle(asked, nothing_against_it()).unwrap().into_tunnel().unwrap();
+        let message = Message {
+            direction: Direction::ToUpstream,
+            kind: MessageKind::Text,
+            payload: br#"{"type":"m"}"#,
+        };
+        let judge = || tunnel.judge_message(&message).unwrap();
+        let outcome = |demands| {
+            settle_message(demands, nothing_against_it()).map(drop).map_err(|it| it.denial.close_code())
+        };
+        assert!(judge().wants_step_up());
+        assert_eq!(outcome(judge()), Err(4412));
+        assert_eq!(outcome(judge().at(1061)), Err(4412));
+        assert_eq!(outcome(judge().at(1060)), Ok(()));
     }
 
     #[test]

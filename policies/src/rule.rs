@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::ciphertext::Ciphertext;
+use crate::denial::Denial;
+use crate::identity::Identity;
 use crate::json::Schema;
 use crate::matcher::{ContentTypes, Origins};
 use crate::permit::Direction;
@@ -29,7 +31,12 @@ pub struct Rule {
     pub action: Option<Arc<str>>,
     /// Whether a request counts as the user's activity (row S-1). A socket's opening always does.
     pub activity: bool,
+    /// The gateway answers with a ticket; then there is no upstream.
+    pub ticket: Option<TicketRule>,
     pub(crate) roles: Vec<String>,
+    pub(crate) step_up: Option<StepUp>,
+    /// Roles of the policy that want a second factor.
+    pub(crate) factors: Arc<[SecondFactor]>,
     pub(crate) rates: RateList,
     pub(crate) query: Option<QueryRule>,
     pub(crate) body: BodyRule,
@@ -63,6 +70,56 @@ impl Rule {
     /// Frame, message and time limits; `None` for a route.
     pub fn tunnel_limits(&self) -> Option<&TunnelLimits> {
         self.tunnel.as_ref().map(|tunnel| &tunnel.limits)
+    }
+}
+
+/// A rule that is answered with a one-use ticket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TicketRule {
+    /// How long a ticket is good. 5 s to 5 min; default 30 s.
+    pub ttl: Duration,
+}
+
+/// A stronger or fresher login that a rule or message wants (RFC 9470).
+#[derive(Debug)]
+pub(crate) struct StepUp {
+    /// Of which one is needed; empty: any.
+    pub(crate) acr: Vec<String>,
+    /// All are needed.
+    pub(crate) amr: Vec<String>,
+    pub(crate) max_age: Option<Duration>,
+    /// Parameters of the challenge, ready.
+    pub(crate) challenge: Arc<str>,
+}
+
+impl StepUp {
+    /// # Errors
+    /// [`Denial::StepUpNeeded`].
+    pub(crate) fn check(&self, identity: &Identity, now: u64) -> Result<(), Denial> {
+        let acr = self.acr.is_empty() || identity.acr.as_ref().is_some_and(|acr| self.acr.contains(acr));
+        let amr = self.amr.iter().all(|method| identity.amr.contains(method));
+        let age = identity.auth_time.map(|at| now.saturating_sub(at));
+        let fresh = self.max_age.is_none_or(|limit| age.is_some_and(|age| age <= limit.as_secs()));
+        if acr && amr && fresh { Ok(()) } else { Err(self.denial()) }
+    }
+
+    pub(crate) fn denial(&self) -> Denial {
+        Denial::StepUpNeeded { challenge: Arc::clone(&self.challenge) }
+    }
+}
+
+/// A role that wants a second factor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SecondFactor {
+    pub(crate) role: String,
+    /// Of which one is needed.
+    pub(crate) amr: Vec<String>,
+}
+
+impl SecondFactor {
+    /// Whether the identity has the role, and none of the methods.
+    pub(crate) fn missing(&self, identity: &Identity) -> bool {
+        identity.roles.contains(&self.role) && !self.amr.iter().any(|method| identity.amr.contains(method))
     }
 }
 
@@ -262,6 +319,7 @@ pub(crate) struct MessageRule {
     pub(crate) action: Option<Arc<str>>,
     /// The rule's message rates (client messages only) and the type's own.
     pub(crate) rates: RateList,
+    pub(crate) step_up: Option<StepUp>,
     pub(crate) activity: bool,
     pub(crate) on_refusal: OnRefusal,
 }

@@ -28,6 +28,9 @@ use crate::permit::{
 use crate::policy::Policy;
 use crate::rule::OnRefusal;
 
+/// When all tests happen, in unix seconds.
+const NOW: u64 = 1 << 40;
+
 /// How one test went.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct TestOutcome {
@@ -113,6 +116,13 @@ struct Who {
     #[serde(default)]
     roles: Vec<String>,
     department: Option<String>,
+    /// Authentication context class.
+    acr: Option<String>,
+    /// Authentication methods.
+    #[serde(default)]
+    amr: Vec<String>,
+    /// Seconds since the login; without it the token does not say.
+    auth_age: Option<u64>,
     /// Whether the token is bound to a key, which the request proves to hold; default false.
     #[serde(default)]
     bound: bool,
@@ -286,6 +296,9 @@ fn judge(policy: &Policy, test: &Test) -> Result<Verdict, String> {
             roles: who.roles.clone(),
             department: who.department.clone(),
             expires_at: u64::MAX,
+            acr: who.acr.clone(),
+            amr: who.amr.clone(),
+            auth_time: who.auth_age.map(|age| NOW.saturating_sub(age)),
             binding: Binding { key: who.bound.then_some([0; 32]), certificate: None },
             ..IdentityParts::default()
         }))
@@ -307,7 +320,7 @@ fn walk(
     let demands = policy
         .match_request(facts)
         .and_then(|matched| matched.judge(facts, identity))
-        .and_then(|demands| demands.prove(proven))
+        .and_then(|demands| demands.prove(proven, NOW))
         .map_err(close)?;
     let permit = settle(demands, room()).map_err(close)?;
     let rule = Arc::clone(&permit.rule().name);
@@ -327,7 +340,7 @@ fn walk(
         let demands = tunnel.judge_message(&Message { direction, kind, payload: &payload })?;
         let of_message = match demands.is_renewal() {
             true => settle_renewal(demands, room())?.shadowed().cloned(),
-            false => settle_message(demands, room())?.shadowed().cloned(),
+            false => settle_message(demands.at(NOW), room())?.shadowed().cloned(),
         };
         shadowed = shadowed.or(of_message);
     }

@@ -23,7 +23,7 @@ use crate::{
     limits::{ConnectionLimits, RateClock, RateStore, SocketLimits},
     metrics::Metrics,
     reload::{Outliving, PolicySource, Reloader},
-    session::{KeyFetcher, Proofs, Revocations},
+    session::{KeyFetcher, Proofs, Revocations, Tickets},
     upstream::EndpointIds,
 };
 
@@ -99,6 +99,7 @@ pub fn run(args: &RunArgs, ready: impl FnOnce(&Running)) -> anyhow::Result<u8> {
         sockets: SocketLimits::new(),
         revocations: Revocations::new(REVOCATIONS),
         cores: ways_in,
+        tickets: Tickets::default(),
         proofs: Proofs::new().map_err(|_| anyhow::anyhow!("the system gives no random bytes"))?,
         outliving,
         stop: watch::Sender::new(false),

@@ -35,7 +35,7 @@ use crate::{
     limits::{ConnectionLimits, Displaced, SocketLimits},
     metrics::Metrics,
     reload::{Outliving, Snapshot},
-    session::{Listing, Proofs, Revocation, Revocations, SessionPage, SessionQuery},
+    session::{Listing, Proofs, Revocation, Revocations, SessionPage, SessionQuery, Tickets},
 };
 
 /// How long an order to all cores waits for their answers. It is obeyed by a slower core too, only later.
@@ -55,6 +55,8 @@ pub struct Gateway {
     pub cores: Inboxes,
     /// Proofs of possession that came, so that none counts twice.
     pub proofs: Proofs,
+    /// Tickets for WebSockets that were not used yet.
+    pub tickets: Tickets,
     /// What no reload touches: rate cells, counters, ticket keys.
     pub outliving: Arc<Outliving>,
     /// Turns true when the gateway is to end: no new connections, old ones finish.

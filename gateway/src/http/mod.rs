@@ -6,6 +6,7 @@ mod forward;
 mod headers;
 mod refusal;
 mod target;
+mod ticket;
 mod tunnel;
 mod walk;
 

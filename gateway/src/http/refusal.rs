@@ -57,6 +57,17 @@ fn add_particulars(fields: &mut HeaderMap, denial: &Denial, snapshot: &Snapshot)
                 add_dpop_challenge(fields, Some("invalid_token"), snapshot);
             }
         }
+        Denial::StepUpNeeded { challenge } => {
+            // RFC 9470 §3.
+            let separator = if challenge.is_empty() { "" } else { ", " };
+            let challenge = format!(
+                "Bearer realm=\"sealgate\", error=\"insufficient_user_authentication\", \
+                 error_description=\"a stronger or fresher login is needed\"{separator}{challenge}"
+            );
+            if let Ok(challenge) = HeaderValue::from_str(&challenge) {
+                fields.insert(header::WWW_AUTHENTICATE, challenge);
+            }
+        }
         Denial::ProofMissing => add_dpop_challenge(fields, Some("invalid_token"), snapshot),
         Denial::ProofInvalid(_) => add_dpop_challenge(fields, Some("invalid_dpop_proof"), snapshot),
         Denial::ProofNonce { nonce } => {

@@ -66,6 +66,8 @@ struct Opening {
     path_and_query: Box<str>,
     origin: Option<HeaderValue>,
     subprotocols: Option<HeaderValue>,
+    /// Unix seconds.
+    opened_at: u64,
 }
 
 /// Opens the WebSocket that `permit` allows: connects upstream, registers, checks revocation, and only
@@ -437,6 +439,7 @@ impl Opening {
             path_and_query: request.uri().path_and_query().map_or("/", |it| it.as_str()).into(),
             origin: one(header::ORIGIN),
             subprotocols: one(header::SEC_WEBSOCKET_PROTOCOL),
+            opened_at: clock::unix_now(),
         }
     }
 
@@ -460,9 +463,10 @@ impl Opening {
             content_length: None,
             has_body: false,
         };
-        // What its token is bound to was proved when the socket was opened.
+        // What its token is bound to was proved when the socket was opened, and then its login had to be fresh.
         let proven = identity.as_deref().map_or_else(Binding::default, |identity| identity.binding);
-        let demands = snapshot.policy.match_request(&facts)?.judge(&facts, identity)?.prove(proven)?;
+        let demands =
+            snapshot.policy.match_request(&facts)?.judge(&facts, identity)?.prove(proven, self.opened_at)?;
         let permit = settle(demands, Evidence { rates: Ok(()), revoked: false })?;
         permit.into_tunnel().ok_or(Denial::PolicyChanged)
     }

@@ -9,7 +9,7 @@ use sealgate_policy::{
     settle,
 };
 
-use super::{body::ResponseBody, exchange::Exchange, forward, refusal, target::Target, tunnel};
+use super::{body::ResponseBody, exchange::Exchange, forward, refusal, target::Target, ticket, tunnel};
 use crate::{
     clock,
     edge::{Connection, Core},
@@ -41,7 +41,12 @@ pub async fn serve(
         }
     };
     let door = Door { core, connection, snapshot: snapshot.clone(), target: admitted.target };
-    let answer = if door.target.websocket {
+    let answer = if let Some(rule) = admitted.permit.rule().ticket {
+        match ticket::issue(&door, &admitted.permit, rule, request.headers()) {
+            Ok(ticket) => Ok(ticket::answer(&door, &ticket, rule, request.into_body(), exchange)),
+            Err(denial) => Err((denial, exchange)),
+        }
+    } else if door.target.websocket {
         // In a box: hyper moves this future for every request, and few become a WebSocket.
         Box::pin(tunnel::open(door, admitted.permit, request, exchange)).await
     } else {
@@ -91,13 +96,17 @@ async fn admit(
     let (identity, proven) = match identify(core, snapshot, &matched, &facts).await? {
         Some((token, identity)) => {
             exchange.identified(identity.clone());
-            let proven = prove(core, snapshot, &target, &facts, token, &identity)?;
+            let proven = match token {
+                Some(token) => prove(core, snapshot, &target, &facts, token, &identity)?,
+                // It was proved when the ticket was made.
+                None => identity.binding,
+            };
             (Some(identity), proven)
         }
         None => (None, Binding::default()),
     };
     // Before rates are taken: they are the owner's, and a stolen token must not use them up.
-    let demands = matched.judge(&facts, identity.clone())?.prove(proven)?;
+    let demands = matched.judge(&facts, identity.clone())?.prove(proven, clock::unix_now())?;
     let taken = snapshot.rates.take(demands.rates(), &demands.rate_facts());
     let revoked = identity
         .as_deref()
@@ -113,21 +122,26 @@ async fn admit(
     Ok(Admitted { permit, standing, target })
 }
 
-/// Who asks, where the rule wants to know, and by which token.
+/// Who asks, where the rule wants to know, and by which token; none for a ticket.
 async fn identify<'a>(
     core: &Rc<Core>,
     snapshot: &Snapshot,
     matched: &RouteMatch,
     facts: &RequestFacts<'a>,
-) -> Result<Option<(Token<'a>, Arc<Identity>)>, Denial> {
+) -> Result<Option<(Option<Token<'a>>, Arc<Identity>)>, Denial> {
     if matched.authentication() == Authentication::None {
         return Ok(None);
     }
-    let Some(token) = session::bearer(facts.headers, facts.websocket).map_err(Denial::TokenInvalid)? else {
-        return Err(Denial::TokenMissing);
+    let token = session::bearer(facts.headers, facts.websocket).map_err(Denial::TokenInvalid)?;
+    let ticket = if facts.websocket { session::ticket(facts.headers) } else { Ok(None) };
+    let token = match (token, ticket.map_err(Denial::TokenInvalid)?) {
+        (Some(token), None) => token,
+        (None, Some(ticket)) => return redeem(core, snapshot, ticket, facts).map(|it| Some((None, it))),
+        (Some(_), Some(_)) => return Err(Denial::TokenInvalid(TokenFault::Twice)),
+        (None, None) => return Err(Denial::TokenMissing),
     };
     let identity = verified(core, snapshot, token.as_str()).await?;
-    Ok(Some((token, identity)))
+    Ok(Some((Some(token), identity)))
 }
 
 /// Who stands behind a token that counts now, in a session that still runs.
@@ -142,6 +156,22 @@ pub async fn verified(core: &Core, snapshot: &Snapshot, token: &str) -> Result<A
         }
         outcome => outcome?,
     };
+    snapshot.policy.session().permit_session(&identity, clock::unix_now())?;
+    Ok(identity)
+}
+
+/// Whose ticket it is. It counts no longer than the issuer of the token that it was made of.
+fn redeem(
+    core: &Core,
+    snapshot: &Snapshot,
+    ticket: &str,
+    facts: &RequestFacts<'_>,
+) -> Result<Arc<Identity>, Denial> {
+    let identity = core.gateway.tickets.redeem(ticket, facts.headers, clock::unix_now())?;
+    let known = snapshot.policy.issuers().iter().any(|issuer| issuer.issuer == *identity.issuer);
+    if !known {
+        return Err(Denial::TokenInvalid(TokenFault::Issuer));
+    }
     snapshot.policy.session().permit_session(&identity, clock::unix_now())?;
     Ok(identity)
 }

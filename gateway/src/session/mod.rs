@@ -2,7 +2,7 @@
 //!
 //! A token's way: [`bearer`] finds it in the request, in the one place where it may stand; the snapshot's [`Verifier`]
 //! turns it into an `Identity`, by way of the core's [`TokenCache`]; if it is bound to a key, [`Proofs`] checks that the
-//! sender holds it; [`Revocations`] may know better, and the
+//! sender holds it; [`Tickets`] stand for a token where a browser cannot send one; [`Revocations`] may know better, and the
 //! [`Registry`] finds the open sockets of a session that ends.
 
 mod bearer;
@@ -13,6 +13,7 @@ mod jwks;
 mod listing;
 mod registry;
 mod revocation;
+mod tickets;
 mod token;
 mod verifier;
 
@@ -26,4 +27,5 @@ pub use jwks::{JwksError, KeyFetcher};
 pub use listing::{Listing, MAX_PAGE, Rows, SessionKey, SessionPage, SessionQuery, SessionRow};
 pub use registry::{Registration, Registry, RegistryFull};
 pub use revocation::{OwnedTarget, Revocation, Revocations, RevocationsFull, Target};
+pub use tickets::{TICKET_PREFIX, TicketText, Tickets, ticket};
 pub use verifier::{KeySourceError, TokenFailure, Verifier};

@@ -733,6 +733,8 @@ impl Desk {
             [] => Ok(()),
             wanted => self.rates.take(wanted, &demands.rate_facts()),
         };
+        // The clock is read for few messages.
+        let demands = if demands.wants_step_up() { demands.at(crate::clock::unix_now()) } else { demands };
         // A revocation reaches an open tunnel as an order.
         let evidence = Evidence { rates, revoked: false };
         match demands.is_renewal() {

@@ -19,8 +19,8 @@ use crate::compile::schemas::SchemaFiles;
 use crate::document::{
     AlgorithmDocument, AuditRequestsDocument, BalanceDocument, CertificateDocument, ConnectionsDocument,
     Document, DpopDocument, GroupDocument, HealthDocument, IssuerDocument, ModeDocument, NameText,
-    RateDocument, RateKeyDocument, SenderDocument, SessionDocument, TlsDocument, TlsVersionDocument,
-    UpstreamDocument, UpstreamTlsDocument,
+    RateDocument, RateKeyDocument, RoleDocument, SenderDocument, SessionDocument, TlsDocument,
+    TlsVersionDocument, UpstreamDocument, UpstreamTlsDocument,
 };
 use crate::errors::{PolicyError, PolicyErrors};
 use crate::policy::{
@@ -29,6 +29,7 @@ use crate::policy::{
     SessionPolicy, Source, TlsPolicy, TlsVersions, Upstream, UpstreamTls,
 };
 use crate::routes::{Host, Routes};
+use crate::rule::SecondFactor;
 use crate::source::{self, Sources};
 use crate::units::{DurationText, SizeText};
 
@@ -136,9 +137,11 @@ impl Compiler<'_> {
         let ciphertexts =
             each(&document.ciphertext, "/ciphertext", |at, rule| self.ciphertext(at, rule, &mut names));
 
+        let factors = self.second_factors(&document.role);
         let mut known = Known {
             upstreams: &upstreams,
             rates: &rates,
+            factors,
             ciphertexts: &ciphertexts,
             rules: Vec::new(),
             any_auth: false,
@@ -355,6 +358,17 @@ impl Compiler<'_> {
             self.error("/session/idle", "expected at most session.lifetime");
         }
         session
+    }
+
+    fn second_factors(&mut self, documents: &[RoleDocument]) -> Arc<[SecondFactor]> {
+        for (index, role) in documents.iter().enumerate() {
+            if documents.iter().take(index).any(|other| other.name == role.name) {
+                self.error(&format!("/role/{index}/name"), format!("`{}` is defined twice", role.name));
+            }
+        }
+        let factor =
+            |role: &RoleDocument| SecondFactor { role: role.name.clone(), amr: role.require_amr.clone() };
+        documents.iter().map(factor).collect()
     }
 
     fn dpop(&mut self, document: &DpopDocument, session: &SessionPolicy, demanded: bool) -> DpopPolicy {

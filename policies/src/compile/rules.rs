@@ -10,7 +10,8 @@ use crate::compile::{Compiler, DAY, GIB, HOUR, KIB, MIB, MILLISECOND, SECOND, mo
 use crate::document::{
     AtLimitDocument, AuthDocument, BodyDocument, CompressionDocument, DirectionDocument, Hosts,
     InspectDocument, KindDocument, MaxOpenDocument, MessageDocument, MethodDocument, ModeDocument, NameText,
-    OnRefusalDocument, QueryDocument, RouteDocument, SenderDocument, WebsocketDocument,
+    OnRefusalDocument, QueryDocument, RouteDocument, SenderDocument, StepUpDocument, TicketDocument,
+    WebsocketDocument,
 };
 use crate::json::{self, Schema};
 use crate::matcher::{ContentTypes, Origins};
@@ -19,7 +20,7 @@ use crate::policy::{Mode, Rate, RateIndex, RateKey, RuleId, Upstream, UpstreamIn
 use crate::routes::{Host, Routes};
 use crate::rule::{
     AtLimit, Authentication, BodyRule, Compression, Kinds, MaxOpen, MessageRule, MessageTable, OnRefusal,
-    QueryRule, RateList, RenewRule, Rule, TunnelLimits, TunnelRule,
+    QueryRule, RateList, RenewRule, Rule, SecondFactor, StepUp, TicketRule, TunnelLimits, TunnelRule,
 };
 use crate::source::{child, hint};
 
@@ -29,10 +30,12 @@ struct Common<'d> {
     name: &'d NameText,
     host: &'d Hosts,
     path: &'d str,
-    upstream: &'d str,
+    /// None only where the gateway itself answers.
+    upstream: Option<&'d str>,
     auth: AuthDocument,
     sender: SenderDocument,
     roles: &'d [String],
+    step_up: Option<&'d StepUpDocument>,
     action: Option<&'d str>,
     rates: &'d [String],
     query: Option<&'d QueryDocument>,
@@ -43,6 +46,7 @@ struct Common<'d> {
 pub(super) struct Known<'a> {
     pub(super) upstreams: &'a [Upstream],
     pub(super) rates: &'a [Rate],
+    pub(super) factors: Arc<[SecondFactor]>,
     pub(super) ciphertexts: &'a [Named],
     pub(super) rules: Vec<Arc<Rule>>,
     pub(super) any_auth: bool,
@@ -62,10 +66,11 @@ impl Compiler<'_> {
             name: &d.name,
             host: &d.host,
             path: &d.path,
-            upstream: &d.upstream,
+            upstream: d.upstream.as_deref(),
             auth: d.auth,
             sender: d.sender,
             roles: &d.roles,
+            step_up: d.step_up.as_ref(),
             action: d.action.as_deref(),
             rates: &d.rates,
             query: d.query.as_ref(),
@@ -73,6 +78,13 @@ impl Compiler<'_> {
         };
         let mut rule = self.rule(&common, known);
         rule.activity = d.activity.unwrap_or(true);
+        match (&d.upstream, &d.ticket) {
+            (Some(_), None) => {}
+            (None, None) => self.error(&common.at, "expected an upstream, or a ticket"),
+            (upstream, Some(ticket)) => {
+                rule.ticket = Some(self.ticket(&common, d, ticket, upstream.is_some()))
+            }
+        }
         if let Some(body) = &d.body {
             self.body(&common.at, body, known.ciphertexts, &mut rule);
             // Servers and proxies disagree about bodies of these (RFC 9110 §9.3.1).
@@ -104,18 +116,84 @@ impl Compiler<'_> {
         self.place(&common, Some(&methods), rule, known, routes);
     }
 
+    fn ticket(
+        &mut self,
+        common: &Common<'_>,
+        route: &RouteDocument,
+        document: &TicketDocument,
+        upstream: bool,
+    ) -> TicketRule {
+        let at = format!("{}/ticket", common.at);
+        let faults = [
+            (upstream, "the gateway itself answers with a ticket, and there is an upstream"),
+            (common.auth == AuthDocument::None, "a ticket is made of a token, and auth is \"none\""),
+            (
+                route.methods != [MethodDocument::Post],
+                "a ticket is made by POST; expected methods = [\"POST\"]",
+            ),
+            (route.body.is_some(), "a ticket takes no body"),
+        ];
+        for (_, message) in faults.into_iter().filter(|(fault, _)| *fault) {
+            self.error(&at, message);
+        }
+        TicketRule {
+            ttl: self.duration(&format!("{at}/ttl"), document.ttl, SECOND * 30, SECOND * 5..=SECOND * 300),
+        }
+    }
+
+    /// What a step-up wants, and its challenge (RFC 9470 §3).
+    fn step_up(
+        &mut self,
+        at: &str,
+        document: Option<&StepUpDocument>,
+        authentication: Authentication,
+    ) -> Option<StepUp> {
+        let d = document?;
+        let at = format!("{at}/step_up");
+        if authentication == Authentication::None {
+            self.error(&at, "a login comes with a token, and auth is \"none\"");
+        }
+        if d.acr.is_empty() && d.amr.is_empty() && d.max_age.is_none() {
+            self.error(&at, "expected acr, amr or max_age");
+        }
+        for (key, list) in [("acr", &d.acr), ("amr", &d.amr)] {
+            for (index, value) in list.iter().enumerate() {
+                // They go into a quoted string, parted by blanks.
+                let plain = |b: u8| b.is_ascii_graphic() && b != b'"' && b != b'\\';
+                if value.is_empty() || value.len() > 256 || !value.bytes().all(plain) {
+                    self.error(
+                        &format!("{at}/{key}/{index}"),
+                        "expected visible ASCII without blanks and quotes",
+                    );
+                } else if list.iter().take(index).any(|other| other == value) {
+                    self.error(&format!("{at}/{key}/{index}"), "stands twice");
+                }
+            }
+        }
+        let max_age = d.max_age.map(|max_age| {
+            self.duration(&format!("{at}/max_age"), Some(max_age), SECOND, SECOND * 10..=DAY * 30)
+        });
+        let acr = (!d.acr.is_empty()).then(|| format!("acr_values=\"{}\"", d.acr.join(" ")));
+        let age = max_age.map(|max_age| format!("max_age=\"{}\"", max_age.as_secs()));
+        let challenge = acr.into_iter().chain(age).collect::<Vec<_>>().join(", ").into();
+        Some(StepUp { acr: d.acr.clone(), amr: d.amr.clone(), max_age, challenge })
+    }
+
     /// The part that routes and websockets share.
     fn rule(&mut self, common: &Common<'_>, known: &mut Known<'_>) -> Rule {
         let at = &common.at;
         let mut names = std::mem::take(&mut self.rule_names);
         let name = self.unique(at, common.name, &mut names);
         self.rule_names = names;
-        let upstream = known.upstreams.iter().position(|upstream| *upstream.name == *common.upstream);
-        if upstream.is_none() {
-            let names: Vec<_> = known.upstreams.iter().map(|upstream| &*upstream.name).collect();
-            let message = format!("unknown upstream `{}`{}", common.upstream, hint(common.upstream, &names));
-            self.error(&format!("{at}/upstream"), message);
-        }
+        let upstream = common.upstream.and_then(|wanted| {
+            let found = known.upstreams.iter().position(|upstream| *upstream.name == *wanted);
+            if found.is_none() {
+                let names: Vec<_> = known.upstreams.iter().map(|upstream| &*upstream.name).collect();
+                let message = format!("unknown upstream `{wanted}`{}", hint(wanted, &names));
+                self.error(&format!("{at}/upstream"), message);
+            }
+            found
+        });
         let authentication = match common.auth {
             AuthDocument::None => Authentication::None,
             AuthDocument::Required => Authentication::Required,
@@ -144,7 +222,10 @@ impl Compiler<'_> {
             sender: sender(common.sender),
             action: common.action.map(Into::into),
             activity: true,
+            ticket: None,
             roles: common.roles.to_vec(),
+            step_up: self.step_up(at, common.step_up, authentication),
+            factors: Arc::clone(&known.factors),
             rates: self.rates(&format!("{at}/rates"), common.rates, authentication, false, known.rates),
             query,
             body: BodyRule { max_bytes: 0, buffered: false },
@@ -288,10 +369,11 @@ impl Compiler<'_> {
             name: &d.name,
             host: &d.host,
             path: &d.path,
-            upstream: &d.upstream,
+            upstream: Some(&d.upstream),
             auth: d.auth,
             sender: d.sender,
             roles: &d.roles,
+            step_up: d.step_up.as_ref(),
             action: d.action.as_deref(),
             rates: &d.rates,
             query: d.query.as_ref(),
@@ -559,6 +641,9 @@ impl Compiler<'_> {
         let enforced = all.len();
         all.extend(shadow);
         all.extend(own_shadow);
+        if d.step_up.is_some() && d.direction != DirectionDocument::ToUpstream {
+            self.error(&format!("{at}/step_up"), "only for messages to the upstream");
+        }
         if d.activity && d.direction == DirectionDocument::ToClient {
             self.error(&format!("{at}/activity"), "only what the user sends is activity");
         }
@@ -573,6 +658,7 @@ impl Compiler<'_> {
             schema: self.schema(&format!("{at}/schema"), d.schema.as_deref()),
             action: d.action.as_deref().map(Into::into),
             rates: RateList { all, enforced },
+            step_up: self.step_up(at, d.step_up.as_ref(), authentication),
             activity: d.activity,
             on_refusal: on_refusal(d.on_refusal),
         }

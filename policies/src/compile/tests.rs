@@ -350,6 +350,96 @@ upstream = "backend"
 }
 
 #[test]
+fn tickets_and_stronger_logins() {
+    let head = r#"version = 1
+[[role]]
+name = "administrator"
+require_amr = ["otp", "hwk"]
+[[issuer]]
+name = "i"
+issuer = "https://i.example"
+audience = ["a"]
+algorithms = ["ES256"]
+jwks = "https://i.example/jwks"
+[[upstream]]
+name = "backend"
+endpoints = ["unix:/b"]
+"#;
+    let good = r#"
+[[route]]
+name = "ticket"
+path = "/ticket"
+methods = ["POST"]
+ticket = {}
+[[route]]
+name = "erase"
+path = "/erase"
+methods = ["POST"]
+upstream = "backend"
+step_up = { acr = ["phr", "mfa"], amr = ["otp"], max_age = "5m" }
+"#;
+    let bundle = bundle(&[("policy.toml", &format!("{head}{good}"))]);
+    let policy = Policy::compile(&bundle, &BTreeMap::new()).unwrap_or_else(|errors| panic!("{errors}"));
+    assert_eq!(policy.rules[0].ticket.unwrap().ttl, SECOND * 30);
+    let step_up = policy.rules[1].step_up.as_ref().unwrap();
+    assert_eq!(&*step_up.challenge, "acr_values=\"phr mfa\", max_age=\"300\"");
+
+    let bad = r#"[[role]]
+name = "administrator"
+require_amr = ["otp"]
+[[route]]
+name = "a"
+path = "/a"
+methods = ["GET"]
+[[route]]
+name = "b"
+path = "/b"
+methods = ["GET"]
+upstream = "backend"
+auth = "none"
+ticket = { ttl = "1h" }
+[[route]]
+name = "c"
+path = "/c"
+methods = ["GET"]
+upstream = "backend"
+step_up = {}
+[[route]]
+name = "d"
+path = "/d"
+methods = ["GET"]
+upstream = "backend"
+auth = "none"
+step_up = { acr = ["a b", "x", "x"], max_age = "1s" }
+[[websocket]]
+name = "e"
+path = "/e"
+upstream = "backend"
+[[websocket.message]]
+type = "m"
+direction = "both"
+step_up = { amr = ["otp"] }
+"#;
+    assert_errors(
+        &[("policy.toml", &format!("{head}{bad}"))],
+        &[
+            ("policy.toml", 15, 8, "role.administrator.name", "defined twice"),
+            ("policy.toml", 17, 1, "route.a", "expected an upstream, or a ticket"),
+            ("policy.toml", 27, 10, "route.b.ticket", "there is an upstream"),
+            ("policy.toml", 27, 10, "route.b.ticket", "auth is \"none\""),
+            ("policy.toml", 27, 10, "route.b.ticket", "made by POST"),
+            ("policy.toml", 27, 18, "route.b.ticket.ttl", "expected \"5s\" to \"5m\""),
+            ("policy.toml", 33, 11, "route.c.step_up", "expected acr, amr or max_age"),
+            ("policy.toml", 40, 11, "route.d.step_up", "auth is \"none\""),
+            ("policy.toml", 40, 20, "route.d.step_up.acr[0]", "without blanks and quotes"),
+            ("policy.toml", 40, 32, "route.d.step_up.acr[2]", "stands twice"),
+            ("policy.toml", 40, 48, "route.d.step_up.max_age", "expected \"10s\" to \"30d\""),
+            ("policy.toml", 48, 11, "websocket.e.message[0].step_up", "only for messages to the upstream"),
+        ],
+    );
+}
+
+#[test]
 fn errors_of_websockets() {
     let text = r#"version = 1
 [[upstream]]
@@ -644,6 +734,7 @@ fn the_json_schema_is_valid_and_describes_every_table() {
         "issuer",
         "session",
         "dpop",
+        "role",
         "upstream",
         "rate",
         "route",
