@@ -4,7 +4,7 @@ pub mod control;
 mod scrape;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::TcpListener,
     os::unix::net::UnixListener,
     path::PathBuf,
@@ -20,6 +20,7 @@ use pingora_core::{
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
+    task::JoinSet,
 };
 
 use crate::{
@@ -111,9 +112,12 @@ async fn reload_on(mut hangup: tokio::signal::unix::Signal, requests: mpsc::Send
     }
 }
 
-/// Probes the endpoints of each upstream that asks for it, at its own interval.
+/// Probes the endpoints of each upstream that asks for it, at its own interval: one that is slow to answer keeps
+/// no other waiting.
 async fn check_upstreams(gateway: &Gateway) {
     let mut due: HashMap<Arc<str>, Instant> = HashMap::new();
+    let mut running = JoinSet::new();
+    let mut probed = HashSet::new();
     loop {
         let snapshot = gateway.current.load_full();
         let now = Instant::now();
@@ -121,14 +125,26 @@ async fn check_upstreams(gateway: &Gateway) {
         for upstream in snapshot.upstreams.iter() {
             let Some(interval) = upstream.balancer().health_interval() else { continue };
             let at = due.entry(upstream.name.clone()).or_insert(now);
-            if *at <= now {
+            if *at <= now && probed.insert(upstream.name.clone()) {
                 *at = now + interval;
-                upstream.balancer().check_health().await;
+                let (name, balancer) = (upstream.name.clone(), upstream.balancer().clone());
+                running.spawn(async move {
+                    balancer.check_health().await;
+                    (name, balancer)
+                });
             }
-            next = next.min(*at);
+            if *at > now {
+                next = next.min(*at);
+            }
         }
         due.retain(|name, _| snapshot.upstreams.iter().any(|upstream| upstream.name == *name));
-        tokio::time::sleep_until(next.into()).await;
+        tokio::select! {
+            () = tokio::time::sleep_until(next.into()) => {}
+            Some(Ok((name, balancer))) = running.join_next() => {
+                gateway.metrics().upstream_probed(&name, balancer.healthy());
+                probed.remove(&name);
+            }
+        }
     }
 }
 

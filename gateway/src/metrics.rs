@@ -32,6 +32,7 @@ pub struct Metrics {
     denials: IntCounterVec,
     shadow_denials: IntCounterVec,
     upstream_errors: IntCounterVec,
+    upstream_healthy: IntGaugeVec,
     sockets_open: IntGaugeVec,
     messages: IntCounterVec,
     message_bytes: IntCounterVec,
@@ -165,6 +166,14 @@ impl Metrics {
                 counters(
                     "sealgate_upstream_errors_total",
                     "Requests and upgrades that a backend did not answer.",
+                    &["upstream"]
+                )
+            ),
+            upstream_healthy: metric!(
+                r,
+                gauges(
+                    "sealgate_upstream_healthy_endpoints",
+                    "Endpoints that the latest health check found fit, of upstreams that are checked.",
                     &["upstream"]
                 )
             ),
@@ -323,6 +332,13 @@ impl Metrics {
             _ => "other".to_owned(),
         };
         self.closes.with_label_values(&[label.as_str(), by]).inc();
+    }
+
+    /// The endpoints of an upstream were probed.
+    pub fn upstream_probed(&self, upstream: &Arc<str>, healthy: usize) {
+        self.upstream_healthy
+            .with_label_values(&[&**upstream])
+            .set(i64::try_from(healthy).unwrap_or(i64::MAX));
     }
 
     /// A policy is in force.

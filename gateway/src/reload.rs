@@ -177,9 +177,12 @@ impl Material {
         let Self { policy, certificates, fingerprint, files } = self;
         let tickets = policy.tls().tickets.then(|| gateway.tickets.clone());
         let tls = tls(&policy, certificates, tickets);
-        let upstreams = Upstreams::build(policy.upstreams(), &gateway.endpoints, &|source| {
-            read_source(source).map(|bytes| bytes.to_vec())
-        })
+        let upstreams = Upstreams::build(
+            policy.upstreams(),
+            previous.map(|snapshot| &snapshot.upstreams),
+            &gateway.endpoints,
+            &|source| read_source(source).map(|bytes| bytes.to_vec()),
+        )
         .await
         .map_err(LoadError::all);
         let ((tls, certificate_expiries), upstreams) = match (tls, upstreams) {
@@ -189,9 +192,6 @@ impl Material {
                 return Err(LoadError { errors: faults.flat_map(|error| error.errors).collect() });
             }
         };
-        for upstream in upstreams.iter() {
-            upstream.balancer().update().await;
-        }
         let verifier =
             Verifier::build(policy.issuers(), previous.map(|snapshot| &snapshot.verifier), &gateway.keys)
                 .await

@@ -8,6 +8,7 @@
 //! | `/status/N` | that status |
 //! | `/leak/…` | 200 with headers that must not pass outwards |
 //! | `/ws/…` | a WebSocket that echoes; the variants are under `websocket` below |
+//! | any that [`Upstream::answer`] names | the status given there |
 //! | other | what was given to [`Upstream::publish`] for it, or 200 with method, path and headers as JSON |
 
 use std::collections::HashMap;
@@ -67,6 +68,7 @@ struct Shared {
     held: Mutex<(usize, bool)>,
     released: Condvar,
     published: Mutex<HashMap<String, String>>,
+    statuses: Mutex<HashMap<String, u16>>,
     stopped: AtomicBool,
     open: Mutex<Vec<Box<dyn Stream>>>,
 }
@@ -153,7 +155,13 @@ impl Upstream {
 
     /// Listens on a TCP port of loopback.
     pub fn tcp() -> Upstream {
-        Upstream::listen(None)
+        Upstream::listen(None, TcpListener::bind("127.0.0.1:0").expect("a port"))
+    }
+
+    /// Listens where another has been stopped.
+    pub fn tcp_at(address: SocketAddr) -> Upstream {
+        let listener = until("the port is free again", DEADLINE, || TcpListener::bind(address).ok());
+        Upstream::listen(None, listener)
     }
 
     /// The same, with TLS and the certificate `NAME.pem` of `pki`.
@@ -167,11 +175,10 @@ impl Upstream {
                 .with_no_client_auth()
                 .with_single_cert(vec![chain], key)
                 .expect("a server");
-        Upstream::listen(Some(Arc::new(config)))
+        Upstream::listen(Some(Arc::new(config)), TcpListener::bind("127.0.0.1:0").expect("a port"))
     }
 
-    fn listen(tls: Option<Arc<ServerConfig>>) -> Upstream {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    fn listen(tls: Option<Arc<ServerConfig>>, listener: TcpListener) -> Upstream {
         let address = listener.local_addr().expect("its address");
         let shared = Arc::new(Shared::default());
         let inner = Arc::clone(&shared);
@@ -202,6 +209,11 @@ impl Upstream {
     /// Answers 200 with this body wherever `path` is asked for.
     pub fn publish(&self, path: &str, body: &str) {
         lock(&self.shared.published).insert(path.to_owned(), body.to_owned());
+    }
+
+    /// Answers with this status wherever `path` is asked for.
+    pub fn answer(&self, path: &str, status: u16) {
+        lock(&self.shared.statuses).insert(path.to_owned(), status);
     }
 
     /// As a policy writes it.
@@ -303,7 +315,8 @@ impl Shared {
         if seen.target.starts_with("/ws") {
             return self.websocket(&seen, reader, writer);
         }
-        let status = seen.target.strip_prefix("/status/").unwrap_or("200");
+        let named = lock(&self.statuses).get(&seen.target).map(u16::to_string);
+        let status = named.as_deref().or(seen.target.strip_prefix("/status/")).unwrap_or("200");
         let extra = if seen.target.starts_with("/leak") {
             "Server: leaky/1.0\r\nX-Powered-By: leaks\r\nX-Sealgate-Subject: mallory\r\nKeep-Alive: timeout=5\r\n"
         } else {

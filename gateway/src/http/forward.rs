@@ -32,8 +32,8 @@ pub async fn forward(
         return Err((Denial::UpstreamUnavailable, exchange));
     };
     let identity = permit.identity().cloned();
-    let subject = identity.as_ref().map_or("", |identity| identity.subject.as_str());
-    let Some(endpoint) = upstream.select(subject.as_bytes()) else {
+    let subject = identity.as_ref().map(|identity| identity.subject.as_str());
+    let Some(endpoint) = upstream.select(subject, connection.peer.ip()) else {
         return Err((Denial::UpstreamUnavailable, exchange));
     };
 

@@ -213,8 +213,8 @@ async fn connect(
     let Door { core, connection, snapshot, target } = door;
     let upstream = snapshot.upstreams.of(permit.upstream()).ok_or(Denial::Internal)?;
     let identity = permit.identity().map(Arc::as_ref);
-    let subject = identity.map_or("", |identity| identity.subject.as_str());
-    let endpoint = upstream.select(subject.as_bytes()).ok_or(Denial::UpstreamUnavailable)?;
+    let subject = identity.map(|identity| identity.subject.as_str());
+    let endpoint = upstream.select(subject, connection.peer.ip()).ok_or(Denial::UpstreamUnavailable)?;
     let subprotocols = offer.subprotocols(permit.subprotocols(), permit.subprotocol_required())?;
 
     headers::strip_request(&mut parts.headers, identity.is_some());

@@ -20,7 +20,17 @@ const MAX_STEPS: usize = 256;
 /// Chooses among the endpoints of one upstream, passing over the unhealthy.
 pub struct Balancer {
     by: By,
-    health_interval: Option<Duration>,
+    plan: Plan,
+}
+
+/// All that a balancer is made from. Under an equal plan a reload keeps the balancer, and with it what is known
+/// of each endpoint's health.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Plan {
+    pub(super) addresses: Vec<Address>,
+    pub(super) balance: Balance,
+    pub(super) health: Option<Health>,
+    pub(super) tls: bool,
 }
 
 enum By {
@@ -29,50 +39,53 @@ enum By {
 }
 
 impl Balancer {
-    pub(super) fn build<'a>(
-        addresses: impl Iterator<Item = &'a Address>,
-        balance: Balance,
-        health: Option<&Health>,
-        tls: bool,
-    ) -> Self {
-        let members: BTreeSet<Backend> = addresses.filter_map(backend).collect();
+    pub(super) async fn build(plan: Plan) -> Result<Self, String> {
+        let members: BTreeSet<Backend> = plan.addresses.iter().filter_map(backend).collect();
+        // Pingora's ring has no place for unix sockets; with a single endpoint there is no need of one.
+        let only_one = members.len() == 1;
         let mut backends = Backends::new(Static::new(members));
-        if let Some(health) = health {
-            backends.set_health_check(check(health, tls));
+        if let Some(health) = &plan.health {
+            backends.set_health_check(check(health, plan.tls));
         }
-        let by = match balance {
-            Balance::RoundRobin => By::Turn(LoadBalancer::from_backends(backends)),
-            Balance::ConsistentHash => By::Key(LoadBalancer::from_backends(backends)),
+        let by = match plan.balance {
+            Balance::ConsistentHash if !only_one => By::Key(LoadBalancer::from_backends(backends)),
+            Balance::ConsistentHash | Balance::RoundRobin => By::Turn(LoadBalancer::from_backends(backends)),
         };
-        Self { by, health_interval: health.map(|health| health.interval) }
-    }
-
-    /// Fills the selector. Static members, so this neither waits nor fails.
-    pub async fn update(&self) {
-        let outcome = match &self.by {
+        // Fills the selector. The members are static, so this neither waits nor fails.
+        match &by {
             By::Turn(balancer) => balancer.update().await,
             By::Key(balancer) => balancer.update().await,
-        };
-        if let Err(error) = outcome {
-            tracing::error!(%error, "an upstream's balancer could not be filled");
         }
+        .map_err(|error| error.to_string())?;
+        Ok(Self { by, plan })
+    }
+
+    pub(super) fn plan(&self) -> &Plan {
+        &self.plan
     }
 
     /// How often [`Self::check_health`] is due; `None` where the policy asks for no checks.
     #[must_use]
     pub fn health_interval(&self) -> Option<Duration> {
-        self.health_interval
+        self.plan.health.as_ref().map(|health| health.interval)
     }
 
-    pub(super) fn checks_health(&self) -> bool {
-        self.health_interval.is_some()
-    }
-
-    /// Probes every member once.
+    /// Probes every member once, all at the same time.
     pub async fn check_health(&self) {
+        self.backends().run_health_check(true).await;
+    }
+
+    /// How many endpoints would be chosen now; without health checks, all.
+    #[must_use]
+    pub fn healthy(&self) -> usize {
+        let backends = self.backends();
+        backends.get_backend().iter().filter(|backend| backends.ready(backend)).count()
+    }
+
+    fn backends(&self) -> &Backends {
         match &self.by {
-            By::Turn(balancer) => balancer.backends().run_health_check(true).await,
-            By::Key(balancer) => balancer.backends().run_health_check(true).await,
+            By::Turn(balancer) => balancer.backends(),
+            By::Key(balancer) => balancer.backends(),
         }
     }
 

@@ -9,8 +9,8 @@ mod connect;
 pub mod pool;
 
 use std::{
-    collections::HashMap,
-    net::SocketAddr,
+    collections::{HashMap, HashSet},
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -20,6 +20,7 @@ use rustls::{ClientConfig, pki_types::ServerName};
 use sealgate_policy::{self as policy, UpstreamIndex};
 
 pub use balance::Balancer;
+use balance::Plan;
 pub use connect::{ConnectError, UpstreamStream};
 
 /// All upstreams of one snapshot, in the order of the policy.
@@ -32,7 +33,7 @@ pub struct Upstream {
     /// The policy's name for it; a metric label.
     pub name: Arc<str>,
     endpoints: Box<[Endpoint]>,
-    balancer: Balancer,
+    balancer: Arc<Balancer>,
     /// Longest wait for a connection, TLS included.
     pub connect_timeout: Duration,
     /// Longest wait for the head of a response.
@@ -58,7 +59,7 @@ struct EndpointTls {
     server_name: ServerName<'static>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Address {
     Unix(PathBuf),
     Tcp(SocketAddr),
@@ -90,31 +91,34 @@ pub enum UpstreamError {
         /// What the resolver said.
         reason: String,
     },
-    /// Certificates or keys that cannot be used.
+    /// Certificates or keys that cannot be used, or endpoints that cannot be balanced.
     #[error("upstream `{upstream}`: {reason}")]
-    Tls {
+    Setup {
         /// The policy's name of the upstream.
         upstream: Arc<str>,
-        /// What is wrong with them.
+        /// What is wrong with it.
         reason: String,
     },
 }
 
 impl Upstreams {
-    /// Resolves names, compiles client configurations and builds the balancers.
+    /// Resolves names, compiles client configurations and builds the balancers. Those of `previous` that would
+    /// come out the same are kept, so that a reload sends nothing to an endpoint that is known to be down.
     ///
     /// # Errors
     ///
     /// All that is wrong, not only the first.
     pub async fn build(
         upstreams: &[policy::Upstream],
+        previous: Option<&Self>,
         ids: &EndpointIds,
         read: &ReadSource<'_>,
     ) -> Result<Self, Vec<UpstreamError>> {
         let mut built = Vec::with_capacity(upstreams.len());
         let mut errors = Vec::new();
         for upstream in upstreams {
-            match Upstream::build(upstream, ids, read).await {
+            let known = previous.and_then(|it| it.iter().find(|known| known.name == upstream.name));
+            match Upstream::build(upstream, known, ids, read).await {
                 Ok(upstream) => built.push(upstream),
                 Err(error) => errors.push(error),
             }
@@ -137,14 +141,13 @@ impl Upstreams {
 impl Upstream {
     async fn build(
         upstream: &policy::Upstream,
+        known: Option<&Self>,
         ids: &EndpointIds,
         read: &ReadSource<'_>,
     ) -> Result<Self, UpstreamError> {
+        let fault = |reason| UpstreamError::Setup { upstream: upstream.name.clone(), reason };
         let tls = match &upstream.tls {
-            Some(tls) => Some(
-                connect::client_tls(tls, read)
-                    .map_err(|reason| UpstreamError::Tls { upstream: upstream.name.clone(), reason })?,
-            ),
+            Some(tls) => Some(connect::client_tls(tls, read).map_err(fault)?),
             None => None,
         };
         let mut endpoints = Vec::new();
@@ -170,13 +173,19 @@ impl Upstream {
                 }
             }
         }
-        endpoints.dedup_by(|a, b| a.0 == b.0);
-        let balancer = Balancer::build(
-            endpoints.iter().map(|(address, _)| address),
-            upstream.balance,
-            upstream.health.as_ref(),
-            tls.is_some(),
-        );
+        // Two names of one host would take its turn twice.
+        let mut distinct = HashSet::new();
+        endpoints.retain(|(address, _)| distinct.insert(address.clone()));
+        let plan = Plan {
+            addresses: endpoints.iter().map(|(address, _)| address.clone()).collect(),
+            balance: upstream.balance,
+            health: upstream.health.clone(),
+            tls: tls.is_some(),
+        };
+        let balancer = match known {
+            Some(known) if *known.balancer.plan() == plan => known.balancer.clone(),
+            _ => Arc::new(Balancer::build(plan).await.map_err(fault)?),
+        };
         let endpoints = endpoints
             .into_iter()
             .map(|(address, authority)| Endpoint {
@@ -198,16 +207,21 @@ impl Upstream {
         })
     }
 
-    /// The endpoint for one request or tunnel. `key` (the subject) decides under consistent hashing.
+    /// The endpoint for one request or tunnel. Under consistent hashing the subject decides, where there is none
+    /// the client's address.
     ///
     /// `None`: no endpoint is healthy.
     #[must_use]
-    pub fn select(&self, key: &[u8]) -> Option<&Endpoint> {
+    pub fn select(&self, subject: Option<&str>, client: IpAddr) -> Option<&Endpoint> {
         match &*self.endpoints {
             // Nothing to choose: Pingora's iterator would allocate for it.
-            [only] if !self.balancer.checks_health() => Some(only),
+            [only] if self.balancer.health_interval().is_none() => Some(only),
             endpoints => {
-                let chosen = self.balancer.select(key)?;
+                let chosen = match (subject, client) {
+                    (Some(subject), _) => self.balancer.select(subject.as_bytes()),
+                    (None, IpAddr::V4(address)) => self.balancer.select(&address.octets()),
+                    (None, IpAddr::V6(address)) => self.balancer.select(&address.octets()),
+                }?;
                 endpoints.iter().find(|endpoint| balance::same(&endpoint.address, &chosen))
             }
         }
@@ -215,7 +229,7 @@ impl Upstream {
 
     /// The balancer, for the health checks that run beside the cores.
     #[must_use]
-    pub fn balancer(&self) -> &Balancer {
+    pub fn balancer(&self) -> &Arc<Balancer> {
         &self.balancer
     }
 }

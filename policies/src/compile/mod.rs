@@ -500,6 +500,13 @@ impl Compiler<'_> {
         if d.tls.is_some() && over_tls.contains(&false) {
             self.error(&format!("{at}/tls"), "only for \"tls:\" endpoints");
         }
+        let over_unix = endpoints.iter().any(|endpoint| matches!(endpoint, Endpoint::Unix(_)));
+        if matches!(d.balance, Some(BalanceDocument::ConsistentHash)) && endpoints.len() > 1 && over_unix {
+            self.error(
+                &format!("{at}/balance"),
+                "\"consistent-hash\" over several endpoints needs \"tcp:\" or \"tls:\"",
+            );
+        }
         let all_over_tls = over_tls.contains(&true) && over_tls.len() == 1;
         let tls = all_over_tls.then(|| self.upstream_tls(at, d.tls.as_ref(), &endpoints));
         let health = d.health.as_ref().map(|health| self.health(&format!("{at}/health"), health));

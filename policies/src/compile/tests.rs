@@ -722,6 +722,22 @@ fn endpoints() {
 }
 
 #[test]
+fn hashing_wants_endpoints_that_stand_on_a_ring() {
+    let text = |endpoints: &str| {
+        format!(
+            "version = 1\n[[upstream]]\nname = \"u\"\nbalance = \"consistent-hash\"\nendpoints = [{endpoints}]\n"
+        )
+    };
+    let several = text(r#""unix:/a", "unix:/b""#);
+    let message = "\"consistent-hash\" over several endpoints needs \"tcp:\" or \"tls:\"";
+    assert_errors(&[("policy.toml", &several)], &[("policy.toml", 4, 11, "upstream.u.balance", message)]);
+    for endpoints in [r#""unix:/a""#, r#""tcp:a:1", "tcp:b:1""#] {
+        let text = text(endpoints);
+        Policy::compile(&bundle(&[("policy.toml", &text)]), &BTreeMap::new()).unwrap();
+    }
+}
+
+#[test]
 fn the_json_schema_is_valid_and_describes_every_table() {
     let schema = crate::json_schema();
     assert!(jsonschema::meta::is_valid(&schema));
