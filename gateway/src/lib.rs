@@ -14,5 +14,6 @@ pub mod limits;
 pub mod metrics;
 pub mod reload;
 pub mod session;
+pub mod tls;
 pub mod upstream;
 pub mod websocket;

@@ -91,7 +91,7 @@ fn ready(gateway: &Gateway) -> Response<Full<Bytes>> {
     let without: Vec<_> = snapshot
         .upstreams
         .iter()
-        .filter(|upstream| upstream.select(b"").is_none())
+        .filter(|upstream| upstream.balancer().healthy() == 0)
         .map(|u| &*u.name)
         .collect();
     if without.is_empty() {

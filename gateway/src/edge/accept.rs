@@ -20,14 +20,13 @@ use tokio::{
     net::TcpStream,
     time::{Instant, Sleep},
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::{
     Core,
     connection::{Connection, TlsFacts},
     stream::EdgeStream,
 };
-use crate::{http::serve as serve_request, limits::ConnectionGuard, reload::Snapshot};
+use crate::{http::serve as serve_request, limits::ConnectionGuard, reload::Snapshot, tls::ServerStream};
 
 /// How long a connection that was told to end may take over it.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -64,7 +63,7 @@ pub(super) async fn serve(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY");
     }
-    let handshake = TlsAcceptor::from(snapshot.tls.clone()).accept(stream);
+    let handshake = ServerStream::accept(snapshot.tls.clone(), stream);
     let limit = snapshot.policy.connections().handshake_timeout;
     let tls = tokio::select! {
         outcome = tokio::time::timeout(limit, handshake) => outcome,
@@ -89,8 +88,8 @@ pub(super) async fn serve(
     }
 }
 
-fn tls_facts(tls: &TlsStream<TcpStream>) -> TlsFacts {
-    let (_, session) = tls.get_ref();
+fn tls_facts(tls: &ServerStream<TcpStream>) -> TlsFacts {
+    let session = tls.session();
     TlsFacts {
         version: match session.protocol_version() {
             Some(rustls::ProtocolVersion::TLSv1_3) => "TLSv1.3",
@@ -100,7 +99,7 @@ fn tls_facts(tls: &TlsStream<TcpStream>) -> TlsFacts {
     }
 }
 
-async fn serve_http(core: Rc<Core>, tls: TlsStream<TcpStream>, connection: Arc<Connection>) {
+async fn serve_http(core: Rc<Core>, tls: ServerStream<TcpStream>, connection: Arc<Connection>) {
     let io = TokioIo::new(EdgeStream::new(tls, connection.clone()));
     let service = {
         let (core, connection) = (core.clone(), connection.clone());

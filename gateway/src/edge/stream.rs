@@ -12,14 +12,14 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
-use tokio_rustls::server::TlsStream;
 
 use super::{connection::Connection, guard::Guard};
+use crate::tls::ServerStream;
 
 /// A downstream TLS stream: it tells its connection's clock when bytes arrive, and has them judged by a
 /// [`Guard`] before hyper interprets them.
 pub struct EdgeStream {
-    tls: TlsStream<TcpStream>,
+    tls: ServerStream<TcpStream>,
     connection: Arc<Connection>,
     guard: Guard,
     in_head: bool,
@@ -28,7 +28,7 @@ pub struct EdgeStream {
 impl EdgeStream {
     /// Watches `tls` for `connection`.
     #[must_use]
-    pub fn new(tls: TlsStream<TcpStream>, connection: Arc<Connection>) -> Self {
+    pub fn new(tls: ServerStream<TcpStream>, connection: Arc<Connection>) -> Self {
         let guard = Guard::new(connection.tls.http2);
         Self { tls, connection, guard, in_head: false }
     }

@@ -17,9 +17,9 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
 };
-use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{Address, Endpoint, EndpointTls, ReadSource, Upstream};
+use crate::tls::ClientStream;
 
 /// A connection to a backend.
 pub enum UpstreamStream {
@@ -28,7 +28,7 @@ pub enum UpstreamStream {
     /// Plain TCP.
     Tcp(TcpStream),
     /// TLS, the server's certificate verified.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(ClientStream<TcpStream>),
 }
 
 /// Why there is no connection.
@@ -66,9 +66,8 @@ impl Endpoint {
         match &self.tls {
             None => Ok(UpstreamStream::Tcp(tcp)),
             Some(tls) => {
-                let connector = TlsConnector::from(tls.config.clone());
-                let stream = connector.connect(tls.server_name.clone(), tcp).await?;
-                Ok(UpstreamStream::Tls(Box::new(stream)))
+                let stream = ClientStream::connect(tls.config.clone(), tls.server_name.clone(), tcp).await?;
+                Ok(UpstreamStream::Tls(stream))
             }
         }
     }
