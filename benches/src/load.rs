@@ -35,7 +35,7 @@ pub(crate) const MESSAGE_BYTES: usize = 128;
 const OPENING_AT_ONCE: usize = 64;
 
 /// Longest wait for all connections to stand, before the first unit of work.
-const OPENING: Duration = Duration::from_secs(60);
+const OPENING: Duration = Duration::from_secs(120);
 
 /// The unit of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -229,7 +229,8 @@ pub(crate) async fn visit(
 
 /// WebSockets that have each carried one message and now say nothing. Closed when dropped.
 pub(crate) struct Idle {
-    tasks: JoinSet<Result<()>>,
+    /// One for each; ends when its socket does.
+    pub(crate) tasks: JoinSet<Result<()>>,
 }
 
 impl Idle {
@@ -300,7 +301,10 @@ impl Meter {
 }
 
 /// Waits for `future` while `tasks` work; the first of them to end ends the wait, with its error.
-async fn while_working<T>(tasks: &mut JoinSet<Result<()>>, future: impl Future<Output = T>) -> Result<T> {
+pub(crate) async fn while_working<T>(
+    tasks: &mut JoinSet<Result<()>>,
+    future: impl Future<Output = T>,
+) -> Result<T> {
     tokio::select! {
         biased;
         Some(ended) = tasks.join_next() => {
@@ -481,7 +485,7 @@ async fn echoes(
 }
 
 /// The client's side of a WebSocket, as little of RFC 6455 as an echo needs.
-struct WebSocket {
+pub(crate) struct WebSocket {
     stream: TlsStream<TcpStream>,
     incoming: BytesMut,
     outgoing: Vec<u8>,
@@ -502,7 +506,7 @@ const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 const ACCEPT: &[u8] = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
 impl WebSocket {
-    async fn open(target: &Target, path: &str, index: usize) -> Result<Self> {
+    pub(crate) async fn open(target: &Target, path: &str, index: usize) -> Result<Self> {
         let mut stream = target.connect(&target.http1).await?;
         let request = format!(
             "GET {path} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: sealgate-benches\r\nUpgrade: websocket\r\n\
@@ -525,7 +529,7 @@ impl WebSocket {
     }
 
     /// Puts the next message into the buffer that [`Self::flush`] sends.
-    fn send_message(&mut self) {
+    pub(crate) fn send_message(&mut self) {
         let payload = message(self.index, self.sent);
         // Any key will do: what counts is that the proxy cannot know it.
         let mask = (self.sent as u32).wrapping_mul(0x9e37_79b9).to_be_bytes();
@@ -533,7 +537,7 @@ impl WebSocket {
         put_frame(&mut self.outgoing, TEXT, mask, &payload);
     }
 
-    async fn flush(&mut self) -> Result<()> {
+    pub(crate) async fn flush(&mut self) -> Result<()> {
         if !self.outgoing.is_empty() {
             self.stream.write_all(&self.outgoing).await?;
             self.stream.flush().await?;
@@ -544,7 +548,7 @@ impl WebSocket {
 
     /// Waits for bytes and takes the whole frames among them; returns how many echoes came. Pings are
     /// answered with the next [`Self::flush`].
-    async fn receive(&mut self) -> Result<usize> {
+    pub(crate) async fn receive(&mut self) -> Result<usize> {
         let mut echoed = 0;
         let mut frames = 0;
         loop {
@@ -574,6 +578,23 @@ impl WebSocket {
                 return Ok(echoed);
             }
             ensure!(self.stream.read_buf(&mut self.incoming).await? > 0, "closed without a close frame");
+        }
+    }
+}
+
+impl WebSocket {
+    /// Waits for a close frame; gives its code and when it was read.
+    pub(crate) async fn closed(mut self) -> Result<(u16, Instant)> {
+        loop {
+            while let Some((opcode, head, length)) = frame(&self.incoming)? {
+                if opcode == CLOSE {
+                    let payload = self.incoming.get(head..head + length).unwrap_or_default();
+                    let code = payload.first_chunk().map_or(1005, |code| u16::from_be_bytes(*code));
+                    return Ok((code, Instant::now()));
+                }
+                self.incoming.advance(head + length);
+            }
+            ensure!(self.stream.read_buf(&mut self.incoming).await? > 0, "ended without a close frame");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Compares sealgate with other proxies, side by side on one machine: see `README.md`.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool talks to its user")]
 
+mod crowd;
 mod load;
 mod measure;
 mod proxies;
@@ -39,8 +40,10 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Subject {
-    /// Measure sealgate beside nginx and HAProxy: server CPU per unit of work, and memory per idle socket.
+    /// Measure sealgate beside nginx, HAProxy and Caddy: server CPU per unit of work, and memory per idle socket.
     Compare(Options),
+    /// Measure what revoking a subject and loading a policy cost while thousands of sockets are open.
+    Crowd(crowd::Crowd),
 }
 
 #[derive(Args, Serialize)]
@@ -49,7 +52,7 @@ struct Options {
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Workload>,
     /// Only these proxies; the first is the base of the ratios.
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Kind::Nginx, Kind::Haproxy, Kind::Sealgate])]
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Kind::Nginx, Kind::Haproxy, Kind::Caddy, Kind::Sealgate])]
     proxies: Vec<Kind>,
     /// Rounds; in each, every proxy is visited once.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
@@ -98,8 +101,7 @@ enum Workload {
 }
 
 fn main() -> ExitCode {
-    let Subject::Compare(options) = Arguments::parse().command;
-    match run(&options) {
+    match run(&Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -108,9 +110,15 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(options: &Options) -> Result<()> {
-    options.check()?;
-    let binaries = options.binaries()?;
+fn run(subject: &Subject) -> Result<()> {
+    let binaries = match subject {
+        Subject::Compare(options) => {
+            options.check()?;
+            let wants_sealgate = options.proxies.contains(&Kind::Sealgate);
+            binaries(options.binary.as_deref(), options.backend.as_deref(), wants_sealgate)?
+        }
+        Subject::Crowd(options) => binaries(options.binary.as_deref(), options.backend.as_deref(), true)?,
+    };
     let open_files = measure::lift_open_files()?;
     let cpus = Cpus::find()?;
     cpus.pin_client()?;
@@ -120,7 +128,14 @@ fn run(options: &Options) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, async {
         tokio::select! {
-            done = compare(options, binaries, cpus, open_files) => done,
+            done = async {
+                match subject {
+                    Subject::Compare(options) => compare(options, binaries, cpus, open_files).await,
+                    Subject::Crowd(options) => {
+                        crowd::run(options, Stage::set(cpus, binaries, open_files).await?).await
+                    }
+                }
+            } => done,
             signal = stopped() => bail!("stopped by {}", signal?),
         }
     })
@@ -143,40 +158,6 @@ impl Options {
         }
     }
 
-    /// Builds what was not named, so that no stale binary is measured.
-    fn binaries(&self) -> Result<Binaries> {
-        let own = env::current_exe()?;
-        let target = own.ancestors().nth(2).context("no target folder")?;
-        let build = |package: &str| -> Result<PathBuf> {
-            eprintln!("building {package}");
-            let status = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-                .args([
-                    "build",
-                    "--release",
-                    "--quiet",
-                    "--bin",
-                    package,
-                    "--package",
-                    package,
-                    "--target-dir",
-                ])
-                .arg(target)
-                .current_dir(env!("CARGO_MANIFEST_DIR"))
-                .status()
-                .context("cargo")?;
-            ensure!(status.success(), "{package} does not build");
-            Ok(target.join("release").join(package))
-        };
-        Ok(Binaries {
-            backend: self.backend.clone().map_or_else(|| build("backend-echo"), Ok)?,
-            sealgate: match &self.binary {
-                Some(path) => path.clone(),
-                None if self.proxies.contains(&Kind::Sealgate) => build("sealgate")?,
-                None => PathBuf::new(),
-            },
-        })
-    }
-
     fn plan(&self) -> Plan {
         Plan {
             connections: self.connections.into(),
@@ -185,6 +166,29 @@ impl Options {
             rate: self.rate,
         }
     }
+}
+
+/// Builds what was not named, so that no stale binary is measured.
+fn binaries(sealgate: Option<&Path>, backend: Option<&Path>, wants_sealgate: bool) -> Result<Binaries> {
+    let own = env::current_exe()?;
+    let target = own.ancestors().nth(2).context("no target folder")?;
+    let build = |package: &str| -> Result<PathBuf> {
+        eprintln!("building {package}");
+        let status = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+            .args(["build", "--release", "--quiet", "--bin", package, "--package", package, "--target-dir"])
+            .arg(target)
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .status()
+            .context("cargo")?;
+        ensure!(status.success(), "{package} does not build");
+        Ok(target.join("release").join(package))
+    };
+    let named =
+        |path: Option<&Path>, package| path.map_or_else(|| build(package), |path| Ok(path.to_owned()));
+    Ok(Binaries {
+        backend: named(backend, "backend-echo")?,
+        sealgate: if wants_sealgate { named(sealgate, "sealgate")? } else { PathBuf::new() },
+    })
 }
 
 /// Which signal asked us to stop. Dropping the comparison ends all its children.
@@ -402,11 +406,11 @@ mod tests {
         use clap::CommandFactory as _;
         Arguments::command().debug_assert();
         let parsed = Arguments::try_parse_from(["x", "compare", "--only", "echo,idle", "--proxies", "nginx"]);
-        let Subject::Compare(options) = parsed.unwrap().command;
+        let Subject::Compare(options) = parsed.unwrap().command else { panic!("not a comparison") };
         assert_eq!(options.workloads(), [Workload::Echo, Workload::Idle]);
         assert!(options.check().is_ok());
         let parsed = Arguments::try_parse_from(["x", "compare", "--proxies", "nginx,nginx"]);
-        let Subject::Compare(options) = parsed.unwrap().command;
+        let Subject::Compare(options) = parsed.unwrap().command else { panic!("not a comparison") };
         assert!(options.check().is_err());
     }
 }

@@ -46,6 +46,8 @@ pub(crate) enum Kind {
     Nginx,
     /// Debian's HAProxy.
     Haproxy,
+    /// Debian's Caddy.
+    Caddy,
     /// This product, verifying the token of every request.
     Sealgate,
 }
@@ -55,6 +57,7 @@ impl fmt::Display for Kind {
         f.pad(match self {
             Self::Nginx => "nginx",
             Self::Haproxy => "haproxy",
+            Self::Caddy => "caddy",
             Self::Sealgate => "sealgate",
         })
     }
@@ -115,6 +118,7 @@ impl Stage {
         let folder = tempfile::Builder::new().prefix("sealgate-benches-").tempdir()?;
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700))?;
         let authority = mint_certificate(folder.path())?;
+        copy_folder(&Path::new(env!("CARGO_MANIFEST_DIR")).join("policy"), &folder.path().join("policy"))?;
         let socket = folder.path().join("backend.sock");
         let mut command = Command::new(&binaries.backend);
         command.arg("--listen").arg(format!("unix:{}", socket.display()));
@@ -126,7 +130,8 @@ impl Stage {
         fs::write(folder.path().join("jwks.json"), keys.context("keys from the backend")?)?;
         let mut tokens = Vec::new();
         for number in 0..TOKENS {
-            tokens.push(log_in(&socket, number).await.context("token from the backend")?);
+            let token = log_in(&socket, "alice", &format!("bench-{number}")).await;
+            tokens.push(token.context("token from the backend")?);
         }
         Ok(Self { cpus, binaries, open_files, authority, tokens, backend, socket, folder })
     }
@@ -140,6 +145,7 @@ impl Stage {
         let command = match kind {
             Kind::Nginx => self.nginx(&folder, port)?,
             Kind::Haproxy => self.haproxy(&folder, port)?,
+            Kind::Caddy => self.caddy(&folder, port)?,
             Kind::Sealgate => self.sealgate(&folder, port)?,
         };
         let mut running = Running::start(command, self.cpus.proxy, &folder.join("log"))?;
@@ -148,12 +154,23 @@ impl Stage {
             .until(async || TcpStream::connect(address).await.is_ok())
             .await
             .with_context(|| kind.to_string())?;
-        Ok(Proxy { kind, address, running })
+        Ok(Proxy { kind, address, folder, running })
     }
 
     /// A client of `proxy`.
     pub(crate) fn target(&self, proxy: &Proxy) -> Result<Rc<Target>> {
         Ok(Rc::new(Target::new(proxy.address, self.authority.clone(), self.tokens.clone())?))
+    }
+
+    /// The same, with a new token of `user`.
+    pub(crate) async fn target_of(&self, proxy: &Proxy, user: &str) -> Result<Rc<Target>> {
+        let token = log_in(&self.socket, user, "bench").await.context("token from the backend")?;
+        Ok(Rc::new(Target::new(proxy.address, self.authority.clone(), vec![token])?))
+    }
+
+    /// What sealgate judges by; a copy, to be changed.
+    pub(crate) fn policy(&self) -> PathBuf {
+        self.folder.path().join("policy")
     }
 
     /// What tells whether anybody but us, the backend and `proxy` uses our CPUs.
@@ -261,9 +278,43 @@ backend backend
         Ok(command)
     }
 
+    fn caddy(&self, folder: &Path, port: u16) -> Result<Command> {
+        let configuration = format!(
+            r"{{
+    admin off
+    auto_https off
+    persist_config off
+    servers {{
+        protocols h1 h2
+    }}
+}}
+https://localhost:{port} {{
+    bind 127.0.0.1
+    tls {stage}/server.pem {stage}/server.key
+    reverse_proxy unix/{socket} {{
+        transport http {{
+            keepalive 1h
+            keepalive_idle_conns 512
+            keepalive_idle_conns_per_host 512
+        }}
+    }}
+}}
+",
+            stage = self.folder.path().display(),
+            socket = self.socket.display(),
+        );
+        let path = folder.join("Caddyfile");
+        fs::write(&path, configuration)?;
+        let mut command = Command::new("caddy");
+        command.args(["run", "--adapter", "caddyfile", "--config"]).arg(path);
+        command.env("GOMAXPROCS", "1").env("HOME", folder).env("XDG_DATA_HOME", folder);
+        command.env("XDG_CONFIG_HOME", folder);
+        Ok(command)
+    }
+
     fn sealgate(&self, folder: &Path, port: u16) -> Result<Command> {
         let stage = self.folder.path();
-        let policy = Path::new(env!("CARGO_MANIFEST_DIR")).join("policy");
+        let policy = self.policy();
         let mut command = Command::new(&self.binaries.sealgate);
         command.arg("run").arg("--policy").arg(policy).arg("--state").arg(folder);
         command.arg("--listen").arg(format!("127.0.0.1:{port}"));
@@ -286,10 +337,16 @@ pub(crate) struct Proxy {
     /// Which.
     pub kind: Kind,
     address: SocketAddr,
+    folder: PathBuf,
     running: Running,
 }
 
 impl Proxy {
+    /// The operator's way in; sealgate only.
+    pub(crate) fn control(&self) -> PathBuf {
+        self.folder.join("control.sock")
+    }
+
     /// Its processes, to be measured. Fails, with the end of its log, if it has ended.
     pub(crate) fn processes(&mut self) -> Result<Processes> {
         self.running.check().with_context(|| self.kind.to_string())?;
@@ -302,12 +359,17 @@ pub(crate) fn version(kind: Kind, binaries: &Binaries) -> Result<String> {
     let mut command = match kind {
         Kind::Nginx => Command::new("nginx"),
         Kind::Haproxy => Command::new("haproxy"),
+        Kind::Caddy => Command::new("caddy"),
         Kind::Sealgate => Command::new(&binaries.sealgate),
     };
-    command.arg(if kind == Kind::Sealgate { "--version" } else { "-v" });
-    let output = command
-        .output()
-        .with_context(|| format!("{kind} is not installed (Debian: apt-get install nginx-light haproxy)"))?;
+    command.arg(match kind {
+        Kind::Nginx | Kind::Haproxy => "-v",
+        Kind::Caddy => "version",
+        Kind::Sealgate => "--version",
+    });
+    let output = command.output().with_context(|| {
+        format!("{kind} is not installed (Debian: apt-get install nginx-light haproxy caddy)")
+    })?;
     ensure!(output.status.success(), "{kind} does not tell its version: {}", output.status);
     // nginx tells it on standard error.
     let text = [output.stdout, output.stderr].concat();
@@ -328,6 +390,7 @@ impl Running {
         let mut pinned = Command::new("taskset");
         pinned.arg("--cpu-list").arg(cpu.to_string());
         pinned.args(["setpriv", "--pdeathsig", "TERM"]).arg(command.get_program()).args(command.get_args());
+        pinned.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
         pinned.process_group(0).stdin(std::process::Stdio::null());
         pinned.stdout(output.try_clone()?).stderr(output);
         let child = pinned.spawn().context("taskset (Debian: util-linux)")?;
@@ -376,8 +439,8 @@ impl Drop for Running {
 }
 
 /// A token for a session of its own.
-async fn log_in(socket: &Path, number: usize) -> Result<String> {
-    let body = format!(r#"{{"user":"alice","device":"bench-{number}"}}"#);
+async fn log_in(socket: &Path, user: &str, device: &str) -> Result<String> {
+    let body = format!(r#"{{"user":"{user}","device":"{device}"}}"#);
     let request = format!(
         "POST /v1/dev/login HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
          Content-Length: {}\r\n\r\n{body}",
@@ -409,6 +472,19 @@ fn mint_certificate(folder: &Path) -> Result<CertificateDer<'static>> {
         std::io::Write::write_all(&mut file, text.as_bytes())?;
     }
     Ok(authority.der().clone())
+}
+
+fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let to = to.join(entry.file_name());
+        match entry.file_type()?.is_dir() {
+            true => copy_folder(&entry.path(), &to)?,
+            false => drop(fs::copy(entry.path(), to)?),
+        }
+    }
+    Ok(())
 }
 
 /// A port that was free a moment ago.

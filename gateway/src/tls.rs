@@ -182,8 +182,8 @@ impl<I, S: Side> TlsStream<I, S> {
                 Err(error) => {
                     self.ended = true;
                     self.incoming = Vec::new();
-                    // rustls has one thing left to say: the alert.
-                    if let Ok(ConnectionState::EncodeTlsData(data)) = self.session.step(&mut []).state {
+                    // rustls has something left to say: the alert, and perhaps what came before it.
+                    while let Ok(ConnectionState::EncodeTlsData(data)) = self.session.step(&mut []).state {
                         encode(data, &mut self.outgoing)?;
                     }
                     return Err(invalid(error));

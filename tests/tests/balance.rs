@@ -153,7 +153,7 @@ fn an_endpoint_that_answers_badly_is_passed_over_and_a_reload_does_not_forget_it
     wait_healthy(&gateway, 0.0);
     let reply = gateway.curl("/anyone").send();
     assert_eq!(reply.status, 502, "{reply:?}");
-    assert_eq!(reply.json()["type"], "https://sealgate.dev/problems/upstream-unavailable");
+    assert_eq!(reply.json()["type"], "urn:sealgate:problem:upstream-unavailable");
     endpoints[2].answer("/healthz", 200);
     wait_healthy(&gateway, 1.0);
     assert_eq!(ask(3), [0, 0, 3]);

@@ -431,7 +431,8 @@ async fn judge_renewal(
 
 impl Opening {
     fn of<B>(connection: &Arc<Connection>, host: &str, request: &Request<B>) -> Self {
-        let one = |name| request.headers().get(name).cloned();
+        // Copies: a value that hyper read keeps all of the read buffer alive, as long as the socket is open.
+        let one = |name| HeaderValue::from_bytes(request.headers().get(name)?.as_bytes()).ok();
         Self {
             connection: connection.clone(),
             method: request.method().clone(),
