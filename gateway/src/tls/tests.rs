@@ -127,7 +127,7 @@ proptest! {
     ) {
         // Tiny pipes are for tiny data: every byte is a wake-up.
         let len = len.min(capacity * 500);
-        let data: Vec<u8> = (0..len).map(|at| (at * 31 >> 3) as u8).collect();
+        let data: Vec<u8> = (0..len).map(|at| ((at * 31) >> 3) as u8).collect();
         let configs = configs(if tls13 { &TLS13 } else { &TLS12 });
         run(both_ways(configs, as_server, capacity, &data, &pieces));
     }
