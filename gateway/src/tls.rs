@@ -82,6 +82,9 @@ impl Side for UnbufferedClientConnection {
 }
 
 /// A TLS stream over `I`.
+///
+/// INVARIANT: rustls remembers positions in what it has not discarded (fragments of handshake messages), so it is
+/// shown just that again, with more behind it or not, at every step.
 pub struct TlsStream<I, S> {
     io: I,
     // In a box: hyper and the tunnel move the stream around.
@@ -96,6 +99,8 @@ pub struct TlsStream<I, S> {
     ended: bool,
     /// We have said that nothing more comes.
     closed: bool,
+    /// rustls gave an error: it must not be asked again.
+    failed: bool,
 }
 
 /// A stream on which we are the server.
@@ -136,6 +141,7 @@ impl<I, S: Side> TlsStream<I, S> {
             outgoing: Queue::default(),
             ended: false,
             closed: false,
+            failed: false,
         }
     }
 
@@ -180,12 +186,7 @@ impl<I, S: Side> TlsStream<I, S> {
                 }
                 Ok(_) => return Err(io::Error::other("early data, which we never accept")),
                 Err(error) => {
-                    self.ended = true;
-                    self.incoming = Vec::new();
-                    // rustls has something left to say: the alert, and perhaps what came before it.
-                    while let Ok(ConnectionState::EncodeTlsData(data)) = self.session.step(&mut []).state {
-                        encode(data, &mut self.outgoing)?;
-                    }
+                    self.fail();
                     return Err(invalid(error));
                 }
             };
@@ -196,6 +197,24 @@ impl<I, S: Side> TlsStream<I, S> {
         }
         self.incoming = wire.get(at..).unwrap_or_default().to_vec();
         Ok(())
+    }
+
+    /// Ends both directions after an error, but for what rustls has left to say: the alert, and what came before it.
+    fn fail(&mut self) {
+        (self.ended, self.failed) = (true, true);
+        self.incoming = Vec::new();
+        // rustls looks at no input while it has something to say. It must not any more: the input is what was wrong.
+        while self.session.common().wants_write() {
+            match self.session.step(&mut []).state {
+                Ok(ConnectionState::EncodeTlsData(data)) => {
+                    if encode(data, &mut self.outgoing).is_err() {
+                        return;
+                    }
+                }
+                Ok(ConnectionState::ReadTraffic(mut traffic)) => while traffic.next_record().is_some() {},
+                _ => return,
+            }
+        }
     }
 }
 
@@ -274,11 +293,24 @@ impl<I: AsyncRead + AsyncWrite + Unpin, S: Side> TlsStream<I, S> {
         wire: &mut Vec<u8>,
         put: impl FnOnce(&mut WriteTraffic<'_, S::Data>, &mut [u8]) -> Result<usize, EncryptError>,
     ) -> io::Result<()> {
+        if self.failed {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
         if wire.is_empty() {
             wire.resize(WIRE, 0);
         }
         let len = loop {
-            match self.session.step(&mut []).state.map_err(invalid)? {
+            let UnbufferedStatus { discard, state } = self.session.step(&mut self.incoming);
+            let state = match state {
+                Ok(state) => state,
+                Err(error) => {
+                    self.fail();
+                    return Err(invalid(error));
+                }
+            };
+            // INVARIANT: nothing, since `take_in` left nothing in there that can be finished.
+            debug_assert_eq!(discard, 0);
+            match state {
                 ConnectionState::WriteTraffic(mut traffic) => {
                     break put(&mut traffic, wire).map_err(io::Error::other)?;
                 }
@@ -371,7 +403,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin, S: Side> AsyncWrite for TlsStream<I, S> 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         ready!(this.poll_out(cx))?;
-        if !this.closed {
+        if !this.closed && !this.failed {
             this.closed = true;
             SCRATCH.with_borrow_mut(|Scratch { wire, .. }| {
                 this.write_wire(cx, wire, |traffic, room| traffic.queue_close_notify(room))

@@ -14,11 +14,19 @@ use super::*;
 type Configs = (Arc<ServerConfig>, Arc<ClientConfig>);
 
 fn configs(version: &'static rustls::SupportedProtocolVersion) -> Configs {
+    configs_in_fragments(version, None)
+}
+
+/// The same, with records of `fragment` bytes at most: handshake messages then come in several.
+fn configs_in_fragments(
+    version: &'static rustls::SupportedProtocolVersion,
+    fragment: Option<usize>,
+) -> Configs {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let rcgen::CertifiedKey { cert, signing_key } =
         rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(signing_key.serialize_der()));
-    let server = ServerConfig::builder_with_provider(provider.clone())
+    let mut server = ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[version])
         .unwrap()
         .with_no_client_auth()
@@ -26,11 +34,14 @@ fn configs(version: &'static rustls::SupportedProtocolVersion) -> Configs {
         .unwrap();
     let mut roots = RootCertStore::empty();
     roots.add(cert.der().clone()).unwrap();
-    let client = ClientConfig::builder_with_provider(provider)
+    let mut client = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[version])
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
+    // Tickets are handshake messages that come when the handshake is over.
+    server.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().unwrap();
+    (server.max_fragment_size, client.max_fragment_size) = (fragment, fragment);
     (Arc::new(server), Arc::new(client))
 }
 
@@ -110,6 +121,46 @@ async fn both_ways(
     assert!(at_ours == data && at_theirs == data);
 }
 
+/// Handshake, then both directions; errors are fine.
+async fn try_side<T: AsyncRead + AsyncWrite + Unpin>(
+    handshake: impl Future<Output = io::Result<T>>,
+    data: &[u8],
+) -> io::Result<Vec<u8>> {
+    let (mut read, mut write) = tokio::io::split(handshake.await?);
+    // Not shut before it has received: rustls asserts, where debugging, that nothing wrong comes after our own end.
+    let send = async {
+        write.write_all(data).await?;
+        write.flush().await
+    };
+    let receive = async {
+        let mut came = vec![0; data.len()];
+        read.read_exact(&mut came).await.map(|_| came)
+    };
+    let (sent, came) = tokio::join!(send, receive);
+    sent.and(came)
+}
+
+/// Carries bytes on, one bit of them changed.
+async fn forward(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    flip: Option<(usize, u8)>,
+) {
+    let (mut seen, mut buffer) = (0, [0; 500]);
+    while let Ok(len @ 1..) = from.read(&mut buffer).await {
+        if let Some((at, bit)) = flip
+            && (seen..seen + len).contains(&at)
+        {
+            buffer[at - seen] ^= bit;
+        }
+        seen += len;
+        if to.write_all(&buffer[..len]).await.is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown().await;
+}
+
 fn run<F: Future>(future: F) -> F::Output {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }
@@ -124,12 +175,64 @@ proptest! {
         pieces in prop::collection::vec(1usize..70_000, 1..6),
         tls13: bool,
         as_server: bool,
+        fragment in prop_oneof![Just(None), (64usize..2000).prop_map(Some)],
     ) {
         // Tiny pipes are for tiny data: every byte is a wake-up.
         let len = len.min(capacity * 500);
         let data: Vec<u8> = (0..len).map(|at| ((at * 31) >> 3) as u8).collect();
-        let configs = configs(if tls13 { &TLS13 } else { &TLS12 });
+        let configs = configs_in_fragments(if tls13 { &TLS13 } else { &TLS12 }, fragment);
         run(both_ways(configs, as_server, capacity, &data, &pieces));
+    }
+
+    #[test]
+    fn a_bit_that_fell_over_on_the_way_is_noticed_and_no_panic(
+        at in 0usize..4000,
+        bit in 0u8..8,
+        from_ours: bool,
+        as_server: bool,
+        tls13: bool,
+        fragment in prop_oneof![Just(None), (64usize..2000).prop_map(Some)],
+    ) {
+        let (server, client) = configs_in_fragments(if tls13 { &TLS13 } else { &TLS12 }, fragment);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
+        let data = [7; 2000];
+        let talk = async {
+            let ((near, middle), (other, far)) = (duplex(1000), duplex(1000));
+            let (our_read, our_write) = tokio::io::split(middle);
+            let (their_read, their_write) = tokio::io::split(other);
+            let flip = |here: bool| here.then_some((at, 1 << bit));
+            let wires = async {
+                tokio::join!(
+                    forward(our_read, their_write, flip(from_ours)),
+                    forward(their_read, our_write, flip(!from_ours)),
+                )
+            };
+            let sides = async {
+                if as_server {
+                    let theirs = TlsConnector::from(client);
+                    tokio::join!(
+                        try_side(ServerStream::accept(server, near), &data),
+                        try_side(theirs.connect(localhost(), far), &data)
+                    )
+                } else {
+                    let theirs = TlsAcceptor::from(server);
+                    tokio::join!(
+                        try_side(ClientStream::connect(client, localhost(), near), &data),
+                        try_side(theirs.accept(far), &data)
+                    )
+                }
+            };
+            tokio::join!(sides, wires).0
+        };
+        // A length that grew makes both wait for what never comes.
+        let outcome = runtime.unwrap().block_on(async {
+            tokio::time::timeout(std::time::Duration::from_secs(5), talk).await
+        });
+        if let Ok((ours, theirs)) = outcome {
+            for came in [ours, theirs].into_iter().flatten() {
+                prop_assert!(came == data, "something else was let through");
+            }
+        }
     }
 
     #[test]
@@ -147,6 +250,10 @@ proptest! {
                 let error = ours.read(&mut [0; 100]).await.unwrap_err();
                 assert!(matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData));
                 assert!(ours.plain.is_empty() && ours.incoming.len() <= rubbish.len());
+                // Whatever is tried with it now, it stays an error or the end.
+                assert!(ours.write_all(b"more").await.is_err() || error.kind() == io::ErrorKind::UnexpectedEof);
+                let _ = ours.shutdown().await;
+                assert_eq!(ours.read(&mut [0; 100]).await.unwrap_or_default(), 0);
             } else {
                 let (near, mut far) = duplex(64 * 1024);
                 far.write_all(&rubbish).await.unwrap();
