@@ -413,6 +413,7 @@ pub(crate) enum RateKeyDocument {
     Session,
     Route,
     MessageType,
+    Socket,
 }
 
 /// End-to-end encrypted conversations, known by the kind in their ids: what is sent in one must be ciphertext.

@@ -100,6 +100,7 @@ pub struct RequestPermit {
 pub struct TunnelPermit {
     // INVARIANT: `subject.rule.tunnel` is there; `into_tunnel` saw to it.
     subject: Subject,
+    socket: u64,
 }
 
 /// Proof that a body matches its rule. Made by [`RequestPermit::judge_body`] only.
@@ -365,6 +366,7 @@ impl Subject {
             session: identity.and_then(|identity| identity.session.as_deref()),
             route: &self.rule.name,
             message_type,
+            socket: None,
         }
     }
 }
@@ -456,7 +458,7 @@ impl RequestPermit {
     /// Permission to open the WebSocket; `None` if the rule is a route.
     pub fn into_tunnel(self) -> Option<TunnelPermit> {
         self.subject.rule.tunnel.as_ref()?;
-        Some(TunnelPermit { subject: self.subject })
+        Some(TunnelPermit { subject: self.subject, socket: 0 })
     }
 }
 
@@ -576,6 +578,12 @@ pub struct Refusal {
 }
 
 impl TunnelPermit {
+    /// Names the socket, for rates that count by it: the same over all permits of one socket, and no other's.
+    #[must_use]
+    pub fn of_socket(self, socket: u64) -> Self {
+        Self { socket, ..self }
+    }
+
     /// The rule that agreed.
     pub fn rule(&self) -> &Arc<Rule> {
         &self.subject.rule
@@ -729,7 +737,8 @@ impl<'t> MessageDemands<'t> {
 
     /// What to take them for.
     pub fn rate_facts(&self) -> RateFacts<'_> {
-        self.tunnel.subject.rate_facts(self.message_type())
+        let socket = Some(self.tunnel.socket);
+        RateFacts { socket, ..self.tunnel.subject.rate_facts(self.message_type()) }
     }
 
     /// The type, as the policy names it; `None` where the message was not looked into.

@@ -456,6 +456,8 @@ pub enum RateKey {
     Route,
     /// The message's type.
     MessageType,
+    /// The WebSocket that the message came in.
+    Socket,
 }
 
 /// What a rate is taken for; borrowed from the demands.
@@ -473,6 +475,8 @@ pub struct RateFacts<'a> {
     pub route: &'a str,
     /// Type of the message, where it has one.
     pub message_type: Option<&'a str>,
+    /// WebSocket, for a message: what [`TunnelPermit::of_socket`](crate::TunnelPermit::of_socket) was told.
+    pub socket: Option<u64>,
 }
 
 /// Whether a rule refuses.

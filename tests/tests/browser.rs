@@ -1,7 +1,7 @@
 //! Chromium, through HTTP/1.1 and HTTP/2: what a page sees of it all.
 
 use sealgate_tests::{Bundle, Client, DEADLINE, Driver, Gateway, Open, Signal, until};
-use serde_json::json;
+use serde_json::{Value, json};
 
 const RULES: &str = r#"
 [connections]
@@ -34,6 +34,7 @@ upstream = "backend"
 origins = ["https://localhost:PORT"]
 require_origin = true
 subprotocols = ["im.v1.json"]
+renew = { type = "auth.renew", token_pointer = "/token" }
 [[websocket.message]]
 type = "say"
 direction = "both"
@@ -112,6 +113,21 @@ fn a_page_opens_sockets_and_learns_why_they_close() {
         browser.open("short", &url, &with(&short));
         let reason = browser.expect_close("short", 4401);
         assert!(reason.starts_with("token-expired"), "{reason}");
+
+        // It is renewed in time, and then revoked, from outside.
+        let first = bundle.issuer.with("alice", json!({ "jti": "first", "exp": now() + 60 }));
+        let later = now() + 600;
+        let second = bundle.issuer.with("alice", json!({ "jti": "second", "exp": later }));
+        browser.open("renewed", &url, &with(&first));
+        browser.text("renewed", &json!({ "type": "auth.renew", "token": second }).to_string());
+        let told = browser.next("renewed");
+        let answer: Value = serde_json::from_str(told["data"].as_str().unwrap_or_default()).expect("JSON");
+        assert_eq!(answer, json!({ "type": "auth.renew.ok", "expires_at": later }));
+        browser.echo("renewed", NOTE);
+        let (fine, answer) = gateway.sessions(&["revoke", "--token-id", "second"]);
+        assert!(fine && answer["sockets"] == 1, "{answer}");
+        assert!(browser.expect_close("renewed", 4410).starts_with("revoked: "));
+        browser.echo("a", NOTE);
 
         // A reload drops nothing that the new rules allow, and tells what they do not.
         browser.open("b", &url, &with(&token));

@@ -22,6 +22,23 @@ per = ["subject"]
 quota = 100
 period = "1d"
 
+[[rate]]
+name = "per-socket"
+per = ["socket"]
+quota = 15
+period = "1d"
+
+[[websocket]]
+name = "by-socket"
+path = "/ws/socket"
+upstream = "backend"
+origins = ["*"]
+[[websocket.message]]
+type = "say"
+direction = "to-upstream"
+rates = ["per-socket"]
+on_refusal = "answer"
+
 [[websocket]]
 name = "by-session"
 path = "/ws/session"
@@ -47,6 +64,8 @@ on_refusal = "answer"
 type = "free"
 direction = "to-upstream"
 "#;
+
+const SAY: &str = r#"{"type":"say"}"#;
 
 fn open(gateway: &Gateway, path: &str, token: &str) -> Wire {
     let mut wire = gateway.wire();
@@ -111,6 +130,22 @@ fn all_sockets_of_a_session_or_subject_share_its_allowance() {
     // Another subject has an allowance of its own.
     let other = vec![bundle.issuer.token("carol")];
     assert_eq!(race(&gateway, "/ws/subject", &other), (MESSAGES, 0));
+    // By socket, each has its own, whoever opened it.
+    assert_eq!(race(&gateway, "/ws/socket", &one_session), (15 * SOCKETS, (MESSAGES - 15) * SOCKETS));
+}
+
+#[test]
+fn a_reload_gives_a_socket_no_new_allowance() {
+    let bundle = Bundle::new(&RULES.replace("quota = 15", "quota = 2"));
+    let gateway = Gateway::run(&bundle);
+    let mut driver = Driver::start(Client::ALL[0], gateway.ca());
+    driver.open("a", &gateway.ws("/ws/socket"), &Open::token(&bundle.issuer.token("alice")));
+    driver.echo("a", SAY);
+    bundle.write(&format!("{}\n# another text\n", RULES.replace("quota = 15", "quota = 2")));
+    assert!(gateway.reload().0);
+    driver.echo("a", SAY);
+    driver.text("a", SAY);
+    assert!(driver.next("a")["data"].as_str().is_some_and(|told| told.contains("rate-exceeded")));
 }
 
 #[test]

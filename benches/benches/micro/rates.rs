@@ -22,6 +22,7 @@ pub(crate) fn measure(criterion: &mut Criterion, fixture: &Fixture) -> Result<()
         session: Some(subject),
         route: "echo",
         message_type: None,
+        socket: None,
     };
     ensure!(rates.take(&two, &facts("alice")).is_ok());
     group.bench_function("one", |b| b.iter(|| rates.take(black_box(&one), &facts("alice"))));

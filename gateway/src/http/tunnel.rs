@@ -68,6 +68,8 @@ struct Opening {
     subprotocols: Option<HeaderValue>,
     /// Unix seconds.
     opened_at: u64,
+    /// Names it, over all policies that it lives through.
+    socket: u64,
 }
 
 /// Opens the WebSocket that `permit` allows: connects upstream, registers, checks revocation, and only
@@ -98,8 +100,8 @@ async fn try_open(
 ) -> Result<(StatusCode, HeaderMap), Denial> {
     let Door { core, connection, snapshot, target } = door;
     let offer = Offer::read(request.method(), request.version(), request.headers())?;
-    let permit = permit.into_tunnel().ok_or(Denial::NoWebsocket)?;
-    let opening = Opening::of(connection, &target.host, &request);
+    let opening = Opening::of(connection, &target.host, &request, core.random() as u64);
+    let permit = permit.into_tunnel().ok_or(Denial::NoWebsocket)?.of_socket(opening.socket);
     let deflate = match permit.compression() {
         Compression::Off => None,
         Compression::Terminate => Agreed::accept(request.headers())?,
@@ -430,7 +432,7 @@ async fn judge_renewal(
 }
 
 impl Opening {
-    fn of<B>(connection: &Arc<Connection>, host: &str, request: &Request<B>) -> Self {
+    fn of<B>(connection: &Arc<Connection>, host: &str, request: &Request<B>, socket: u64) -> Self {
         // Copies: a value that hyper read keeps all of the read buffer alive, as long as the socket is open.
         let one = |name| HeaderValue::from_bytes(request.headers().get(name)?.as_bytes()).ok();
         Self {
@@ -441,6 +443,7 @@ impl Opening {
             origin: one(header::ORIGIN),
             subprotocols: one(header::SEC_WEBSOCKET_PROTOCOL),
             opened_at: clock::unix_now(),
+            socket,
         }
     }
 
@@ -469,7 +472,7 @@ impl Opening {
         let demands =
             snapshot.policy.match_request(&facts)?.judge(&facts, identity)?.prove(proven, self.opened_at)?;
         let permit = settle(demands, Evidence { rates: Ok(()), revoked: false })?;
-        permit.into_tunnel().ok_or(Denial::PolicyChanged)
+        Ok(permit.into_tunnel().ok_or(Denial::PolicyChanged)?.of_socket(self.socket))
     }
 }
 

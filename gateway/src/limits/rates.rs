@@ -286,6 +286,7 @@ impl Hash for Key<'_> {
                 }
                 (RateKey::Route, ..) => (3u8, facts.route).hash(state),
                 (RateKey::MessageType, ..) => (4u8, facts.message_type).hash(state),
+                (RateKey::Socket, ..) => (5u8, facts.socket).hash(state),
             }
         }
     }
@@ -363,6 +364,7 @@ mod tests {
             session: None,
             route: "echo",
             message_type: None,
+            socket: None,
         }
     }
 
@@ -423,8 +425,10 @@ mod tests {
             rate("session", &[RateKey::Session], 60, minute, 2),
             rate("route", &[RateKey::Address, RateKey::Route], 60, minute, 2),
             rate("type", &[RateKey::Subject, RateKey::MessageType], 60, minute, 2),
+            rate("socket", &[RateKey::Socket], 60, minute, 2),
         ]);
-        let [address, of_subject, session, route, kind] = [0, 1, 2, 3, 4].map(|index| [RateIndex(index)]);
+        let [address, of_subject, session, route, kind, socket] =
+            [0, 1, 2, 3, 4, 5].map(|index| [RateIndex(index)]);
 
         assert_eq!(taken(&rates, &address, &from("192.0.2.1")), 2);
         assert_eq!(taken(&rates, &address, &from("192.0.2.2")), 2);
@@ -449,6 +453,11 @@ mod tests {
         assert_eq!(taken(&rates, &kind, &typed("text")), 2);
         assert_eq!(taken(&rates, &kind, &typed("typing")), 2);
         assert_eq!(taken(&rates, &kind, &subject("i", "alice")), 2);
+
+        let in_socket = |socket| RateFacts { socket: Some(socket), ..subject("i", "alice") };
+        assert_eq!(taken(&rates, &socket, &in_socket(1)), 2);
+        assert_eq!(taken(&rates, &socket, &in_socket(2)), 2);
+        assert_eq!(taken(&rates, &socket, &RateFacts { route: "other", ..in_socket(2) }), 0);
     }
 
     #[test]

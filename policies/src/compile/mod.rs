@@ -598,6 +598,7 @@ impl Compiler<'_> {
                 RateKeyDocument::Session => RateKey::Session,
                 RateKeyDocument::Route => RateKey::Route,
                 RateKeyDocument::MessageType => RateKey::MessageType,
+                RateKeyDocument::Socket => RateKey::Socket,
             })
             .collect();
         per.sort_unstable();

@@ -338,6 +338,9 @@ impl Compiler<'_> {
             if rate.per.contains(&RateKey::MessageType) && !of_messages {
                 self.error(&pointer, format!("`{name}` counts by message type, and this is no message"));
             }
+            if rate.per.contains(&RateKey::Socket) && !of_messages {
+                self.error(&pointer, format!("`{name}` counts by socket, and this is no message"));
+            }
         }
         let count = enforced.len();
         enforced.extend(shadow);

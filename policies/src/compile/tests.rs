@@ -722,6 +722,22 @@ fn endpoints() {
 }
 
 #[test]
+fn rates_by_socket_are_for_messages() {
+    let text = |rates: &str, of_messages: &str| {
+        format!(
+            "version = 1\n[[upstream]]\nname = \"u\"\nendpoints = [\"unix:/u\"]\n[[rate]]\nname = \"r\"\nper = [\"socket\"]\n\
+             quota = 1\nperiod = \"1s\"\n[[websocket]]\nname = \"w\"\npath = \"/w\"\nupstream = \"u\"\nauth = \"none\"\n\
+             rates = [{rates}]\nmessage_rates = [{of_messages}]\n"
+        )
+    };
+    let opening = text("\"r\"", "");
+    let message = "`r` counts by socket, and this is no message";
+    assert_errors(&[("policy.toml", &opening)], &[("policy.toml", 15, 10, "websocket.w.rates[0]", message)]);
+    let messages = text("", "\"r\"");
+    Policy::compile(&bundle(&[("policy.toml", &messages)]), &BTreeMap::new()).unwrap();
+}
+
+#[test]
 fn hashing_wants_endpoints_that_stand_on_a_ring() {
     let text = |endpoints: &str| {
         format!(
