@@ -283,7 +283,6 @@ backend backend
             r"{{
     admin off
     auto_https off
-    persist_config off
     servers {{
         protocols h1 h2
     }}
