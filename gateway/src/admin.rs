@@ -27,6 +27,7 @@ use crate::{
     clock,
     edge::Gateway,
     reload::{Cause, Reloader, Request, watch_files},
+    shared,
 };
 
 /// How often what has run out is thrown away.
@@ -71,6 +72,7 @@ impl AdminService {
             scrape::serve(scrape, self.gateway.clone()),
             check_upstreams(&self.gateway),
             keep_house(&self.gateway),
+            shared::follow(&self.gateway),
         );
         Ok(())
     }
@@ -156,6 +158,7 @@ async fn keep_house(gateway: &Gateway) {
         gateway.revocations.forget_expired(clock::unix_now());
         gateway.proofs.forget_expired(clock::unix_now());
         gateway.tickets.forget_expired(clock::unix_now());
+        gateway.shared.forget_expired(clock::unix_now());
         if let Err(error) = gateway.outliving.tickets.rotate() {
             tracing::error!(%error, "ticket keys could not be replaced; no tickets are given until they can");
         }

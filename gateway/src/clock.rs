@@ -7,3 +7,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(u64::MAX, |since| since.as_secs())
 }
+
+/// Milliseconds since 1970, as [`unix_now`].
+#[must_use]
+pub fn unix_now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(u64::MAX, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}

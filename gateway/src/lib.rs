@@ -2,7 +2,7 @@
 //!
 //! A connection enters at [`edge`], becomes requests in [`http`], and perhaps a WebSocket in
 //! [`websocket`]. Whether any of it may pass is for [`sealgate_policy`] to say; [`session`] and
-//! [`limits`] bring the evidence, [`upstream`] knows the way on. [`reload`] puts policies into force.
+//! [`limits`] bring the evidence, [`upstream`] knows the way on, [`shared`] what other gateways know. [`reload`] puts policies into force.
 
 pub mod admin;
 pub mod audit;
@@ -14,6 +14,7 @@ pub mod limits;
 pub mod metrics;
 pub mod reload;
 pub mod session;
+pub mod shared;
 pub mod tls;
 pub mod upstream;
 pub mod websocket;

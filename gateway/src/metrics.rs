@@ -18,6 +18,14 @@ const DURATION_BUCKETS: [f64; 12] =
 /// The label of requests that no rule took on.
 const NO_ROUTE: &str = "none";
 
+macro_rules! metric {
+    ($registry:expr, $metric:expr) => {{
+        let metric = $metric?;
+        $registry.register(Box::new(metric.clone()))?;
+        metric
+    }};
+}
+
 /// All metrics of the process.
 pub struct Metrics {
     registry: Registry,
@@ -46,6 +54,93 @@ pub struct Metrics {
     certificate_expiry: IntGaugeVec,
     jwks_age: GaugeVec,
     jwks_failures: IntGaugeVec,
+    /// How it stands with other gateways.
+    pub shared: SharedMetrics,
+}
+
+/// Agreement with other gateways.
+pub struct SharedMetrics {
+    /// Whether Redis is connected.
+    pub connected: IntGauge,
+    /// Whether contact is lost.
+    pub lost: IntGauge,
+    /// Records that nobody of ours wrote.
+    pub refused: IntCounter,
+    heard: IntGauge,
+    outbox: IntGauge,
+    comparisons: IntCounterVec,
+    lag: Histogram,
+}
+
+impl SharedMetrics {
+    fn new(r: &Registry) -> prometheus::Result<Self> {
+        let gauge = |name: &str, help: &str| IntGauge::new(name, help);
+        Ok(Self {
+            connected: metric!(r, gauge("sealgate_shared_connected", "Whether Redis is connected.")),
+            lost: metric!(
+                r,
+                gauge("sealgate_shared_contact_lost", "Whether contact with other gateways is lost.")
+            ),
+            heard: metric!(
+                r,
+                gauge(
+                    "sealgate_shared_last_contact_timestamp_seconds",
+                    "When Redis last answered about news."
+                )
+            ),
+            outbox: metric!(
+                r,
+                gauge("sealgate_shared_outbox", "Revocations that other gateways were not told of yet.")
+            ),
+            comparisons: metric!(
+                r,
+                IntCounterVec::new(
+                    Opts::new(
+                        "sealgate_shared_comparisons_total",
+                        "Times that all revocations were compared with Redis', by cause."
+                    ),
+                    &["cause"]
+                )
+            ),
+            refused: metric!(
+                r,
+                IntCounter::new(
+                    "sealgate_shared_refused_records_total",
+                    "Records in Redis that are not a gateway's."
+                )
+            ),
+            lag: metric!(
+                r,
+                Histogram::with_opts(
+                    HistogramOpts::new(
+                        "sealgate_shared_lag_seconds",
+                        "From a revocation on one gateway to its arrival on this one, by their clocks."
+                    )
+                    .buckets(DURATION_BUCKETS.to_vec())
+                )
+            ),
+        })
+    }
+
+    /// All revocations were compared with Redis'.
+    pub fn read_all(&self, cause: &'static str) {
+        self.comparisons.with_label_values(&[cause]).inc();
+    }
+
+    /// Redis answered, at `now` (unix seconds).
+    pub fn heard_at(&self, now: u64) {
+        self.heard.set(i64::try_from(now).unwrap_or(i64::MAX));
+    }
+
+    /// So many revocations wait to be published.
+    pub fn waiting(&self, count: usize) {
+        self.outbox.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// A revocation of another gateway took so long.
+    pub fn lag(&self, lag: Duration) {
+        self.lag.observe(lag.as_secs_f64());
+    }
 }
 
 /// The children of one rule, looked up when its snapshot was built.
@@ -78,14 +173,6 @@ impl RuleMetrics {
         }
         self.seconds.observe(elapsed.as_secs_f64());
     }
-}
-
-macro_rules! metric {
-    ($registry:expr, $metric:expr) => {{
-        let metric = $metric?;
-        $registry.register(Box::new(metric.clone()))?;
-        metric
-    }};
 }
 
 impl Metrics {
@@ -251,6 +338,7 @@ impl Metrics {
                     &["issuer"]
                 )
             ),
+            shared: SharedMetrics::new(r)?,
             registry: registry.clone(),
         };
         for reason in Denial::ALL_REASONS {

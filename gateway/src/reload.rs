@@ -25,6 +25,7 @@ use crate::{
     limits::{RateClock, RateStore, Rates},
     metrics::{Metrics, RouteMetrics},
     session::{KeyFetcher, Verifier},
+    shared::Servers,
     upstream::{EndpointIds, Upstreams},
 };
 
@@ -44,6 +45,8 @@ pub struct Snapshot {
     pub verifier: Verifier,
     /// The policy's rates over the process's cells.
     pub rates: Arc<Rates>,
+    /// Through what it agrees with other gateways. The same for as long as nothing of it changes.
+    pub shared: Option<Arc<Servers>>,
     /// Where permits lead.
     pub upstreams: Upstreams,
     /// Counters of the rules.
@@ -115,6 +118,7 @@ impl From<PolicyErrors> for LoadError {
 pub struct Material {
     policy: Policy,
     certificates: Vec<CertificateEntry>,
+    shared: Option<Servers>,
     fingerprint: [u8; 32],
     files: Vec<PathBuf>,
 }
@@ -152,12 +156,23 @@ impl PolicySource {
                 certificates.push(CertificateEntry { names, chain_pem: chain.to_vec(), key_pem });
             }
         }
+        let read = |source: &Source| {
+            if let Source::File(path) = source {
+                files.push(path.clone());
+            }
+            read_source(source).inspect(|bytes| fingerprint.update(bytes))
+        };
+        let shared = policy.shared().map(|shared| Servers::read(shared, read)).transpose();
+        let shared = shared.unwrap_or_else(|faults| {
+            errors.extend(LoadError::all(faults).errors);
+            None
+        });
         if !errors.is_empty() {
             return Err(LoadError { errors });
         }
         let mut digest = [0; 32];
         digest.copy_from_slice(fingerprint.finish().as_ref());
-        Ok(Material { policy, certificates, fingerprint: digest, files })
+        Ok(Material { policy, certificates, shared, fingerprint: digest, files })
     }
 }
 
@@ -174,7 +189,7 @@ impl Material {
 
     /// Builds the snapshot: TLS, upstreams, keys of issuers, rates, counters.
     async fn build(self, gateway: &Outliving, previous: Option<&Snapshot>) -> Result<Snapshot, LoadError> {
-        let Self { policy, certificates, fingerprint, files } = self;
+        let Self { policy, certificates, shared, fingerprint, files } = self;
         let tickets = policy.tls().tickets.then(|| gateway.tickets.clone());
         let tls = tls(&policy, certificates, tickets);
         let upstreams = Upstreams::build(
@@ -198,12 +213,19 @@ impl Material {
                 .map_err(LoadError::all)?;
         let rates = Arc::new(Rates::build(policy.rates(), &gateway.rates, gateway.clock.clone()));
         let hsts = policy.tls().hsts.as_deref().and_then(|value| HeaderValue::from_str(value).ok());
+        // What did not change is not connected to anew.
+        let connected = previous.and_then(|snapshot| snapshot.shared.clone());
+        let shared = shared.map(|new| match connected {
+            Some(old) if old.same(&new) => old,
+            _ => Arc::new(new),
+        });
         Ok(Snapshot {
             generation: previous.map_or(1, |snapshot| snapshot.generation + 1),
             metrics: gateway.metrics.routes(&policy),
             tls,
             verifier,
             rates,
+            shared,
             upstreams,
             hsts,
             certificate_expiries,

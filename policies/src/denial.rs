@@ -72,6 +72,8 @@ pub enum Denial {
     CertificateMissing,
     /// The keys to verify the token cannot be had: our fault, so never a 401.
     TokenKeysUnavailable,
+    /// What other gateways revoked cannot be known at present, and the policy would rather refuse (`shared.on_loss`).
+    ContactLost,
     /// The identity has none of the roles that the rule names.
     RoleMissing,
     /// The session, token or subject was revoked.
@@ -274,6 +276,7 @@ impl Denial {
         "too-many-tickets",
         "certificate-missing",
         "token-keys-unavailable",
+        "contact-lost",
         "role-missing",
         "revoked",
         "session-idle",
@@ -346,6 +349,7 @@ impl Denial {
             Self::TooManyTickets          => row("too-many-tickets",        429, 4429, "Too many requests"),
             Self::CertificateMissing      => row("certificate-missing",     401, 4401, "Token of another certificate"),
             Self::TokenKeysUnavailable    => row("token-keys-unavailable",  503, 1013, "Token keys unavailable"),
+            Self::ContactLost             => row("contact-lost",            503, 1013, "Sessions cannot be checked"),
             Self::RoleMissing             => row("role-missing",            403, 4403, "Not allowed"),
             Self::Revoked                 => row("revoked",                 401, 4410, "Session revoked"),
             Self::SessionIdle             => row("session-idle",            401, 4408, "Session idle for too long"),
@@ -437,6 +441,9 @@ impl Denial {
             Self::TokenKeysUnavailable => {
                 "tokens cannot be verified at present; keep yours and try again".into()
             }
+            Self::ContactLost => {
+                "sessions cannot be checked at present; keep your token and try again".into()
+            }
             Self::RoleMissing => "your roles do not allow this".into(),
             Self::Revoked => "this session has ended; log in again".into(),
             Self::SessionIdle => "this session was idle for too long; log in again".into(),
@@ -484,6 +491,7 @@ impl Denial {
                 Some(whole_seconds(*retry_after))
             }
             Self::TokenKeysUnavailable
+            | Self::ContactLost
             | Self::TooManyConnections
             | Self::TooManyProofs
             | Self::TooManySockets
@@ -622,6 +630,7 @@ mod tests {
             Denial::TooManyTickets,
             Denial::CertificateMissing,
             Denial::TokenKeysUnavailable,
+            Denial::ContactLost,
             Denial::RoleMissing,
             Denial::Revoked,
             Denial::SessionIdle,

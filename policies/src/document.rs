@@ -79,6 +79,7 @@ pub(crate) struct Document {
     pub(crate) session: SessionDocument,
     #[serde(default)]
     pub(crate) dpop: DpopDocument,
+    pub(crate) shared: Option<SharedDocument>,
     #[serde(default)]
     pub(crate) role: Vec<RoleDocument>,
     #[serde(default)]
@@ -310,6 +311,66 @@ pub(crate) struct DpopDocument {
     /// Proofs remembered of one subject; more are refused. Default 10000.
     #[schemars(range(min = 10, max = 1_000_000))]
     pub(crate) max_proofs_per_subject: Option<u32>,
+}
+
+/// Several gateways agree through Redis (6.2 or later): what one revokes ends on all. One gateway alone needs nothing of it.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "shared")]
+pub(crate) struct SharedDocument {
+    /// "redis://HOST:PORT", "rediss://HOST:PORT" (TLS) or "unix:/PATH": the one server, or sentinels or cluster nodes.
+    #[schemars(length(min = 1, max = 64))]
+    pub(crate) redis: Vec<String>,
+    /// What the servers are; default "single".
+    pub(crate) mode: Option<SharedModeDocument>,
+    /// The master's name, for sentinels.
+    #[schemars(length(min = 1))]
+    pub(crate) service: Option<String>,
+    /// PEM of the authorities that "rediss:" servers are trusted by: "file:PATH" or "env:NAME"; default the system's.
+    pub(crate) ca: Option<String>,
+    /// Redis user: "file:PATH" or "env:NAME"; default Redis' default user.
+    pub(crate) username: Option<String>,
+    /// Password: "file:PATH" or "env:NAME"; default none. Read anew with every reload.
+    pub(crate) password: Option<String>,
+    /// What all keys begin with: gateways agree that have it in common. Letters, digits, "-", "_", "."; default "sealgate".
+    #[schemars(regex(pattern = r"^[A-Za-z0-9._-]{1,64}$"))]
+    pub(crate) key_prefix: Option<String>,
+    /// What a request waits for one answer of Redis, "5ms" to "2s"; default "50ms".
+    pub(crate) deadline: Option<DurationText>,
+    /// Without contact for so long, contact is lost, "2s" to "1h"; default "10s".
+    pub(crate) contact_timeout: Option<DurationText>,
+    /// Once contact is lost: "warn" goes on; "no-new-privileged" refuses what wants a role or step-up; "fail-closed" refuses
+    /// whatever wants a token (503), and closes open WebSockets of sessions (1013). Default "warn".
+    pub(crate) on_loss: Option<OnLossDocument>,
+    /// When Redis does not answer about a proof of possession: "local" asks this gateway's memory alone, "deny" refuses
+    /// (503). Default "local".
+    pub(crate) dpop_on_loss: Option<DpopOnLossDocument>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(rename = "shared-mode")]
+pub(crate) enum SharedModeDocument {
+    Single,
+    Sentinel,
+    Cluster,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(rename = "on-loss")]
+pub(crate) enum OnLossDocument {
+    Warn,
+    NoNewPrivileged,
+    FailClosed,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(rename = "dpop-on-loss")]
+pub(crate) enum DpopOnLossDocument {
+    Local,
+    Deny,
 }
 
 /// A service behind the gateway.

@@ -20,7 +20,7 @@ use crate::denial::{Denial, TokenFault};
 use crate::identity::{Binding, Identity};
 use crate::json::{self, Schema};
 use crate::path;
-use crate::policy::{Mode, Policy, RateFacts, RateIndex, Sender, UpstreamIndex};
+use crate::policy::{Mode, OnLoss, Policy, RateFacts, RateIndex, Sender, UpstreamIndex};
 use crate::routes::CanonicalPath;
 use crate::rule::{
     Authentication, BodyRule, CiphertextRule, Compression, MaxOpen, MessageRule, OnRefusal, RateList,
@@ -126,6 +126,8 @@ pub struct Evidence {
     pub rates: Result<(), RateExceeded>,
     /// Whether token, session or subject is revoked.
     pub revoked: bool,
+    /// What the policy wants while revocations of other gateways cannot be known; `None` while they can.
+    pub lost: Option<OnLoss>,
 }
 
 /// The first rate without room.
@@ -376,22 +378,39 @@ impl Subject {
 /// # Errors
 /// [`Denial::ProofMissing`], [`Denial::CertificateMissing`] and [`Denial::TokenInvalid`] for a token that is not bound as it
 /// must be, or whose sender did not prove to hold what it is bound to; [`Denial::StepUpNeeded`] where
-/// [`RequestDemands::prove`] was not asked; [`Denial::Revoked`]; [`Denial::RateExceeded`] unless rate or rule only counts.
+/// [`RequestDemands::prove`] was not asked; [`Denial::Revoked`]; [`Denial::ContactLost`]; [`Denial::RateExceeded`] unless rate or rule only counts.
 pub fn settle(demands: RequestDemands, evidence: Evidence) -> Result<RequestPermit, Denial> {
     let RequestDemands { mut subject, proven } = demands;
     subject.check_binding(&proven.unwrap_or_default())?;
     if let (Some(step_up), None) = (&subject.rule.step_up, proven) {
         return Err(step_up.denial());
     }
-    let note = weigh(&evidence, subject.rule.mode, &subject.rule.rates)?;
+    let rule = &subject.rule;
+    let note = weigh(&evidence, &subject, rule.step_up.is_some() || !rule.roles.is_empty(), &rule.rates)?;
     subject.shadowed = subject.shadowed.or(note);
     Ok(RequestPermit { subject })
 }
 
-fn weigh(evidence: &Evidence, mode: Mode, rates: &RateList) -> Result<Option<Denial>, Denial> {
+/// `privileged` is what wants more than a token.
+fn weigh(
+    evidence: &Evidence,
+    subject: &Subject,
+    privileged: bool,
+    rates: &RateList,
+) -> Result<Option<Denial>, Denial> {
     if evidence.revoked {
         return Err(Denial::Revoked);
     }
+    // As a revocation, whatever the mode: it stands for those that cannot be heard.
+    let refuses = match evidence.lost {
+        None | Some(OnLoss::Warn) => false,
+        Some(OnLoss::NoNewPrivileged) => privileged,
+        Some(OnLoss::FailClosed) => subject.identity.is_some(),
+    };
+    if refuses {
+        return Err(Denial::ContactLost);
+    }
+    let mode = subject.rule.mode;
     let Err(RateExceeded { rate, retry_after }) = evidence.rates else {
         return Ok(None);
     };
@@ -778,7 +797,8 @@ impl<'t> MessageDemands<'t> {
 /// Mints the permit for a message if the evidence agrees.
 ///
 /// # Errors
-/// [`Refusal`] with [`Denial::Revoked`] (always closes), [`Denial::StepUpNeeded`] or [`Denial::RateExceeded`];
+/// [`Refusal`] with [`Denial::Revoked`] (always closes), [`Denial::StepUpNeeded`], [`Denial::ContactLost`] or
+/// [`Denial::RateExceeded`];
 /// [`Denial::Internal`] for a renewal.
 pub fn settle_message(mut demands: MessageDemands<'_>, evidence: Evidence) -> Result<MessagePermit, Refusal> {
     // INVARIANT: a renewal carries a token, and no token goes upstream.
@@ -793,7 +813,7 @@ pub fn settle_message(mut demands: MessageDemands<'_>, evidence: Evidence) -> Re
             noted(demands.tunnel.subject.rule.mode, asked).map_err(|denial| Refusal { denial, action })?;
         demands.shadowed = demands.shadowed.or(note);
     }
-    match weigh(&evidence, demands.tunnel.subject.rule.mode, demands.rates) {
+    match weigh(&evidence, &demands.tunnel.subject, demands.step_up().is_some(), demands.rates) {
         Ok(note) => Ok(MessagePermit { activity: demands.activity, shadowed: demands.shadowed.or(note) }),
         Err(Denial::Revoked) => Err(Refusal { denial: Denial::Revoked, action: OnRefusal::Close }),
         Err(denial) => {
@@ -811,7 +831,7 @@ pub fn settle_renewal(demands: MessageDemands<'_>, evidence: Evidence) -> Result
     let (Some(token), Some(rule)) = (demands.renewal, demands.tunnel.renew()) else {
         return Err(Refusal { denial: Denial::Internal, action: OnRefusal::Close });
     };
-    match weigh(&evidence, demands.tunnel.subject.rule.mode, demands.rates) {
+    match weigh(&evidence, &demands.tunnel.subject, false, demands.rates) {
         Ok(shadowed) => Ok(Renewal { token, shadowed }),
         Err(denial) => Err(Refusal { denial, action: rule.on_refusal }),
     }
@@ -1097,15 +1117,15 @@ direction = "to-upstream"
     }
 
     fn nothing_against_it() -> Evidence {
-        Evidence { rates: Ok(()), revoked: false }
+        Evidence { rates: Ok(()), revoked: false, lost: None }
     }
 
     fn exceeded(rate: usize) -> Evidence {
         let rates = Err(RateExceeded { rate: RateIndex(rate), retry_after: Duration::from_secs(2) });
-        Evidence { rates, revoked: false }
+        Evidence { rates, revoked: false, lost: None }
     }
 
-    const REVOKED: Evidence = Evidence { rates: Ok(()), revoked: true };
+    const REVOKED: Evidence = Evidence { rates: Ok(()), revoked: true, lost: None };
 
     #[test]
     fn a_bound_token_counts_from_its_holder_only_in_shadow_mode_too() {

@@ -24,6 +24,7 @@ pub struct Policy {
     pub(crate) issuers: Vec<Issuer>,
     pub(crate) session: SessionPolicy,
     pub(crate) dpop: DpopPolicy,
+    pub(crate) shared: Option<SharedPolicy>,
     pub(crate) audit: AuditPolicy,
     pub(crate) upstreams: Vec<Upstream>,
     pub(crate) rates: Vec<Rate>,
@@ -66,6 +67,11 @@ impl Policy {
     /// Proofs of possession.
     pub fn dpop(&self) -> &DpopPolicy {
         &self.dpop
+    }
+
+    /// How this gateway agrees with others; `None` for one alone.
+    pub fn shared(&self) -> Option<&SharedPolicy> {
+        self.shared.as_ref()
     }
 
     /// What gets an audit record.
@@ -301,6 +307,67 @@ impl SessionPolicy {
             Some(_) | None => Ok(()),
         }
     }
+}
+
+/// `[shared]`: several gateways agree through Redis.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SharedPolicy {
+    /// Redis servers; its sentinels, or some of its nodes, by `mode`. Never empty.
+    pub servers: Vec<SharedServer>,
+    /// What the servers are.
+    pub mode: SharedMode,
+    /// PEM of the authorities that servers over TLS are trusted by; none: the system's.
+    pub ca: Option<Source>,
+    /// Redis user; none: the default user.
+    pub username: Option<Source>,
+    /// The user's password.
+    pub password: Option<Source>,
+    /// What all keys begin with: gateways agree that have it in common. Default "sealgate".
+    pub key_prefix: Arc<str>,
+    /// What a request waits for one answer, at most. 5 ms to 2 s; default 50 ms.
+    pub deadline: Duration,
+    /// Without contact for so long, contact is lost. 2 s to 1 h; default 10 s.
+    pub contact_timeout: Duration,
+    /// What is done without contact; default warn.
+    pub on_loss: OnLoss,
+    /// Whether proofs of possession are refused while others cannot be asked about them (503); otherwise each gateway
+    /// remembers its own. Default false.
+    pub dpop_fails_closed: bool,
+}
+
+/// Where a Redis server is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SharedServer {
+    /// Where it listens.
+    pub endpoint: Endpoint,
+    /// Whether it speaks TLS; its host is then verified.
+    pub tls: bool,
+}
+
+/// What Redis servers are to each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SharedMode {
+    /// The one server.
+    Single,
+    /// Sentinels, which know the master.
+    Sentinel {
+        /// The master's name.
+        service: String,
+    },
+    /// Nodes of a cluster.
+    Cluster,
+}
+
+/// What is done while revocations of other gateways cannot be known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum OnLoss {
+    /// Go on, and say so.
+    #[default]
+    Warn,
+    /// Refuse what wants a role or step-up; the rest goes on.
+    NoNewPrivileged,
+    /// Refuse whatever wants a token, and close open WebSockets of sessions.
+    FailClosed,
 }
 
 /// `[dpop]`: proofs of possession (RFC 9449).

@@ -315,7 +315,7 @@ fn walk(
     message: Option<&Sent>,
 ) -> Result<Verdict, Refusal> {
     let close = |denial| Refusal { denial, action: OnRefusal::Close };
-    let room = || Evidence { rates: Ok(()), revoked: false };
+    let room = || Evidence { rates: Ok(()), revoked: false, lost: None };
     let proven = identity.as_deref().map_or_else(Binding::default, |identity| identity.binding);
     let demands = policy
         .match_request(facts)

@@ -61,7 +61,7 @@ fn a_blind_tunnel_takes_no_memory_per_message_and_a_literal_path_none_per_reques
         has_body: false,
     };
     let identity = Arc::new(Identity::new(IdentityParts::default()));
-    let room = || Evidence { rates: Ok(()), revoked: false };
+    let room = || Evidence { rates: Ok(()), revoked: false, lost: None };
 
     let judge = |facts: &RequestFacts<'_>| {
         let demands = policy.match_request(facts).unwrap().judge(facts, Some(Arc::clone(&identity))).unwrap();

@@ -14,6 +14,7 @@ use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use ring::digest::{SHA256, digest};
 use sealgate::session::{Asked, DPOP, KeyFetcher, Proofs, TokenCache, Verifier, bearer};
+use sealgate::shared;
 use sealgate::websocket::deflate::{Agreed, InflateError, Inflater, RATIO_FLOOR};
 use sealgate::websocket::frame::Sender;
 use sealgate::websocket::handshake::{
@@ -33,7 +34,7 @@ use crate::tokens::now;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     ("websocket_frames", websocket_frames),
     ("inflate", inflate),
     ("extension_offer", extension_offer),
@@ -44,6 +45,7 @@ pub const TARGETS: [Target; 10] = [
     ("policy_document", policy_document),
     ("opening", opening),
     ("ciphertext", ciphertext),
+    ("revocation_record", revocation_record),
 ];
 
 const LIMITS: TunnelLimits = TunnelLimits {
@@ -430,7 +432,7 @@ fn permit(path: &str, query: Option<&str>) -> Option<RequestPermit> {
         has_body: false,
     };
     let demands = ANYWHERE.match_request(&facts).ok()?.judge(&facts, None).ok()?;
-    settle(demands, Evidence { rates: Ok(()), revoked: false }).ok()
+    settle(demands, Evidence { rates: Ok(()), revoked: false, lost: None }).ok()
 }
 
 /// A `policy.toml`.
@@ -529,7 +531,7 @@ pub fn ciphertext(data: &[u8]) {
     };
     let matched = SEALED.match_request(&facts).expect("the one route");
     let demands = matched.judge(&facts, None).expect("a head without fault");
-    let permit = settle(demands, Evidence { rates: Ok(()), revoked: false }).expect("a permit");
+    let permit = settle(demands, Evidence { rates: Ok(()), revoked: false, lost: None }).expect("a permit");
     if permit.judge_body(data).is_err() {
         return;
     }
@@ -554,4 +556,14 @@ pub fn ciphertext(data: &[u8]) {
             "{text:?} passes for ciphertext"
         );
     }
+}
+
+/// A record of a revocation as it may stand in Redis. What is read holds for no longer than any may, and written again it is read as
+/// the same.
+pub fn revocation_record(data: &[u8]) {
+    const NOW: u64 = 1_800_000_000;
+    let Some(read) = shared::decode(data, u64::MAX, NOW) else { return };
+    assert!(read.until <= NOW + 400 * 86_400, "{read:?}");
+    let written = shared::encode(&read.borrowed());
+    assert_eq!(shared::decode(written.as_bytes(), read.until, NOW), Some(read));
 }

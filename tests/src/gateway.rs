@@ -81,17 +81,41 @@ impl Gateway {
 
     /// [`Gateway::run`] with more said on its command line, or in its environment.
     pub fn run_with(bundle: &Bundle, adjust: impl Fn(&mut Command)) -> Gateway {
-        let control = bundle.state().join("control.sock");
+        Gateway::start(bundle, "sealgate", &bundle.state(), true, adjust)
+    }
+
+    /// One of several gateways with the same policy, each with a state of its own; ready if `wait`, and starting if not.
+    pub fn run_beside(bundle: &Bundle, name: &str, wait: bool, adjust: impl Fn(&mut Command)) -> Gateway {
+        let state = bundle.folder().join(format!("state-of-{name}"));
+        if !state.exists() {
+            fs::create_dir(&state).expect("a state folder");
+            let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+            fs::set_permissions(&state, private).expect("the state is private");
+            for shared in ["certs", "jwks.json", "backend.sock"] {
+                std::os::unix::fs::symlink(bundle.state().join(shared), state.join(shared)).expect("a link");
+            }
+        }
+        Gateway::start(bundle, name, &state, wait, adjust)
+    }
+
+    fn start(
+        bundle: &Bundle,
+        name: &str,
+        state: &Path,
+        wait: bool,
+        adjust: impl Fn(&mut Command),
+    ) -> Gateway {
+        let control = state.join("control.sock");
         // A free port may be taken before the gateway binds it: another is tried then.
         for _ in 0..3 {
             let (port, admin) = (free_port(), free_port());
             let mut command = Command::new(binary("sealgate"));
-            command.arg("run").arg("--policy").arg(bundle.policy()).arg("--state").arg(bundle.state());
+            command.arg("run").arg("--policy").arg(bundle.policy()).arg("--state").arg(state);
             command.arg("--listen").arg(format!("127.0.0.1:{port}"));
             command.arg("--metrics").arg(format!("127.0.0.1:{admin}"));
             command.arg("--control").arg(&control).args(["--cores", "2"]);
             adjust(&mut command);
-            let process = Process::start(&mut command, bundle.folder(), "sealgate");
+            let process = Process::start(&mut command, bundle.folder(), name);
             let mut gateway = Gateway {
                 process,
                 authority: format!("localhost:{port}"),
@@ -105,7 +129,8 @@ impl Gateway {
             let taken = until("the gateway is ready", DEADLINE, || match gateway.process.ended() {
                 Some(_) if gateway.process.stderr().contains("in use") => Some(true),
                 Some(status) => panic!("the gateway ended: {status}\n{}", gateway.process.stderr()),
-                None => gateway.is_ready().then_some(false),
+                None if wait => gateway.is_ready().then_some(false),
+                None => gateway.try_admin("/healthz").map(|_| false),
             });
             if !taken {
                 return gateway;

@@ -98,7 +98,7 @@ impl Fixture {
         let matched = self.policy.match_request(facts).map_err(refused)?;
         let demands = matched.judge(facts, Some(Arc::clone(&self.identity))).map_err(refused)?;
         let rates = self.rates.take(demands.rates(), &demands.rate_facts()).map(drop);
-        settle(demands, Evidence { rates, revoked: false }).map_err(refused)
+        settle(demands, Evidence { rates, revoked: false, lost: None }).map_err(refused)
     }
 
     pub(crate) fn tunnel(&self, path: &str) -> Result<TunnelPermit> {

@@ -39,7 +39,8 @@ fn permit(fixture: &Fixture, tunnel: &TunnelPermit, payload: &[u8]) -> Result<Me
         [] => Ok(()),
         wanted => fixture.rates.take(wanted, &demands.rate_facts()).map(drop),
     };
-    settle_message(demands, Evidence { rates, revoked: false }).map_err(|refusal| refusal.denial.reason())
+    settle_message(demands, Evidence { rates, revoked: false, lost: None })
+        .map_err(|refusal| refusal.denial.reason())
 }
 
 fn payload(size: usize) -> String {

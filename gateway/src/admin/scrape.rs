@@ -13,7 +13,9 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpListener, sync::Semaphore};
 
-use crate::edge::Gateway;
+use sealgate_policy::OnLoss;
+
+use crate::{edge::Gateway, shared::Standing};
 
 /// Scrapers at a time; a scrape is short.
 const MAX_CONNECTIONS: usize = 64;
@@ -82,12 +84,25 @@ fn metrics(gateway: &Gateway) -> Response<Full<Bytes>> {
     }
 }
 
-/// Ready is who can judge and has somewhere to send: not draining, and each upstream with an endpoint.
+/// Ready is who can judge and has somewhere to send: not draining, in touch with other gateways as far as the policy wants it,
+/// and each upstream with an endpoint.
 fn ready(gateway: &Gateway) -> Response<Full<Bytes>> {
     if gateway.draining() {
         return text(StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned());
     }
     let snapshot = gateway.current.load();
+    match (gateway.shared.standing(), gateway.shared.lost(&snapshot.policy)) {
+        (Standing::Waiting, _) => {
+            return text(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "revocations of other gateways not read yet\n".to_owned(),
+            );
+        }
+        (_, Some(OnLoss::FailClosed)) => {
+            return text(StatusCode::SERVICE_UNAVAILABLE, "no contact with other gateways\n".to_owned());
+        }
+        _ => {}
+    }
     let without: Vec<_> = snapshot
         .upstreams
         .iter()

@@ -24,6 +24,7 @@ use crate::{
     metrics::Metrics,
     reload::{Outliving, PolicySource, Reloader},
     session::{KeyFetcher, Proofs, Revocations, Tickets},
+    shared::Shared,
     upstream::EndpointIds,
 };
 
@@ -98,9 +99,10 @@ pub fn run(args: &RunArgs, ready: impl FnOnce(&Running)) -> anyhow::Result<u8> {
         connections: ConnectionLimits::new(),
         sockets: SocketLimits::new(),
         revocations: Revocations::new(REVOCATIONS),
+        shared: Arc::new(Shared::new(&reloader.current().load().policy).map_err(no_random)?),
         cores: ways_in,
         tickets: Tickets::default(),
-        proofs: Proofs::new().map_err(|_| anyhow::anyhow!("the system gives no random bytes"))?,
+        proofs: Proofs::new().map_err(no_random)?,
         outliving,
         stop: watch::Sender::new(false),
     });
@@ -120,6 +122,10 @@ pub fn run(args: &RunArgs, ready: impl FnOnce(&Running)) -> anyhow::Result<u8> {
     let _ = std::fs::remove_file(&control_path);
     tracing::info!("ended");
     Ok(FINE)
+}
+
+fn no_random(_: ring::error::Unspecified) -> anyhow::Error {
+    anyhow::anyhow!("the system gives no random bytes")
 }
 
 /// Pingora sleeps a fixed grace period even when idle. So we drain ourselves, and then ask it for the

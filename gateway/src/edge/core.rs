@@ -22,7 +22,7 @@ use super::{
     inbox::{Mail, Notice},
 };
 use crate::{
-    http::{Sockets, displace, drain, list, rejudge, revoke, sweep},
+    http::{Sockets, contact_lost, displace, drain, list, rejudge, revoke, sweep},
     reload::Snapshot,
     session::{Revocation, TokenCache},
     upstream::pool::Pool,
@@ -207,7 +207,11 @@ async fn read_inbox(core: Rc<Core>, mut inbox: Inbox) {
                 });
             }
             Mail::Notice(Notice::Displaced(id)) => displace(&core, id),
-            Mail::Missed => sweep(&core).await,
+            Mail::Notice(Notice::ContactLost) => contact_lost(&core).await,
+            Mail::Missed => {
+                sweep(&core).await;
+                contact_lost(&core).await;
+            }
         }
     }
 }

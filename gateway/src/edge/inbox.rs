@@ -23,6 +23,8 @@ pub(super) enum Notice {
     List { query: Arc<SessionQuery>, found: mpsc::Sender<Rows> },
     /// A newer socket took this one's place; see [`SocketGuard::id`](crate::limits::SocketGuard::id).
     Displaced(u64),
+    /// Other gateways cannot be heard, and the policy wants sessions' sockets closed then.
+    ContactLost,
 }
 
 /// One way in for each core.
@@ -71,6 +73,18 @@ impl Inboxes {
         if let Some(sender) = self.0.get(core) {
             sender.tell(notice);
         }
+    }
+
+    /// Has every core hold all its sockets against the revocations and limits.
+    pub(crate) fn sweep_all(&self) {
+        for sender in &self.0 {
+            sender.overflow.notify_one();
+        }
+    }
+
+    /// Has every core close the sockets of sessions, if it still is as the notice says.
+    pub(crate) fn contact_lost(&self) {
+        self.tell_all(&Notice::ContactLost);
     }
 
     /// Tells every core. Never waits, never loses what matters: see [`Mail::Missed`].

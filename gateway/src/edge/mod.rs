@@ -36,6 +36,7 @@ use crate::{
     metrics::Metrics,
     reload::{Outliving, Snapshot},
     session::{Listing, Proofs, Revocation, Revocations, SessionPage, SessionQuery, Tickets},
+    shared::Shared,
 };
 
 /// How long an order to all cores waits for their answers. It is obeyed by a slower core too, only later.
@@ -51,6 +52,8 @@ pub struct Gateway {
     pub sockets: Arc<SocketLimits>,
     /// Sessions, subjects and tokens that ended before their time.
     pub revocations: Revocations,
+    /// What other gateways know.
+    pub shared: Arc<Shared>,
     /// How the cores are reached.
     pub cores: Inboxes,
     /// Proofs of possession that came, so that none counts twice.
@@ -71,21 +74,13 @@ impl Gateway {
     }
 
     /// Ends what the revocation means: enters it, so that no such token counts any more, then closes the open sockets
-    /// (4410) on every core, and no others. The one way for all sources of revocations.
+    /// (4410) on every core, and no others; and lets other gateways know. The one way for all sources of revocations but those
+    /// gateways.
     ///
     /// A full table of revocations is an alarm, and no reason to leave sockets open: see [`RevokeReport::entered`].
     pub async fn revoke(&self, revocation: &Revocation<'_>) -> RevokeReport {
-        // INVARIANT: entered first, looked for second: a socket that opens meanwhile is registered before it checks.
-        let entered = self.revocations.revoke(revocation, clock::unix_now());
-        if let Err(error) = entered {
-            tracing::error!(%error, "a revocation closes open sockets only; new ones are not refused");
-        }
-        let (closed, mut answers) = mpsc::channel(self.cores.len().max(1));
-        self.cores.tell_all(&Notice::Revoked {
-            target: Arc::new(revocation.target.into()),
-            issued_before: revocation.issued_before,
-            closed,
-        });
+        let Applied { entered, mut answers } = self.apply(revocation);
+        self.shared.publish(revocation);
         let (mut sockets, mut answered) = (0, 0);
         let counting = async {
             // Ends when every core has answered: then all senders are gone.
@@ -95,7 +90,30 @@ impl Gateway {
             }
         };
         let _ = tokio::time::timeout(CORE_PATIENCE, counting).await;
-        RevokeReport { sockets, entered: entered.is_ok(), complete: answered == self.cores.len() }
+        RevokeReport { sockets, entered, complete: answered == self.cores.len() }
+    }
+
+    /// What a revocation does to this gateway, wherever it was made. Waits for nobody.
+    pub(crate) fn apply(&self, revocation: &Revocation<'_>) -> Applied {
+        // INVARIANT: entered first, looked for second: a socket that opens meanwhile is registered before it checks.
+        let entered = self.enter(revocation);
+        let (closed, answers) = mpsc::channel(self.cores.len().max(1));
+        self.cores.tell_all(&Notice::Revoked {
+            target: Arc::new(revocation.target.into()),
+            issued_before: revocation.issued_before,
+            closed,
+        });
+        Applied { entered, answers }
+    }
+
+    /// Enters a revocation for requests and sockets to come; who enters many has open ones looked at when all are
+    /// ([`Inboxes::sweep_all`]).
+    pub(crate) fn enter(&self, revocation: &Revocation<'_>) -> bool {
+        let entered = self.revocations.revoke(revocation, clock::unix_now());
+        if let Err(error) = entered {
+            tracing::error!(%error, "a revocation closes open sockets only; new ones are not refused");
+        }
+        entered.is_ok()
     }
 
     /// The open sockets of all cores, by session; one page of them.
@@ -124,6 +142,13 @@ impl Gateway {
     pub fn draining(&self) -> bool {
         *self.stop.borrow()
     }
+}
+
+/// A revocation that cores were told of.
+pub(crate) struct Applied {
+    entered: bool,
+    /// How many sockets each core told to close.
+    answers: mpsc::Receiver<usize>,
 }
 
 /// What came of a revocation.

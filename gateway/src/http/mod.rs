@@ -12,5 +12,5 @@ mod walk;
 
 pub use exchange::RequestId;
 pub use headers::Origin;
-pub use tunnel::{OpenSocket, Sockets, displace, drain, list, rejudge, revoke, sweep};
+pub use tunnel::{OpenSocket, Sockets, contact_lost, displace, drain, list, rejudge, revoke, sweep};
 pub use walk::serve;

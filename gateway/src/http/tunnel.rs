@@ -14,8 +14,8 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header
 use hyper::{body::Incoming, upgrade::Upgraded};
 use hyper_util::rt::TokioIo;
 use sealgate_policy::{
-    Binding, Compression, Denial, Evidence, Identity, Mode, RateExceeded, RateFacts, RateIndex, Renewal,
-    RequestFacts, RequestPermit, TunnelPermit, settle,
+    Binding, Compression, Denial, Evidence, Identity, Mode, OnLoss, RateExceeded, RateFacts, RateIndex,
+    Renewal, RequestFacts, RequestPermit, TunnelPermit, settle,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -31,6 +31,7 @@ use crate::{
     limits::{Rates, SocketFacts, SocketGuard},
     reload::Snapshot,
     session::{Listing, Registration, Registry, Revocation, Rows, SessionQuery},
+    shared::Shared,
     upstream::{ConnectError, UpstreamStream},
     websocket::{
         deflate::Agreed,
@@ -129,6 +130,9 @@ async fn try_open(
     if identity.as_deref().is_some_and(|it| core.gateway.revocations.is_revoked(it, clock::unix_now())) {
         return Err(Denial::Revoked);
     }
+    if identity.is_some() && core.gateway.shared.lost(&snapshot.policy) == Some(OnLoss::FailClosed) {
+        return Err(Denial::ContactLost);
+    }
     if core.draining() {
         // Those that were open have been told already.
         return Err(Denial::Restarting);
@@ -143,7 +147,7 @@ async fn try_open(
     fields.extend(deflate.map(|agreed| (header::SEC_WEBSOCKET_EXTENSIONS, agreed.answer())));
     headers::add_security(&mut fields, snapshot.hsts.as_ref(), exchange.id);
     let record = TunnelRecord { core: core.clone(), connection: connection.clone(), registration };
-    let terms = terms(snapshot, &snapshot_rates(snapshot), permit, began);
+    let terms = terms(snapshot, &snapshot_rates(core, snapshot), permit, began);
     // Over HTTP/2 the connection goes on, and must not be taken for idle.
     let busy = connection.tls.http2.then(|| connection.busy());
     let open = core.count_open();
@@ -361,16 +365,28 @@ fn by(end: &TunnelEnd) -> &'static str {
 }
 
 /// The rates of one snapshot. Their cells are the process's.
-struct SnapshotRates(Arc<Rates>);
+struct SnapshotRates {
+    rates: Arc<Rates>,
+    shared: Arc<Shared>,
+    snapshot_on_loss: Option<OnLoss>,
+}
 
 impl RateTaker for SnapshotRates {
     fn take(&self, wanted: &[RateIndex], facts: &RateFacts<'_>) -> Result<(), RateExceeded> {
-        self.0.take(wanted, facts).map(|_| ())
+        self.rates.take(wanted, facts).map(|_| ())
+    }
+
+    fn lost(&self) -> Option<OnLoss> {
+        self.snapshot_on_loss.filter(|_| self.shared.is_lost())
     }
 }
 
-fn snapshot_rates(snapshot: &Snapshot) -> Rc<dyn RateTaker> {
-    Rc::new(SnapshotRates(snapshot.rates.clone()))
+fn snapshot_rates(core: &Core, snapshot: &Snapshot) -> Rc<dyn RateTaker> {
+    Rc::new(SnapshotRates {
+        rates: snapshot.rates.clone(),
+        shared: core.gateway.shared.clone(),
+        snapshot_on_loss: snapshot.policy.shared().map(|shared| shared.on_loss),
+    })
 }
 
 /// What a socket of a session that began at `began` is judged by from now on.
@@ -417,7 +433,7 @@ async fn judge_renewal(
         old.ok_or(Denial::Internal)?.renewed_by(&new)?;
         socket.began.set(socket.began.get().min(new.began().unwrap_or(u64::MAX)));
         let permit = socket.opening.judge(&snapshot, Some(new.clone())).map_err(|_| Denial::PolicyChanged)?;
-        Ok(terms(&snapshot, &snapshot_rates(&snapshot), permit, socket.began.get()))
+        Ok(terms(&snapshot, &snapshot_rates(core, &snapshot), permit, socket.began.get()))
     };
     let terms = registration.with(judge).ok_or(Denial::Internal)??;
     // INVARIANT: found by the new token first, its revocation looked up second, as at the opening.
@@ -471,7 +487,7 @@ impl Opening {
         let proven = identity.as_deref().map_or_else(Binding::default, |identity| identity.binding);
         let demands =
             snapshot.policy.match_request(&facts)?.judge(&facts, identity)?.prove(proven, self.opened_at)?;
-        let permit = settle(demands, Evidence { rates: Ok(()), revoked: false })?;
+        let permit = settle(demands, Evidence { rates: Ok(()), revoked: false, lost: None })?;
         Ok(permit.into_tunnel().ok_or(Denial::PolicyChanged)?.of_socket(self.socket))
     }
 }
@@ -479,7 +495,7 @@ impl Opening {
 /// Judges all open sockets of a core by the policy in force now, in slices, so that no message waits.
 pub async fn rejudge(core: &Core) {
     let snapshot = core.snapshot();
-    let rates = snapshot_rates(&snapshot);
+    let rates = snapshot_rates(core, &snapshot);
     let mut next = Some(0);
     while let Some(from) = next {
         next = core.sockets.slice(from, REJUDGE_SLICE, |socket, identity| {
@@ -543,6 +559,24 @@ pub async fn sweep(core: &Core) {
         next = core.sockets.slice(from, REJUDGE_SLICE, |socket, identity| {
             if identity.is_some_and(|identity| core.gateway.revocations.is_revoked(identity, now)) {
                 socket.orders.give(Order::Close(Denial::Revoked));
+            }
+        });
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Closes the open sockets of a core that belong to sessions, in slices, where the policy wants that while contact with other
+/// gateways is lost. They may have been revoked.
+pub async fn contact_lost(core: &Core) {
+    let snapshot = core.snapshot();
+    let mut next = Some(0);
+    while let Some(from) = next {
+        if core.gateway.shared.lost(&snapshot.policy) != Some(OnLoss::FailClosed) {
+            return;
+        }
+        next = core.sockets.slice(from, REJUDGE_SLICE, |socket, identity| {
+            if identity.is_some() {
+                socket.orders.give(Order::Close(Denial::ContactLost));
             }
         });
         tokio::task::yield_now().await;

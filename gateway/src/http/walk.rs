@@ -5,8 +5,8 @@ use std::{convert::Infallible, rc::Rc, sync::Arc, time::Duration};
 use http::{Request, Response};
 use hyper::body::{Body as _, Incoming};
 use sealgate_policy::{
-    Authentication, Binding, Denial, Evidence, Identity, RequestFacts, RequestPermit, RouteMatch, TokenFault,
-    settle,
+    Authentication, Binding, Denial, Evidence, Identity, ProofFault, RequestFacts, RequestPermit, RouteMatch,
+    TokenFault, settle,
 };
 
 use super::{body::ResponseBody, exchange::Exchange, forward, refusal, target::Target, ticket, tunnel};
@@ -16,6 +16,7 @@ use crate::{
     limits::RateStanding,
     reload::Snapshot,
     session::{self, Asked, Scheme, Token, TokenFailure},
+    shared::Taken,
 };
 
 /// How long a request waits for its issuer's new keys.
@@ -97,7 +98,7 @@ async fn admit(
         Some((token, identity)) => {
             exchange.identified(identity.clone());
             let proven = match token {
-                Some(token) => prove(core, snapshot, &target, &facts, token, &identity)?,
+                Some(token) => prove(core, snapshot, &target, &facts, token, &identity).await?,
                 // It was proved when the ticket was made.
                 None => identity.binding,
             };
@@ -111,11 +112,12 @@ async fn admit(
     let revoked = identity
         .as_deref()
         .is_some_and(|identity| core.gateway.revocations.is_revoked(identity, clock::unix_now()));
+    let lost = core.gateway.shared.lost(&snapshot.policy);
     let (standing, rates) = match taken {
         Ok(standing) => (standing, Ok(())),
         Err(exceeded) => (None, Err(exceeded)),
     };
-    let permit = settle(demands, Evidence { rates, revoked })?;
+    let permit = settle(demands, Evidence { rates, revoked, lost })?;
     if let Some(denial) = permit.shadowed() {
         core.gateway.metrics().shadow_denied(denial.reason());
     }
@@ -177,7 +179,7 @@ fn redeem(
 }
 
 /// What the sender of a token proves to hold.
-fn prove(
+async fn prove(
     core: &Core,
     snapshot: &Snapshot,
     target: &Target,
@@ -197,6 +199,16 @@ fn prove(
         websocket: facts.websocket,
         token: token.as_str(),
     };
-    core.gateway.proofs.check(proof, &asked, identity, snapshot.policy.dpop(), clock::unix_now())?;
+    let accepted =
+        core.gateway.proofs.check(proof, &asked, identity, snapshot.policy.dpop(), clock::unix_now())?;
+    if let Some(shared) = snapshot.policy.shared() {
+        // In a box: few policies name other gateways, and this future is moved for every request.
+        match Box::pin(core.gateway.shared.take_once(&accepted.name(), accepted.ttl)).await {
+            Taken::First | Taken::Alone => {}
+            Taken::Again => return Err(Denial::ProofInvalid(ProofFault::Replayed)),
+            Taken::Unknown if shared.dpop_fails_closed => return Err(Denial::ContactLost),
+            Taken::Unknown => {}
+        }
+    }
     Ok(Binding { key: Some(key), certificate: None })
 }

@@ -5,11 +5,12 @@ use std::fmt;
 use std::hash::{BuildHasher, BuildHasherDefault, RandomState};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::{HeaderMap, HeaderName, Method, Uri};
-use ring::digest::{SHA256, digest};
+use ring::digest::{Context, SHA256, digest};
 use ring::error::Unspecified;
 use ring::hmac;
 use ring::rand::SystemRandom;
@@ -79,7 +80,7 @@ impl Proofs {
     }
 
     /// Checks, at `now` (unix seconds), that `proof` was made for this request by the key that the token of `identity`
-    /// is bound to, and never came before (RFC 9449 §4.3).
+    /// is bound to, and never came to this gateway before (RFC 9449 §4.3).
     ///
     /// # Errors
     /// [`Denial::ProofInvalid`]; [`Denial::ProofNonce`] where the policy wants a nonce and the proof has none that is
@@ -91,7 +92,7 @@ impl Proofs {
         identity: &Identity,
         policy: &DpopPolicy,
         now: u64,
-    ) -> Result<(), Denial> {
+    ) -> Result<Accepted, Denial> {
         let key = identity.binding.key.ok_or(Denial::ProofInvalid(ProofFault::Key))?;
         let proof = verify(proof, asked, &key, policy, now).map_err(Denial::ProofInvalid)?;
         if policy.nonce && !proof.nonce.is_some_and(|nonce| self.is_nonce(&nonce, policy, now)) {
@@ -101,7 +102,8 @@ impl Proofs {
         // of our clock at most, and `max_age + skew` behind it.
         let until = now + policy.max_age.as_secs() + 2 * policy.skew.as_secs() + 1;
         let owner = (&*identity.issuer, identity.subject.as_str());
-        self.seen.remember(owner, &key, &proof.id, policy, until, now)
+        self.seen.remember(owner, &key, &proof.id, policy, until, now)?;
+        Ok(Accepted { key, id: proof.id, ttl: Duration::from_secs(until - now) })
     }
 
     /// A nonce for the next proof.
@@ -143,6 +145,26 @@ impl Proofs {
 impl fmt::Debug for Proofs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Proofs").field("seen", &self.len()).finish_non_exhaustive()
+    }
+}
+
+/// A proof that came to this gateway for the first time. Others may have seen it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use = "other gateways may have seen the proof"]
+pub struct Accepted {
+    key: [u8; 32],
+    id: String,
+    /// For how long it could be replayed.
+    pub ttl: Duration,
+}
+
+impl Accepted {
+    /// Its name among gateways: a hash over key and `jti`, so that no two have one and nothing of either is shown.
+    pub fn name(&self) -> String {
+        let mut name = Context::new(&SHA256);
+        name.update(&self.key);
+        name.update(self.id.as_bytes());
+        URL_SAFE_NO_PAD.encode(name.finish())
     }
 }
 
@@ -365,7 +387,6 @@ mod tests {
     use proptest::prelude::*;
     use sealgate_policy::{Algorithm, Binding, IdentityParts};
     use serde_json::json;
-    use std::time::Duration;
 
     const TOKEN: &str = "a.b.c";
 
@@ -430,7 +451,7 @@ mod tests {
         let mint = Mint::es256("k");
         let (proofs, identity, policy) = (Proofs::new().unwrap(), holder(&mint, "alice"), policy());
         let asked = asked(&Method::POST);
-        let check = |proof: &str, now| proofs.check(proof, &asked, &identity, &policy, now);
+        let check = |proof: &str, now| proofs.check(proof, &asked, &identity, &policy, now).map(drop);
         let one = proof_of(&mint, &claims("1"));
         assert_eq!(check(&one, NOW), Ok(()));
         let replayed = Err(Denial::ProofInvalid(ProofFault::Replayed));
@@ -451,7 +472,7 @@ mod tests {
         ahead["iat"] = (NOW + 5).into();
         let proof = proof_of(&mint, &ahead);
         let outcomes: Vec<_> = [NOW, NOW + 30, NOW + 69, NOW + 70]
-            .map(|now| proofs.check(&proof, &asked(&Method::POST), &identity, &policy, now))
+            .map(|now| proofs.check(&proof, &asked(&Method::POST), &identity, &policy, now).map(drop))
             .into_iter()
             .collect();
         let invalid = |fault| Err(Denial::ProofInvalid(fault));
@@ -535,11 +556,15 @@ mod tests {
         ];
         let proofs = Proofs::new().unwrap();
         for (name, proof, fault) in cases {
-            let outcome = proofs.check(&proof, &asked(&http::Method::POST), &identity, &policy(), NOW);
+            let outcome =
+                proofs.check(&proof, &asked(&http::Method::POST), &identity, &policy(), NOW).map(drop);
             assert_eq!(outcome, Err(Denial::ProofInvalid(fault)), "{name}");
         }
         assert!(proofs.is_empty(), "what is refused takes no room");
-        assert_eq!(proofs.check(&good, &asked(&http::Method::POST), &identity, &policy(), NOW), Ok(()));
+        assert_eq!(
+            proofs.check(&good, &asked(&http::Method::POST), &identity, &policy(), NOW).map(drop),
+            Ok(())
+        );
     }
 
     #[test]
@@ -582,7 +607,7 @@ mod tests {
             if let Some(nonce) = nonce {
                 claims["nonce"] = nonce.into();
             }
-            proofs.check(&proof_of(&mint, &claims), &asked(&Method::POST), &identity, &policy, now)
+            proofs.check(&proof_of(&mint, &claims), &asked(&Method::POST), &identity, &policy, now).map(drop)
         };
         let nonce = proofs.nonce(&policy, NOW);
         let wanted = |now| Err(Denial::ProofNonce { nonce: proofs.nonce(&policy, now) });
@@ -604,7 +629,9 @@ mod tests {
         let check = |who: &str, id: u32, now: u64| {
             let mut claims = claims(&format!("{who} {id}"));
             claims["iat"] = now.into();
-            proofs.check(&proof_of(&mint, &claims), &asked(&Method::POST), &holder(&mint, who), &policy, now)
+            proofs
+                .check(&proof_of(&mint, &claims), &asked(&Method::POST), &holder(&mint, who), &policy, now)
+                .map(drop)
         };
         for id in 0..10 {
             assert_eq!(check("mallory", id, NOW), Ok(()));

@@ -22,7 +22,7 @@ mod minting;
 
 pub use bearer::{SUBPROTOCOL_PREFIX, Scheme, Token, bearer};
 pub use cache::TokenCache;
-pub use dpop::{Asked, DPOP, Proofs, proof};
+pub use dpop::{Accepted, Asked, DPOP, Proofs, proof};
 pub use jwks::{JwksError, KeyFetcher};
 pub use listing::{Listing, MAX_PAGE, Rows, SessionKey, SessionPage, SessionQuery, SessionRow};
 pub use registry::{Registration, Registry, RegistryFull};

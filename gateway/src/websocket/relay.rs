@@ -18,8 +18,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use prometheus::{IntCounter, IntGauge};
 use sealgate_policy::{
-    Denial, Direction, Evidence, Message, MessageKind, MessagePermit, OnRefusal, RateExceeded, RateFacts,
-    RateIndex, Refusal, Renewal, TokenFault, TunnelPermit, settle_message, settle_renewal,
+    Denial, Direction, Evidence, Message, MessageKind, MessagePermit, OnLoss, OnRefusal, RateExceeded,
+    RateFacts, RateIndex, Refusal, Renewal, TokenFault, TunnelPermit, settle_message, settle_renewal,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep};
@@ -108,6 +108,11 @@ pub trait RateTaker {
     /// # Errors
     /// The first rate that is used up.
     fn take(&self, wanted: &[RateIndex], facts: &RateFacts<'_>) -> Result<(), RateExceeded>;
+
+    /// What the policy wants while revocations of other gateways cannot be known; `None` while they can.
+    fn lost(&self) -> Option<OnLoss> {
+        None
+    }
 }
 
 /// Counters, prepared when the policy was loaded: nothing is looked up per message.
@@ -736,7 +741,7 @@ impl Desk {
         // The clock is read for few messages.
         let demands = if demands.wants_step_up() { demands.at(crate::clock::unix_now()) } else { demands };
         // A revocation reaches an open tunnel as an order.
-        let evidence = Evidence { rates, revoked: false };
+        let evidence = Evidence { rates, revoked: false, lost: self.rates.lost() };
         match demands.is_renewal() {
             true => settle_renewal(demands, evidence).map(Permitted::Renewal),
             false => settle_message(demands, evidence).map(Permitted::Message),

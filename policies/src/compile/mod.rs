@@ -3,6 +3,7 @@
 mod ciphertext;
 mod rules;
 mod schemas;
+mod shared;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::num::NonZeroU32;
@@ -162,6 +163,7 @@ impl Compiler<'_> {
         let demanded = issuers.iter().any(|issuer| issuer.sender == Sender::Dpop)
             || rules.iter().any(|rule| rule.sender == Sender::Dpop);
         let dpop = self.dpop(&document.dpop, &session, demanded);
+        let shared = document.shared.as_ref().map(|shared| self.shared(shared));
         Policy {
             hash,
             tls: self.tls(&document.tls),
@@ -170,6 +172,7 @@ impl Compiler<'_> {
             issuers,
             session,
             dpop,
+            shared,
             audit: AuditPolicy {
                 requests: match document.audit.requests {
                     Some(AuditRequestsDocument::All) => AuditRequests::All,

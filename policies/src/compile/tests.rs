@@ -1,6 +1,7 @@
 //! Every kind of error, with its place; and what the shipped bundles compile to.
 
 use super::*;
+use crate::policy::{OnLoss, SharedMode, SharedServer};
 use crate::verdict::run_tests;
 
 fn state() -> BTreeMap<String, String> {
@@ -892,5 +893,87 @@ fn draining_spreads_over_five_seconds_or_what_time_there_is() {
     assert_errors(
         &[("policy.toml", "version = 1\n[connections]\ndrain_timeout = \"10s\"\ndrain_jitter = \"11s\"\n")],
         &[("policy.toml", 4, 16, "connections.drain_jitter", "expected \"0ms\" to \"10s\"")],
+    );
+}
+
+#[test]
+fn several_gateways_agree_through_servers_that_are_named_without_secrets() {
+    let compile = |text: &str| {
+        let text = format!("version = 1\n[shared]\n{text}\n");
+        let bundle = bundle(&[("policy.toml", &text)]);
+        Policy::compile(&bundle, &BTreeMap::new()).unwrap_or_else(|errors| panic!("{errors}"))
+    };
+    assert_eq!(
+        Policy::compile(&bundle(&[("policy.toml", "version = 1")]), &BTreeMap::new()).unwrap().shared(),
+        None
+    );
+    let plain = compile("redis = [\"redis://10.0.0.1:6379\"]");
+    let shared = plain.shared().unwrap();
+    assert_eq!((shared.deadline, shared.contact_timeout), (MILLISECOND * 50, SECOND * 10));
+    assert_eq!(
+        (&*shared.key_prefix, &shared.mode, shared.on_loss),
+        ("sealgate", &SharedMode::Single, OnLoss::Warn)
+    );
+    assert!(!shared.dpop_fails_closed);
+    assert_eq!(
+        shared.servers,
+        [SharedServer { endpoint: Endpoint::Tcp { host: "10.0.0.1".into(), port: 6379 }, tls: false }]
+    );
+    let full = compile(
+        "redis = [\"rediss://a.example:6379/\", \"rediss://[::1]:6380\"]\nmode = \"sentinel\"\nservice = \"chat\"\nca = \"file:ca.pem\"\n\
+         username = \"env:USER\"\npassword = \"env:PASSWORD\"\nkey_prefix = \"chat.eu\"\ndeadline = \"20ms\"\ncontact_timeout = \"1m\"\n\
+         on_loss = \"fail-closed\"\ndpop_on_loss = \"deny\"",
+    );
+    let shared = full.shared().unwrap();
+    assert_eq!(shared.mode, SharedMode::Sentinel { service: "chat".into() });
+    assert!(shared.servers.iter().all(|server| server.tls) && shared.dpop_fails_closed);
+    assert_eq!(
+        (shared.on_loss, &shared.password),
+        (OnLoss::FailClosed, &Some(Source::Env("PASSWORD".into())))
+    );
+    let local = compile("redis = [\"unix:/run/redis.sock\"]\non_loss = \"no-new-privileged\"");
+    assert_eq!(local.shared().unwrap().servers[0].endpoint, Endpoint::Unix("/run/redis.sock".into()));
+
+    let bad_server = "expected \"redis://HOST:PORT\", \"rediss://HOST:PORT\" or \"unix:/PATH\"; user and password have keys of their own";
+    assert_errors(
+        &[(
+            "policy.toml",
+            "version = 1\n[shared]\nredis = [\"redis://me:secret@a:6379\", \"redis://a\"]\nusername = \"env:U\"\npassword = \"secret\"\n\
+             ca = \"file:\"\ndeadline = \"3s\"\ncontact_timeout = \"1s\"\nservice = \"chat\"\n",
+        )],
+        &[
+            (
+                "policy.toml",
+                3,
+                9,
+                "shared.redis",
+                "one server; for several, expected mode \"sentinel\" or \"cluster\"",
+            ),
+            ("policy.toml", 3, 10, "shared.redis[0]", bad_server),
+            ("policy.toml", 3, 38, "shared.redis[1]", bad_server),
+            ("policy.toml", 5, 12, "shared.password", "expected \"file:PATH\" or \"env:NAME\""),
+            ("policy.toml", 6, 6, "shared.ca", "expected \"file:PATH\" or \"env:NAME\""),
+            ("policy.toml", 7, 12, "shared.deadline", "expected \"5ms\" to \"2s\""),
+            ("policy.toml", 8, 19, "shared.contact_timeout", "expected \"2s\" to \"1h\""),
+            ("policy.toml", 9, 11, "shared.service", "only for mode \"sentinel\""),
+        ],
+    );
+    assert_errors(
+        &[(
+            "policy.toml",
+            "version = 1\n[shared]\nredis = [\"redis://a:1\", \"rediss://b:1\", \"unix:/r\"]\nmode = \"sentinel\"\nusername = \"env:U\"\n",
+        )],
+        &[
+            ("policy.toml", 3, 9, "shared.redis", "sentinels and cluster nodes are reached by host and port"),
+            (
+                "policy.toml",
+                3,
+                9,
+                "shared.redis",
+                "expected \"redis:\" for all servers, or \"rediss:\" for all",
+            ),
+            ("policy.toml", 4, 8, "shared.mode", "sentinels want the master's name in `service`"),
+            ("policy.toml", 5, 12, "shared.username", "a user wants a `password`"),
+        ],
     );
 }

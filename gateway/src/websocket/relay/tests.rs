@@ -152,7 +152,7 @@ fn permit(keys: &str, identity: Option<Identity>) -> TunnelPermit {
         has_body: false,
     };
     let demands = policy.match_request(&facts).unwrap().judge(&facts, identity.map(Arc::new)).unwrap();
-    settle(demands, Evidence { rates: Ok(()), revoked: false }).unwrap().into_tunnel().unwrap()
+    settle(demands, Evidence { rates: Ok(()), revoked: false, lost: None }).unwrap().into_tunnel().unwrap()
 }
 
 fn alice(expires_at: u64) -> Identity {

@@ -1,0 +1,330 @@
+//! Staying in touch with the others: connect, read all, then the news, and publish; from the beginning after any fault.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use sealgate_policy::OnLoss;
+use tokio::sync::Notify;
+
+use super::record::{self, Keys, News};
+use super::servers::{Connection, Fault, Servers};
+use super::{Link, Shared, Standing, lock};
+use crate::clock;
+use crate::edge::Gateway;
+
+/// Revocations in one command.
+const BATCH: usize = 200;
+
+/// Between attempts to connect.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// Between probes of a Redis that was late.
+const PROBE_PAUSE: Duration = Duration::from_millis(100);
+
+/// Follows the others through whatever servers the policy names, for ever.
+pub async fn follow(gateway: &Gateway) {
+    let mut changes = gateway.outliving.changes.subscribe();
+    loop {
+        let servers = gateway.current.load().shared.clone();
+        let changed = async {
+            loop {
+                let now = gateway.current.load().shared.clone();
+                let same = match (&servers, &now) {
+                    (Some(before), Some(now)) => Arc::ptr_eq(before, now),
+                    (None, None) => true,
+                    _ => false,
+                };
+                if !same || changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        match &servers {
+            None => {
+                gateway.shared.stand(Standing::Alone);
+                changed.await;
+            }
+            Some(servers) => {
+                if gateway.shared.standing() == Standing::Alone {
+                    // It has served alone until now: that may go on for as long as contact may be lost.
+                    gateway.shared.hear();
+                    gateway.shared.stand(Standing::Together);
+                }
+                let follower = Follower { gateway, shared: &gateway.shared, servers, keys: keys(servers) };
+                tokio::select! {
+                    () = follower.stay_in_touch() => {}
+                    () = follower.watch() => {}
+                    () = changed => {}
+                }
+                gateway.shared.link.store(None);
+                gateway.metrics().shared.connected.set(0);
+            }
+        }
+    }
+}
+
+fn keys(servers: &Servers) -> Keys {
+    Keys::new(&servers.policy().key_prefix)
+}
+
+struct Follower<'g> {
+    gateway: &'g Gateway,
+    shared: &'g Shared,
+    servers: &'g Servers,
+    keys: Keys,
+}
+
+/// Where in the log we are.
+#[derive(Default)]
+struct Position {
+    number: u64,
+    /// What stands there. Something else means that Redis lost what we read.
+    entry: Option<News>,
+}
+
+/// Why the live set is read.
+#[derive(Debug, Clone, Copy)]
+enum Because {
+    Connected,
+    /// News are missing that we have not read.
+    Gap,
+    /// The log is not the one that we read.
+    Rewritten,
+}
+
+impl Follower<'_> {
+    async fn stay_in_touch(&self) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let since = Instant::now();
+            let Err(fault) = self.meet().await;
+            self.shared.link.store(None);
+            self.gateway.metrics().shared.connected.set(0);
+            if since.elapsed() > LONGEST_PAUSE * 2 {
+                pause = FIRST_PAUSE;
+            }
+            // Once for each loss, and not for each attempt.
+            if pause == FIRST_PAUSE {
+                tracing::warn!(error = %fault, "no connection to other gateways through Redis; trying again");
+            } else {
+                tracing::debug!(error = %fault, "still no connection to Redis");
+            }
+            // Gateways that lost the same server do not come back in step.
+            tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// One meeting, until a fault ends it.
+    async fn meet(&self) -> Result<std::convert::Infallible, Fault> {
+        // News are waited for, and nothing may wait behind that: a connection of its own.
+        let (commands, news) = tokio::try_join!(self.servers.connect(), self.servers.connect())?;
+        let mut position = self.read_all(&commands, Because::Connected).await?;
+        let link = Arc::new(Link {
+            connection: commands.clone(),
+            keys: keys(self.servers),
+            deadline: self.servers.policy().deadline,
+            suspect: false.into(),
+            probe: Notify::new(),
+        });
+        self.shared.link.store(Some(link.clone()));
+        self.gateway.metrics().shared.connected.set(1);
+        tracing::info!("in contact with other gateways through Redis");
+        let (never, _, _) = tokio::try_join!(
+            self.read_news(&news, &commands, &mut position),
+            self.publish(&commands),
+            self.probe(&link),
+        )?;
+        Ok(never)
+    }
+
+    /// Reads the live set, and writes what it lacks.
+    async fn read_all(&self, redis: &Connection, because: Because) -> Result<Position, Fault> {
+        let patience = self.servers.patience();
+        // INVARIANT: the place in the log first, the live set second: what comes between stands in both.
+        let entry = record::newest(redis.ask(&self.keys.newest(), patience).await?)?;
+        let round = {
+            let mut known = lock(&self.shared.known);
+            known.round += 1;
+            known.round
+        };
+        let now = clock::unix_now();
+        let (mut cursor, mut entered) = (0, 0);
+        loop {
+            let page = record::live(redis.ask(&self.keys.live(cursor), patience).await?)?;
+            for (record, until) in page.entries {
+                if now < until && self.enter(&record, until, Some(round)) {
+                    entered += 1;
+                }
+            }
+            self.shared.hear();
+            cursor = page.next;
+            if cursor == 0 {
+                break;
+            }
+        }
+        // One look at all sockets, however many revocations there are.
+        if entered > 0 {
+            self.gateway.cores.sweep_all();
+        }
+        self.shared.overflown.store(false, Ordering::Release);
+        let missing = lock(&self.shared.known).missing(round, now);
+        for batch in missing.chunks(BATCH) {
+            self.write(redis, batch.iter().map(|(record, until)| (&**record, *until))).await?;
+        }
+        self.gateway.metrics().shared.read_all(match because {
+            Because::Connected => "connected",
+            Because::Gap => "gap",
+            Because::Rewritten => "rewritten",
+        });
+        tracing::info!(
+            ?because,
+            entered,
+            written = missing.len(),
+            "revocations compared with other gateways'"
+        );
+        self.shared.hear();
+        self.shared.stand(Standing::Together);
+        Ok(Position { number: entry.as_ref().map_or(0, |entry| entry.number), entry })
+    }
+
+    async fn read_news(
+        &self,
+        news: &Connection,
+        commands: &Connection,
+        position: &mut Position,
+    ) -> Result<std::convert::Infallible, Fault> {
+        // A silent Redis must answer several times before contact counts as lost.
+        let block = (self.servers.policy().contact_timeout / 4).min(Duration::from_secs(1));
+        let block_ms = u64::try_from(block.as_millis()).unwrap_or(u64::MAX);
+        let patience = block + self.servers.patience();
+        loop {
+            let answer = news.ask(&self.keys.news(position.number, block_ms), patience).await?;
+            let entries = record::news(answer)?;
+            self.shared.hear();
+            self.gateway.metrics().shared.heard_at(clock::unix_now());
+            let because = if entries.is_empty() {
+                let newest =
+                    record::newest(commands.ask(&self.keys.newest(), self.servers.patience()).await?)?;
+                // Newer ones came between the two questions.
+                let same = newest == position.entry
+                    || newest.as_ref().is_some_and(|newest| newest.number > position.number);
+                (!same).then_some(Because::Rewritten)
+            } else {
+                self.take_in(entries, position).err()
+            };
+            if let Some(because) = because {
+                *position = self.read_all(commands, because).await?;
+            }
+            // A Redis that was only slow has kept everything for us.
+            self.shared.stand(Standing::Together);
+        }
+    }
+
+    fn take_in(&self, entries: Vec<News>, position: &mut Position) -> Result<(), Because> {
+        let now_ms = clock::unix_now_ms();
+        for entry in entries {
+            if entry.number != position.number + 1 {
+                return Err(Because::Gap);
+            }
+            // What we wrote ourselves was entered before it was written.
+            if entry.origin != self.shared.origin.as_bytes() {
+                self.enter(&entry.record, entry.until, None);
+                self.gateway
+                    .metrics()
+                    .shared
+                    .lag(Duration::from_millis(now_ms.saturating_sub(entry.written_at)));
+            }
+            position.number = entry.number;
+            position.entry = Some(entry);
+        }
+        Ok(())
+    }
+
+    /// Enters another gateway's revocation. Those of the live set (`round`) are looked for in open sockets later, all at once.
+    fn enter(&self, record: &[u8], until: u64, round: Option<u32>) -> bool {
+        let now = clock::unix_now();
+        let (Some(revocation), Ok(text)) = (record::decode(record, until, now), std::str::from_utf8(record))
+        else {
+            self.gateway.metrics().shared.refused.inc();
+            tracing::error!("a record in Redis is not a gateway's; who else writes there?");
+            return false;
+        };
+        lock(&self.shared.known).learn(&text.into(), revocation.until, round);
+        if round.is_some() {
+            self.gateway.enter(&revocation.borrowed());
+        } else {
+            // Counts nobody: the sockets close all the same.
+            drop(self.gateway.apply(&revocation.borrowed()));
+        }
+        true
+    }
+
+    async fn publish(&self, redis: &Connection) -> Result<std::convert::Infallible, Fault> {
+        loop {
+            let posted = self.shared.posted.notified();
+            if self.shared.overflown.load(Ordering::Acquire) {
+                return Err(Fault::Overflow);
+            }
+            let batch: Vec<_> = lock(&self.shared.outbox).iter().take(BATCH).cloned().collect();
+            self.gateway.metrics().shared.waiting(lock(&self.shared.outbox).len());
+            if batch.is_empty() {
+                posted.await;
+                continue;
+            }
+            self.write(redis, batch.iter().map(|(record, until)| (&**record, *until))).await?;
+            // INVARIANT: nobody else takes from the front.
+            lock(&self.shared.outbox).drain(..batch.len());
+        }
+    }
+
+    async fn write<'a>(
+        &self,
+        redis: &Connection,
+        entries: impl Iterator<Item = (&'a str, u64)>,
+    ) -> Result<(), Fault> {
+        let (now, now_ms) = (clock::unix_now(), clock::unix_now_ms());
+        let command = self.keys.publish(entries, &self.shared.origin, now, now_ms);
+        redis.ask(&command, self.servers.patience()).await.map(drop)
+    }
+
+    /// Asks a Redis that was late for requests until it answers in time again.
+    async fn probe(&self, link: &Link) -> Result<std::convert::Infallible, Fault> {
+        loop {
+            link.probe.notified().await;
+            let since = Instant::now();
+            while let Err(fault) = link.connection.ask(&self.keys.probe(), link.deadline).await {
+                if since.elapsed() > self.servers.patience() {
+                    return Err(fault);
+                }
+                tokio::time::sleep(PROBE_PAUSE).await;
+            }
+            link.suspect.store(false, Ordering::Release);
+        }
+    }
+
+    /// Notices that contact is lost, and that it is back.
+    async fn watch(&self) {
+        let policy = self.servers.policy();
+        let mut due = tokio::time::interval(policy.contact_timeout / 20);
+        let began = Instant::now();
+        loop {
+            due.tick().await;
+            let heard = lock(&self.shared.heard).unwrap_or(began);
+            let lost = heard.elapsed() > policy.contact_timeout;
+            self.gateway.metrics().shared.lost.set(i64::from(lost));
+            if !lost || self.shared.stand(Standing::Lost) == Standing::Lost {
+                continue;
+            }
+            tracing::error!(
+                on_loss = ?policy.on_loss,
+                "contact with other gateways is lost: what they revoke is not known here"
+            );
+            if policy.on_loss == OnLoss::FailClosed {
+                self.gateway.cores.contact_lost();
+            }
+        }
+    }
+}
