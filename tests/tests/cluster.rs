@@ -312,3 +312,59 @@ fn a_gateway_that_never_heard_the_others_is_not_ready() {
     until("it is ready", DEADLINE, || (gateway.admin("/readyz").status == 200).then_some(()));
     assert_eq!(ask(&gateway, "/api", &token).status, 200);
 }
+
+#[test]
+fn redis_is_trusted_by_its_certificate_and_trusts_by_password() {
+    // Its key pair is the gateways' own: the names fit.
+    let pki_of = Bundle::new("");
+    let certs = pki_of.state().join("certs");
+    let path = |name: &str| certs.join(name).to_str().expect("UTF-8").to_owned();
+    let (ca, chain, key) = (path("ca.pem"), path("server.pem"), path("server.key"));
+    let redis = Redis::with(
+        &[
+            "--save",
+            "",
+            "--port",
+            "0",
+            "--tls-port",
+            "PORT",
+            "--tls-cert-file",
+            &chain,
+            "--tls-key-file",
+            &key,
+            "--tls-ca-cert-file",
+            &ca,
+            "--tls-auth-clients",
+            "no",
+            "--requirepass",
+            "s3cret-of-redis",
+        ],
+        &["--tls", "--cacert", &ca, "-a", "s3cret-of-redis"],
+    );
+    let cases = [
+        ("right", ca.as_str(), "s3cret-of-redis", true),
+        ("wrong-password", ca.as_str(), "wr0ng-secret", false),
+        // Signed by an authority that this policy does not name.
+        ("wrong-ca", "other", "s3cret-of-redis", false),
+    ];
+    for (name, trusted, password, fine) in cases {
+        let bundle = Bundle::new(RULES);
+        let trusted = if trusted == "other" {
+            bundle.state().join("certs/ca.pem").to_str().expect("UTF-8").to_owned()
+        } else {
+            trusted.to_owned()
+        };
+        bundle.write(&format!(
+            "{RULES}redis = [\"rediss://127.0.0.1:{}\"]\nca = \"file:{trusted}\"\npassword = \"env:REDIS_PASSWORD\"\n\
+             contact_timeout = \"2s\"\n",
+            redis.port()
+        ));
+        let mut gateway = Gateway::run_beside(&bundle, name, true, |command| {
+            command.env("REDIS_PASSWORD", password);
+        });
+        assert_eq!(metric(&gateway, "sealgate_shared_connected") == 1.0, fine, "{name}");
+        let said = gateway.process().stderr() + &gateway.process().stdout();
+        assert!(fine || said.contains("no connection to other gateways"), "{name}: {said}");
+        assert!(!said.contains(password), "{name}");
+    }
+}

@@ -8,8 +8,8 @@ use redis::cluster::ClusterClientBuilder;
 use redis::cluster_async::ClusterConnection;
 use redis::sentinel::{SentinelClientBuilder, SentinelServerType};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _,
-    RedisConnectionInfo, RedisError, TlsCertificates, TlsMode, Value,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, RedisConnectionInfo, RedisError,
+    TlsCertificates, TlsMode, Value,
 };
 use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
@@ -120,13 +120,12 @@ impl Servers {
 
     async fn open(&self, patience: Duration) -> Result<Connection, RedisError> {
         // Each command has a limit of its own; that of the library would end one that waits for news.
-        let config =
-            AsyncConnectionConfig::new().set_connection_timeout(Some(patience)).set_response_timeout(None);
+        let config = AsyncConnectionConfig::new().set_connection_timeout(patience);
         match &self.policy.mode {
             SharedMode::Single => {
                 let server = self.policy.servers.first();
-                let info = self.info(server.ok_or_else(no_server)?)?;
-                let client = match (self.certificates(), info.addr()) {
+                let info = self.info(server.ok_or_else(no_server)?);
+                let client = match (self.certificates(), &info.addr) {
                     (Some(certificates), ConnectionAddr::TcpTls { .. }) => {
                         Client::build_with_tls(info, certificates)?
                     }
@@ -137,7 +136,7 @@ impl Servers {
             SharedMode::Sentinel { service } => {
                 let sentinels = self.policy.servers.iter().map(address);
                 let mut builder =
-                    SentinelClientBuilder::new(sentinels, service.as_str(), SentinelServerType::Master)?;
+                    SentinelClientBuilder::new(sentinels, service.clone(), SentinelServerType::Master)?;
                 if self.over_tls() {
                     builder = builder.set_client_to_redis_tls_mode(TlsMode::Secure);
                     if let Some(certificates) = self.certificates() {
@@ -147,27 +146,21 @@ impl Servers {
                     }
                 }
                 if let Some(username) = &self.username {
-                    builder = builder.set_client_to_redis_username(username.as_str());
+                    builder = builder.set_client_to_redis_username(username.as_str().to_owned());
                 }
                 if let Some(password) = &self.password {
-                    builder = builder.set_client_to_redis_password(password.as_str());
+                    builder = builder.set_client_to_redis_password(password.as_str().to_owned());
                 }
                 let mut client = builder.build()?;
                 client.get_async_connection_with_config(&config).await.map(Connection::Server)
             }
             SharedMode::Cluster => {
-                let nodes = self
-                    .policy
-                    .servers
-                    .iter()
-                    .map(|server| self.info(server))
-                    .collect::<Result<Vec<_>, _>>()?;
+                let nodes = self.policy.servers.iter().map(|server| self.info(server));
                 // Not tried again behind our back: what was lost in between must be noticed.
                 let mut builder = ClusterClientBuilder::new(nodes)
                     .retries(0)
                     .connection_timeout(patience)
-                    .response_timeout(patience * 2)
-                    .overall_response_timeout(None);
+                    .response_timeout(patience * 2);
                 if let Some(certificates) = self.certificates().filter(|_| self.over_tls()) {
                     builder = builder.certs(certificates);
                 }
@@ -176,15 +169,15 @@ impl Servers {
         }
     }
 
-    fn info(&self, server: &SharedServer) -> Result<ConnectionInfo, RedisError> {
-        let mut settings = RedisConnectionInfo::default();
-        if let Some(username) = &self.username {
-            settings = settings.set_username(username.as_str());
-        }
-        if let Some(password) = &self.password {
-            settings = settings.set_password(password.as_str());
-        }
-        Ok(address(server).into_connection_info()?.set_redis_settings(settings))
+    /// Prints its secrets: not to be shown to anybody.
+    fn info(&self, server: &SharedServer) -> ConnectionInfo {
+        let text = |secret: &Option<Zeroizing<String>>| secret.as_ref().map(|it| it.as_str().to_owned());
+        let redis = RedisConnectionInfo {
+            username: text(&self.username),
+            password: text(&self.password),
+            ..RedisConnectionInfo::default()
+        };
+        ConnectionInfo { addr: address(server), redis }
     }
 
     fn over_tls(&self) -> bool {
@@ -286,7 +279,7 @@ mod tests {
         };
         let servers = Servers::read(&policy(), read("s3cret\n")).unwrap();
         assert_eq!(servers.password.as_ref().unwrap().as_str(), "s3cret");
-        let shown = format!("{servers:?} {:?}", servers.info(&servers.policy.servers[0]).unwrap());
+        let shown = format!("{servers:?}");
         assert!(!shown.contains("s3cret"), "{shown}");
         assert!(servers.same(&Servers::read(&policy(), read("s3cret")).unwrap()));
         assert!(!servers.same(&Servers::read(&policy(), read("other")).unwrap()));
