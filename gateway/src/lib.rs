@@ -11,6 +11,7 @@ mod clock;
 pub mod edge;
 pub mod http;
 pub mod limits;
+mod lock;
 pub mod metrics;
 pub mod reload;
 pub mod session;

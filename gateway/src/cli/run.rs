@@ -3,7 +3,7 @@
 use std::{
     net::{SocketAddr, TcpListener},
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use anyhow::Context as _;
@@ -21,6 +21,7 @@ use crate::{
     admin::{AdminService, Parts, control},
     edge::{EdgeService, Gateway, Inboxes, listener},
     limits::{ConnectionLimits, RateClock, RateStore, SocketLimits},
+    lock::lock,
     metrics::Metrics,
     reload::{Outliving, PolicySource, Reloader},
     session::{KeyFetcher, Proofs, Revocations, Tickets},
@@ -150,7 +151,7 @@ impl ShutdownSignalWatch for Shutdown {
         }
         tracing::info!("draining; a second signal ends at once");
         self.gateway.stop.send_replace(true);
-        let has_drained = self.has_drained.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let has_drained = lock(&self.has_drained).take();
         if let Some(has_drained) = has_drained {
             tokio::select! {
                 _ = has_drained => {}

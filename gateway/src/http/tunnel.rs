@@ -40,8 +40,8 @@ use crate::{
     },
 };
 
-/// Sockets that are looked at in one go when a policy changes, before messages get their turn again.
-const REJUDGE_SLICE: u32 = 128;
+/// Sockets that are looked at in one go, before messages get their turn again.
+const SLICE: u32 = 128;
 
 /// Live WebSockets of a core.
 pub type Sockets = Registry<OpenSocket>;
@@ -52,8 +52,6 @@ pub struct OpenSocket {
     opening: Opening,
     /// When the session began, unix seconds: the earliest that any of its tokens here has said.
     began: Cell<u64>,
-    /// When it was opened, unix seconds.
-    opened_at: u64,
     /// Name of the rule that it is under.
     route: RefCell<Arc<str>>,
 }
@@ -116,13 +114,11 @@ async fn try_open(
     // between finds the socket, one that came before is seen here.
     let orders = Orders::new();
     let identity = permit.identity().cloned();
-    let opened_at = clock::unix_now();
-    let began = identity.as_deref().and_then(Identity::began).unwrap_or(opened_at);
+    let began = identity.as_deref().and_then(Identity::began).unwrap_or(opening.opened_at);
     let socket = OpenSocket {
         orders: orders.clone(),
         opening,
         began: Cell::new(began),
-        opened_at,
         route: RefCell::new(permit.rule().name.clone()),
     };
     let registration =
@@ -368,7 +364,8 @@ fn by(end: &TunnelEnd) -> &'static str {
 struct SnapshotRates {
     rates: Arc<Rates>,
     shared: Arc<Shared>,
-    snapshot_on_loss: Option<OnLoss>,
+    /// What the snapshot's policy wants while contact with other gateways is lost.
+    on_loss: Option<OnLoss>,
 }
 
 impl RateTaker for SnapshotRates {
@@ -377,7 +374,7 @@ impl RateTaker for SnapshotRates {
     }
 
     fn lost(&self) -> Option<OnLoss> {
-        self.snapshot_on_loss.filter(|_| self.shared.is_lost())
+        self.on_loss.filter(|_| self.shared.is_lost())
     }
 }
 
@@ -385,7 +382,7 @@ fn snapshot_rates(core: &Core, snapshot: &Snapshot) -> Rc<dyn RateTaker> {
     Rc::new(SnapshotRates {
         rates: snapshot.rates.clone(),
         shared: core.gateway.shared.clone(),
-        snapshot_on_loss: snapshot.policy.shared().map(|shared| shared.on_loss),
+        on_loss: snapshot.policy.shared().map(|shared| shared.on_loss),
     })
 }
 
@@ -425,7 +422,7 @@ async fn judge_renewal(
     renewal: Renewal,
 ) -> Result<Box<Terms>, Denial> {
     let snapshot = core.snapshot();
-    let new = verified(core, &snapshot, renewal.token()).await?;
+    let new = verified(core, &snapshot, renewal.token(), clock::unix_now()).await?;
     drop(renewal);
     // From here on nothing waits, so nothing comes between.
     let registration = registration.upgrade().ok_or(Denial::Internal)?;
@@ -492,26 +489,32 @@ impl Opening {
     }
 }
 
-/// Judges all open sockets of a core by the policy in force now, in slices, so that no message waits.
+/// Looks at all open sockets of a core, in slices, so that no message waits.
+async fn in_slices(core: &Core, mut look: impl FnMut(&OpenSocket, Option<&Arc<Identity>>)) {
+    let mut next = Some(0);
+    while let Some(from) = next {
+        next = core.sockets.slice(from, SLICE, &mut look);
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Judges all open sockets of a core by the policy in force now.
 pub async fn rejudge(core: &Core) {
     let snapshot = core.snapshot();
     let rates = snapshot_rates(core, &snapshot);
-    let mut next = Some(0);
-    while let Some(from) = next {
-        next = core.sockets.slice(from, REJUDGE_SLICE, |socket, identity| {
-            socket.orders.give(match socket.opening.judge(&snapshot, identity.cloned()) {
-                Ok(permit) => {
-                    *socket.route.borrow_mut() = permit.rule().name.clone();
-                    Order::Policy(Box::new(terms(&snapshot, &rates, permit, socket.began.get())))
-                }
-                Err(denial) => {
-                    tracing::debug!(reason = denial.reason(), "an open socket is no longer allowed");
-                    Order::Close(Denial::PolicyChanged)
-                }
-            });
+    in_slices(core, |socket, identity| {
+        socket.orders.give(match socket.opening.judge(&snapshot, identity.cloned()) {
+            Ok(permit) => {
+                *socket.route.borrow_mut() = permit.rule().name.clone();
+                Order::Policy(Box::new(terms(&snapshot, &rates, permit, socket.began.get())))
+            }
+            Err(denial) => {
+                tracing::debug!(reason = denial.reason(), "an open socket is no longer allowed");
+                Order::Close(Denial::PolicyChanged)
+            }
         });
-        tokio::task::yield_now().await;
-    }
+    })
+    .await;
 }
 
 /// Closes the open sockets of a core that the revocation ends; says how many there were.
@@ -526,16 +529,13 @@ pub fn revoke(core: &Core, revocation: &Revocation<'_>) -> usize {
     closed
 }
 
-/// The open sockets of a core that are asked for, by session; looked through in slices.
+/// The open sockets of a core that are asked for, by session.
 pub async fn list(core: &Core, query: &SessionQuery) -> Rows {
     let mut listing = Listing::new(query);
-    let mut next = Some(0);
-    while let Some(from) = next {
-        next = core.sockets.slice(from, REJUDGE_SLICE, |socket, identity| {
-            listing.add(identity.map(Arc::as_ref), socket.opened_at, &socket.route.borrow());
-        });
-        tokio::task::yield_now().await;
-    }
+    in_slices(core, |socket, identity| {
+        listing.add(identity.map(Arc::as_ref), socket.opening.opened_at, &socket.route.borrow());
+    })
+    .await;
     listing.into_rows()
 }
 
@@ -546,7 +546,7 @@ pub fn displace(core: &Core, id: u64) {
     }
 }
 
-/// Holds all open sockets of a core against the revocations and the limits of open sockets, in slices.
+/// Holds all open sockets of a core against the revocations and the limits of open sockets.
 pub async fn sweep(core: &Core) {
     for (id, orders) in &*core.counted.borrow() {
         if !core.gateway.sockets.holds(*id) {
@@ -554,48 +554,37 @@ pub async fn sweep(core: &Core) {
         }
     }
     let now = clock::unix_now();
-    let mut next = Some(0);
-    while let Some(from) = next {
-        next = core.sockets.slice(from, REJUDGE_SLICE, |socket, identity| {
-            if identity.is_some_and(|identity| core.gateway.revocations.is_revoked(identity, now)) {
-                socket.orders.give(Order::Close(Denial::Revoked));
-            }
-        });
-        tokio::task::yield_now().await;
-    }
+    in_slices(core, |socket, identity| {
+        if identity.is_some_and(|identity| core.gateway.revocations.is_revoked(identity, now)) {
+            socket.orders.give(Order::Close(Denial::Revoked));
+        }
+    })
+    .await;
 }
 
-/// Closes the open sockets of a core that belong to sessions, in slices, where the policy wants that while contact with other
-/// gateways is lost. They may have been revoked.
+/// Closes the open sockets of a core that belong to sessions, where the policy wants that while contact with other gateways is
+/// lost. They may have been revoked.
 pub async fn contact_lost(core: &Core) {
     let snapshot = core.snapshot();
-    let mut next = Some(0);
-    while let Some(from) = next {
-        if core.gateway.shared.lost(&snapshot.policy) != Some(OnLoss::FailClosed) {
-            return;
+    in_slices(core, |socket, identity| {
+        // It may be back by now.
+        if identity.is_some() && core.gateway.shared.lost(&snapshot.policy) == Some(OnLoss::FailClosed) {
+            socket.orders.give(Order::Close(Denial::ContactLost));
         }
-        next = core.sockets.slice(from, REJUDGE_SLICE, |socket, identity| {
-            if identity.is_some() {
-                socket.orders.give(Order::Close(Denial::ContactLost));
-            }
-        });
-        tokio::task::yield_now().await;
-    }
+    })
+    .await;
 }
 
 /// Tells all open sockets of a core to close, because the gateway goes down: at even chances over the time `jitter`, so that
 /// their clients do not come back all at once.
 pub async fn drain(core: &Core, jitter: Duration) {
     let mut all = Vec::with_capacity(core.sockets.len());
-    let mut next = Some(0);
-    while let Some(from) = next {
-        next = core.sockets.slice(from, REJUDGE_SLICE, |socket, _| {
-            // 32 bits are fine enough for a time that people choose.
-            let share = f64::from(core.random() as u32) / f64::from(u32::MAX);
-            all.push((jitter.mul_f64(share), socket.orders.clone()));
-        });
-        tokio::task::yield_now().await;
-    }
+    in_slices(core, |socket, _| {
+        // 32 bits are fine enough for a time that people choose.
+        let share = f64::from(core.random() as u32) / f64::from(u32::MAX);
+        all.push((jitter.mul_f64(share), socket.orders.clone()));
+    })
+    .await;
     all.sort_unstable_by_key(|(delay, _)| *delay);
     let start = tokio::time::Instant::now();
     for (told, (delay, orders)) in all.into_iter().enumerate() {
@@ -605,7 +594,7 @@ pub async fn drain(core: &Core, jitter: Duration) {
         }
         if !delay.is_zero() {
             tokio::time::sleep_until(start + delay).await;
-        } else if told as u32 % REJUDGE_SLICE == REJUDGE_SLICE - 1 {
+        } else if told as u32 % SLICE == SLICE - 1 {
             tokio::task::yield_now().await;
         }
         orders.give(Order::Close(Denial::Restarting));

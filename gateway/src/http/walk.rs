@@ -81,6 +81,8 @@ async fn admit(
     exchange: &mut Exchange,
 ) -> Result<Admitted, Denial> {
     let target = Target::read(request)?;
+    // Read once: a request is judged at one moment.
+    let now = clock::unix_now();
     let facts = RequestFacts {
         peer: connection.peer.ip(),
         host: &target.host,
@@ -94,11 +96,11 @@ async fn admit(
     };
     let matched = snapshot.policy.match_request(&facts)?;
     exchange.matched(matched.rule().clone());
-    let (identity, proven) = match identify(core, snapshot, &matched, &facts).await? {
+    let (identity, proven) = match identify(core, snapshot, &matched, &facts, now).await? {
         Some((token, identity)) => {
             exchange.identified(identity.clone());
             let proven = match token {
-                Some(token) => prove(core, snapshot, &target, &facts, token, &identity).await?,
+                Some(token) => prove(core, snapshot, &target, &facts, token, &identity, now).await?,
                 // It was proved when the ticket was made.
                 None => identity.binding,
             };
@@ -107,11 +109,10 @@ async fn admit(
         None => (None, Binding::default()),
     };
     // Before rates are taken: they are the owner's, and a stolen token must not use them up.
-    let demands = matched.judge(&facts, identity.clone())?.prove(proven, clock::unix_now())?;
+    let demands = matched.judge(&facts, identity.clone())?.prove(proven, now)?;
     let taken = snapshot.rates.take(demands.rates(), &demands.rate_facts());
-    let revoked = identity
-        .as_deref()
-        .is_some_and(|identity| core.gateway.revocations.is_revoked(identity, clock::unix_now()));
+    let revoked =
+        identity.as_deref().is_some_and(|identity| core.gateway.revocations.is_revoked(identity, now));
     let lost = core.gateway.shared.lost(&snapshot.policy);
     let (standing, rates) = match taken {
         Ok(standing) => (standing, Ok(())),
@@ -130,6 +131,7 @@ async fn identify<'a>(
     snapshot: &Snapshot,
     matched: &RouteMatch,
     facts: &RequestFacts<'a>,
+    now: u64,
 ) -> Result<Option<(Option<Token<'a>>, Arc<Identity>)>, Denial> {
     if matched.authentication() == Authentication::None {
         return Ok(None);
@@ -138,27 +140,32 @@ async fn identify<'a>(
     let ticket = if facts.websocket { session::ticket(facts.headers) } else { Ok(None) };
     let token = match (token, ticket.map_err(Denial::TokenInvalid)?) {
         (Some(token), None) => token,
-        (None, Some(ticket)) => return redeem(core, snapshot, ticket, facts).map(|it| Some((None, it))),
+        (None, Some(ticket)) => return redeem(core, snapshot, ticket, facts, now).map(|it| Some((None, it))),
         (Some(_), Some(_)) => return Err(Denial::TokenInvalid(TokenFault::Twice)),
         (None, None) => return Err(Denial::TokenMissing),
     };
-    let identity = verified(core, snapshot, token.as_str()).await?;
+    let identity = verified(core, snapshot, token.as_str(), now).await?;
     Ok(Some((Some(token), identity)))
 }
 
-/// Who stands behind a token that counts now, in a session that still runs.
-pub async fn verified(core: &Core, snapshot: &Snapshot, token: &str) -> Result<Arc<Identity>, Denial> {
-    let verify = || snapshot.verifier.verify(token, clock::unix_now(), &core.tokens);
-    let identity = match verify() {
+/// Who stands behind a token that counts at `now` (unix seconds), in a session that still runs.
+pub async fn verified(
+    core: &Core,
+    snapshot: &Snapshot,
+    token: &str,
+    now: u64,
+) -> Result<Arc<Identity>, Denial> {
+    let verify = |now| snapshot.verifier.verify(token, now, &core.tokens);
+    let identity = match verify(now) {
         // The issuer may have a new key; a client with a good token must not be sent to log in again.
         Err(TokenFailure::Fault(TokenFault::Key) | TokenFailure::KeysUnavailable)
             if Box::pin(snapshot.verifier.refreshed(token, KEY_PATIENCE)).await =>
         {
-            verify()?
+            verify(clock::unix_now())?
         }
         outcome => outcome?,
     };
-    snapshot.policy.session().permit_session(&identity, clock::unix_now())?;
+    snapshot.policy.session().permit_session(&identity, now)?;
     Ok(identity)
 }
 
@@ -168,13 +175,14 @@ fn redeem(
     snapshot: &Snapshot,
     ticket: &str,
     facts: &RequestFacts<'_>,
+    now: u64,
 ) -> Result<Arc<Identity>, Denial> {
-    let identity = core.gateway.tickets.redeem(ticket, facts.headers, clock::unix_now())?;
+    let identity = core.gateway.tickets.redeem(ticket, facts.headers, now)?;
     let known = snapshot.policy.issuers().iter().any(|issuer| issuer.issuer == *identity.issuer);
     if !known {
         return Err(Denial::TokenInvalid(TokenFault::Issuer));
     }
-    snapshot.policy.session().permit_session(&identity, clock::unix_now())?;
+    snapshot.policy.session().permit_session(&identity, now)?;
     Ok(identity)
 }
 
@@ -186,6 +194,7 @@ async fn prove(
     facts: &RequestFacts<'_>,
     token: Token<'_>,
     identity: &Identity,
+    now: u64,
 ) -> Result<Binding, Denial> {
     if token.scheme() == Scheme::Bearer {
         return Ok(Binding::default());
@@ -199,8 +208,7 @@ async fn prove(
         websocket: facts.websocket,
         token: token.as_str(),
     };
-    let accepted =
-        core.gateway.proofs.check(proof, &asked, identity, snapshot.policy.dpop(), clock::unix_now())?;
+    let accepted = core.gateway.proofs.check(proof, &asked, identity, snapshot.policy.dpop(), now)?;
     if let Some(shared) = snapshot.policy.shared() {
         // In a box: few policies name other gateways, and this future is moved for every request.
         match Box::pin(core.gateway.shared.take_once(&accepted.name(), accepted.ttl)).await {

@@ -4,11 +4,12 @@ use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use sealgate_policy::{AtLimit, MaxOpen};
 
 use super::AddressKey;
+use crate::lock::lock;
 
 /// Counts of open sockets, shared by all cores and older than any snapshot.
 ///
@@ -153,7 +154,7 @@ impl SocketLimits {
     }
 
     fn lock(&self) -> MutexGuard<'_, Counts> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.counts)
     }
 }
 

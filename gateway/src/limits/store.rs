@@ -4,11 +4,13 @@ use std::collections::HashMap;
 use std::fmt;
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use governor::nanos::Nanos;
 use governor::state::StateStore;
+
+use crate::lock::lock;
 
 /// Locks that the cells are spread over. Two cores rarely meet at one of 64.
 const SHARDS: usize = 64;
@@ -200,9 +202,4 @@ impl Cells<'_> {
 fn at<T>(items: &[T; SHARDS], index: usize) -> &T {
     let [first, ..] = items;
     items.get(index).unwrap_or(first)
-}
-
-/// A cell is one number, whole at any moment, so a panic elsewhere leaves nothing half done.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -54,7 +54,7 @@ impl fmt::Debug for Token<'_> {
 /// token has.
 pub fn bearer(headers: &HeaderMap, websocket: bool) -> Result<Option<Token<'_>>, TokenFault> {
     let authorization = authorization(headers)?;
-    let subprotocol = if websocket { subprotocol(headers)? } else { None };
+    let subprotocol = if websocket { subprotocol(headers, SUBPROTOCOL_PREFIX)? } else { None };
     match (authorization, subprotocol) {
         (Some(_), Some(_)) => Err(TokenFault::Twice),
         (Some((scheme, token)), None) => checked(token, scheme).map(Some),
@@ -82,13 +82,14 @@ fn authorization(headers: &HeaderMap) -> Result<Option<(Scheme, &str)>, TokenFau
     Ok(Some((scheme, rest.trim_matches(' '))))
 }
 
-fn subprotocol(headers: &HeaderMap) -> Result<Option<&str>, TokenFault> {
+/// What stands behind `prefix` in the one entry of `Sec-WebSocket-Protocol` that begins with it.
+pub(super) fn subprotocol<'a>(headers: &'a HeaderMap, prefix: &str) -> Result<Option<&'a str>, TokenFault> {
     let mut found = None;
     for field in headers.get_all(SEC_WEBSOCKET_PROTOCOL) {
         let field = field.to_str().map_err(|_| TokenFault::Malformed)?;
         let entries = field.split(',').map(|entry| entry.trim_matches([' ', '\t']));
-        for token in entries.filter_map(|entry| entry.strip_prefix(SUBPROTOCOL_PREFIX)) {
-            if found.replace(token).is_some() {
+        for credential in entries.filter_map(|entry| entry.strip_prefix(prefix)) {
+            if found.replace(credential).is_some() {
                 return Err(TokenFault::Twice);
             }
         }

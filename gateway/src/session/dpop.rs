@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::hash::{BuildHasher, BuildHasherDefault, RandomState};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use base64::Engine;
@@ -20,6 +20,7 @@ use serde_json::{Map, Value};
 use super::jwks;
 use super::revocation::Low;
 use super::token::{Unverified, algorithm_named, decode, id, media_type};
+use crate::lock::lock;
 
 /// Carries the proof. Spent at this door: never forwarded.
 pub const DPOP: HeaderName = HeaderName::from_static("dpop");
@@ -374,10 +375,6 @@ impl Seen {
         let [first, ..] = &self.shards;
         self.shards.get((owner >> 60) as usize).unwrap_or(first)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -2,16 +2,19 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use http::header::{HeaderMap, HeaderValue, ORIGIN, SEC_WEBSOCKET_PROTOCOL};
+use http::header::{HeaderMap, HeaderValue, ORIGIN};
 use ring::digest::{SHA256, digest};
 use ring::rand::{SecureRandom, SystemRandom};
 use sealgate_policy::{Denial, Identity, TokenFault};
 use zeroize::Zeroizing;
+
+use super::bearer;
+use crate::lock::lock;
 
 /// What an entry of `Sec-WebSocket-Protocol` begins with when it carries a ticket. Never echoed, never forwarded.
 pub const TICKET_PREFIX: &str = "sealgate.ticket.";
@@ -55,7 +58,8 @@ struct Open {
 
 struct Ticket {
     identity: Arc<Identity>,
-    origin: HeaderValue,
+    /// A copy: the field's own bytes keep all of the buffer that hyper read it into.
+    origin: Box<[u8]>,
     /// Unix seconds at which it no longer counts.
     until: u64,
 }
@@ -65,17 +69,7 @@ struct Ticket {
 /// # Errors
 /// [`TokenFault::Twice`] for two.
 pub fn ticket(headers: &HeaderMap) -> Result<Option<&str>, TokenFault> {
-    let mut found = None;
-    for field in headers.get_all(SEC_WEBSOCKET_PROTOCOL) {
-        let field = field.to_str().map_err(|_| TokenFault::Malformed)?;
-        let entries = field.split(',').map(|entry| entry.trim_matches([' ', '\t']));
-        for ticket in entries.filter_map(|entry| entry.strip_prefix(TICKET_PREFIX)) {
-            if found.replace(ticket).is_some() {
-                return Err(TokenFault::Twice);
-            }
-        }
-    }
-    Ok(found)
+    bearer::subprotocol(headers, TICKET_PREFIX)
 }
 
 impl Tickets {
@@ -91,7 +85,7 @@ impl Tickets {
         ttl: Duration,
         now: u64,
     ) -> Result<TicketText, Denial> {
-        let origin = origin(headers).ok_or(Denial::OriginNotAllowed)?.clone();
+        let origin = origin(headers).ok_or(Denial::OriginNotAllowed)?.as_bytes().into();
         let mut bytes = Zeroizing::new([0; TICKET_BYTES]);
         SystemRandom::new().fill(&mut *bytes).map_err(|_| Denial::Internal)?;
         let text = TicketText(Zeroizing::new(URL_SAFE_NO_PAD.encode(bytes.as_slice())));
@@ -121,7 +115,7 @@ impl Tickets {
     pub fn redeem(&self, text: &str, headers: &HeaderMap, now: u64) -> Result<Arc<Identity>, Denial> {
         let invalid = Denial::TokenInvalid(TokenFault::Ticket);
         let ticket = key(text).and_then(|key| lock(&self.open).take(&key)).ok_or(invalid.clone())?;
-        if now >= ticket.until || origin(headers) != Some(&ticket.origin) {
+        if now >= ticket.until || origin(headers).is_none_or(|origin| origin.as_bytes() != &*ticket.origin) {
             return Err(invalid);
         }
         if now >= ticket.identity.expires_at {
@@ -188,13 +182,10 @@ fn key(text: &str) -> Option<[u8; 32]> {
         .then(|| digest(&SHA256, text.as_bytes()).as_ref().try_into().ok())?
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::header::SEC_WEBSOCKET_PROTOCOL;
     use proptest::prelude::*;
     use sealgate_policy::IdentityParts;
 

@@ -9,9 +9,10 @@ use tokio::sync::Notify;
 
 use super::record::{self, Keys, News};
 use super::servers::{Connection, Fault, Servers};
-use super::{Link, Shared, Standing, lock};
+use super::{Link, Shared, Standing};
 use crate::clock;
 use crate::edge::Gateway;
+use crate::lock::lock;
 
 /// Revocations in one command.
 const BATCH: usize = 200;

@@ -14,7 +14,7 @@ mod servers;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -28,6 +28,7 @@ use self::record::Keys;
 pub use self::record::{OwnedRevocation, decode, encode};
 use self::servers::Connection;
 pub use self::servers::Servers;
+use crate::lock::lock;
 use crate::session::Revocation;
 
 /// Revocations that wait to be published. More are published by comparing all of them, which loses nothing either.
@@ -231,10 +232,6 @@ impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shared").field("standing", &self.standing()).finish_non_exhaustive()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -12,12 +12,14 @@ use std::{
     collections::{HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use rustls::{ClientConfig, pki_types::ServerName};
 use sealgate_policy::{self as policy, UpstreamIndex};
+
+use crate::lock::lock;
 
 pub use balance::Balancer;
 use balance::Plan;
@@ -237,7 +239,7 @@ impl Upstream {
 impl EndpointIds {
     fn of(&self, address: &Address, tls_fingerprint: Option<&str>) -> EndpointId {
         let key = format!("{address:?} {tls_fingerprint:?}");
-        let mut ids = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ids = lock(&self.0);
         let next = ids.len();
         EndpointId(*ids.entry(key).or_insert(next))
     }
