@@ -9,7 +9,10 @@ use prometheus::{
 };
 use sealgate_policy::{Denial, Policy, Rule};
 
-use crate::websocket::relay::{ReasonCounters, TunnelMetrics};
+use crate::{
+    limits::RateCounters,
+    websocket::relay::{ReasonCounters, TunnelMetrics},
+};
 
 /// Seconds from the head of a request to the last byte of its answer.
 const DURATION_BUCKETS: [f64; 12] =
@@ -39,6 +42,8 @@ pub struct Metrics {
     request_seconds: HistogramVec,
     denials: IntCounterVec,
     shadow_denials: IntCounterVec,
+    rates: IntCounterVec,
+    rate_overflows: IntCounter,
     upstream_errors: IntCounterVec,
     upstream_healthy: IntGaugeVec,
     sockets_open: IntGaugeVec,
@@ -248,6 +253,21 @@ impl Metrics {
                     &["reason"]
                 )
             ),
+            rates: metric!(
+                r,
+                counters(
+                    "sealgate_rate_decisions_total",
+                    "What became of requests and messages that take from a rate.",
+                    &["rate", "outcome"]
+                )
+            ),
+            rate_overflows: metric!(
+                r,
+                counter(
+                    "sealgate_rate_overflows_total",
+                    "Times that a key shared a cell, because its part of the table was full: the table is too small, or flooded."
+                )
+            ),
             upstream_errors: metric!(
                 r,
                 counters(
@@ -352,6 +372,23 @@ impl Metrics {
     pub fn routes(&self, policy: &Policy) -> RouteMetrics {
         let names = policy.route_names().map(|name| &**name).chain([NO_ROUTE]);
         RouteMetrics(names.map(|name| self.rule(name)).collect())
+    }
+
+    /// The children of a rate.
+    #[must_use]
+    pub fn rate(&self, name: &str) -> RateCounters {
+        let outcome = |outcome| self.rates.with_label_values(&[name, outcome]);
+        RateCounters {
+            allowed: outcome("allowed"),
+            refused: outcome("refused"),
+            shadowed: outcome("shadowed"),
+        }
+    }
+
+    /// How often rates shared cells since the start.
+    pub fn rates_overflowed(&self, times: u64) {
+        self.rate_overflows.reset();
+        self.rate_overflows.inc_by(times);
     }
 
     fn rule(&self, route: &str) -> RuleMetrics {

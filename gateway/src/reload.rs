@@ -211,7 +211,8 @@ impl Material {
             Verifier::build(policy.issuers(), previous.map(|snapshot| &snapshot.verifier), &gateway.keys)
                 .await
                 .map_err(LoadError::all)?;
-        let rates = Arc::new(Rates::build(policy.rates(), &gateway.rates, gateway.clock.clone()));
+        let rates = Rates::build(policy.rates(), &gateway.rates, gateway.clock.clone());
+        let rates = Arc::new(rates.counted(policy.rates(), |name| gateway.metrics.rate(name)));
         let hsts = policy.tls().hsts.as_deref().and_then(|value| HeaderValue::from_str(value).ok());
         // What did not change is not connected to anew.
         let connected = previous.and_then(|snapshot| snapshot.shared.clone());

@@ -274,6 +274,9 @@ pub(crate) struct ClaimsDocument {
     /// Default "dept".
     #[schemars(length(min = 1))]
     pub(crate) department: Option<String>,
+    /// Default "device_id".
+    #[schemars(length(min = 1))]
+    pub(crate) device: Option<String>,
 }
 
 /// Session clock.
@@ -450,9 +453,15 @@ pub(crate) struct HealthDocument {
 pub(crate) struct RateDocument {
     /// Unique name: lower-case letters, digits, "-".
     pub(crate) name: NameText,
-    /// What is counted apart; several together make one key.
+    /// What is counted apart; several together make one key. What a request lacks (a token without a session, a header that
+    /// did not come) counts by address. A client chooses its headers: let one of them alone be no limit.
     #[schemars(length(min = 1))]
     pub(crate) per: Vec<RateKeyDocument>,
+    /// Name of the header, for "header".
+    pub(crate) header: Option<String>,
+    /// How much of an IPv6 address counts as one, in bits; default 64, which is what one subscriber has (RFC 6177).
+    #[schemars(range(min = 16, max = 64))]
+    pub(crate) ipv6_prefix: Option<u8>,
     /// How many in a period.
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub(crate) quota: u32,
@@ -473,6 +482,9 @@ pub(crate) enum RateKeyDocument {
     Subject,
     Session,
     Route,
+    Device,
+    Issuer,
+    Header,
     MessageType,
     Socket,
 }
@@ -576,6 +588,9 @@ pub(crate) struct RouteDocument {
     /// Names of rates that a request takes.
     #[serde(default)]
     pub(crate) rates: Vec<String>,
+    /// How many a request takes of each of them; at most the burst of any. Default 1.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub(crate) cost: Option<u32>,
     /// What a body may be; default: no body is taken.
     pub(crate) body: Option<BodyDocument>,
     /// What a query may be; default: no query is taken.
@@ -680,6 +695,9 @@ pub(crate) struct WebsocketDocument {
     /// Names of rates that opening it takes.
     #[serde(default)]
     pub(crate) rates: Vec<String>,
+    /// How many opening it takes of each of them; at most the burst of any. Default 1.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub(crate) cost: Option<u32>,
     /// What a query may be; default: no query is taken.
     pub(crate) query: Option<QueryDocument>,
     #[serde(default)]
@@ -843,6 +861,9 @@ pub(crate) struct MessageDocument {
     /// Names of rates that it takes, beside message_rates.
     #[serde(default)]
     pub(crate) rates: Vec<String>,
+    /// How many it takes of each of all these; at most the burst of any. Default 1.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub(crate) cost: Option<u32>,
     /// A stronger or fresher login that is wanted (RFC 9470); 4412 otherwise. Only for messages to the upstream.
     pub(crate) step_up: Option<StepUpDocument>,
     /// Whether it is the user's activity; default false. Only for messages to the upstream.

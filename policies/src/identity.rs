@@ -34,6 +34,8 @@ pub struct Identity {
     pub roles: Vec<String>,
     /// Department.
     pub department: Option<String>,
+    /// Device, by the issuer's word.
+    pub device: Option<String>,
     /// Authentication context class (RFC 9470).
     pub acr: Option<String>,
     /// Authentication methods.
@@ -60,6 +62,7 @@ pub struct IdentityParts {
     pub token_id: Option<String>,
     pub roles: Vec<String>,
     pub department: Option<String>,
+    pub device: Option<String>,
     pub acr: Option<String>,
     pub amr: Vec<String>,
     pub auth_time: Option<u64>,
@@ -107,6 +110,7 @@ impl Identity {
             token_id: parts.token_id,
             roles: parts.roles,
             department: parts.department,
+            device: parts.device,
             acr: parts.acr,
             amr: parts.amr,
             auth_time: parts.auth_time,
@@ -135,6 +139,7 @@ impl Identity {
             session,
             roles,
             department,
+            device,
             acr,
             binding,
             amr: _,
@@ -145,6 +150,8 @@ impl Identity {
             upstream_headers: _,
         } = self;
         let same_session = (issuer, subject, session) == (&new.issuer, &new.subject, &new.session);
+        // Rates of the socket count by it.
+        let same_session = same_session && *device == new.device;
         if !same_session || *binding != new.binding {
             return Err(Denial::RenewalMismatch);
         }
@@ -207,7 +214,8 @@ mod tests {
             (new.auth_time, new.issued_at, new.expires_at) = (Some(50), Some(60), 200);
         };
         assert_eq!(judged(later), Ok(()));
-        let mismatches: [fn(&mut IdentityParts); 5] = [
+        let mismatches: [fn(&mut IdentityParts); 6] = [
+            |new| new.device = Some("another".into()),
             |new| new.binding = Binding { key: Some([7; 32]), certificate: None },
             |new| new.issuer = "https://other.example".into(),
             |new| new.subject = "mallory".into(),

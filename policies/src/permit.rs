@@ -8,6 +8,7 @@
 //! what protects the gateway itself (malformed requests, sizes) and what ended a session (revocation).
 
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -305,9 +306,9 @@ impl RequestDemands {
         &self.subject.rule.rates.all
     }
 
-    /// What to take them for.
-    pub fn rate_facts(&self) -> RateFacts<'_> {
-        self.subject.rate_facts(None)
+    /// What to take them for. `headers` are the request's.
+    pub fn rate_facts<'a>(&'a self, headers: &'a HeaderMap) -> RateFacts<'a> {
+        RateFacts { headers: Some(headers), ..self.subject.rate_facts(None) }
     }
 
     /// What the request does, by the rule's word.
@@ -366,6 +367,9 @@ impl Subject {
             issuer: identity.map(|identity| &*identity.issuer),
             subject: identity.map(|identity| identity.subject.as_str()),
             session: identity.and_then(|identity| identity.session.as_deref()),
+            device: identity.and_then(|identity| identity.device.as_deref()),
+            headers: None,
+            cost: self.rule.cost,
             route: &self.rule.name,
             message_type,
             socket: None,
@@ -757,7 +761,8 @@ impl<'t> MessageDemands<'t> {
     /// What to take them for.
     pub fn rate_facts(&self) -> RateFacts<'_> {
         let socket = Some(self.tunnel.socket);
-        RateFacts { socket, ..self.tunnel.subject.rate_facts(self.message_type()) }
+        let cost = self.message.map_or(NonZeroU32::MIN, |message| message.cost);
+        RateFacts { socket, cost, ..self.tunnel.subject.rate_facts(self.message_type()) }
     }
 
     /// The type, as the policy names it; `None` where the message was not looked into.
@@ -1274,7 +1279,7 @@ direction = "to-upstream"
         assert!(post().roles(&["x", "user"]).rule(&policy).is_ok());
         // Nobody vouches for a token that no rule asked for.
         let open = get("/items/7/8").roles(&["user"]).judge(&policy).unwrap();
-        assert!(open.identity().is_none() && open.rate_facts().subject.is_none());
+        assert!(open.identity().is_none() && open.rate_facts(&HeaderMap::new()).subject.is_none());
     }
 
     #[test]
@@ -1339,7 +1344,8 @@ direction = "to-upstream"
         let demands = || get("/items/7").roles(&[]).judge(&policy).unwrap();
         assert_eq!(demands().rates(), [RateIndex(1), RateIndex(0)]);
         let facts = demands();
-        let facts = facts.rate_facts();
+        let headers = HeaderMap::new();
+        let facts = facts.rate_facts(&headers);
         assert_eq!((facts.subject, facts.session, facts.route), (Some("alice"), Some("s1"), "any-item"));
         assert!(settle(demands(), nothing_against_it()).is_ok());
         let denial = settle(demands(), exceeded(1)).unwrap_err();

@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::{HeaderMap, HeaderName};
+
 use crate::denial::Denial;
 use crate::identity::Identity;
 use crate::routes::Routes;
@@ -276,6 +278,8 @@ pub struct ClaimNames {
     pub roles: String,
     /// Default `dept`.
     pub department: String,
+    /// Default `device_id`.
+    pub device: String,
 }
 
 /// `[session]`.
@@ -500,6 +504,10 @@ pub struct Rate {
     pub name: Arc<str>,
     /// What is counted apart; all of them together make the key. Never empty, sorted, no doubles.
     pub per: Vec<RateKey>,
+    /// The header that [`RateKey::Header`] means; there with it and not without.
+    pub header: Option<HeaderName>,
+    /// How many bits of an IPv6 address count. 16 to 64; default 64.
+    pub ipv6_prefix: u8,
     /// How many in a period.
     pub quota: NonZeroU32,
     /// The period. 1 ms to 366 d.
@@ -521,10 +529,26 @@ pub enum RateKey {
     Session,
     /// The rule.
     Route,
+    /// The identity's device (within its subject).
+    Device,
+    /// The identity's issuer.
+    Issuer,
+    /// A header of the request, or of the request that opened the WebSocket.
+    Header,
     /// The message's type.
     MessageType,
     /// The WebSocket that the message came in.
     Socket,
+}
+
+impl RateKey {
+    /// Whether it counts by what a verified token says.
+    pub const fn is_of_identity(self) -> bool {
+        match self {
+            Self::Subject | Self::Session | Self::Device | Self::Issuer => true,
+            Self::Address | Self::Route | Self::Header | Self::MessageType | Self::Socket => false,
+        }
+    }
 }
 
 /// What a rate is taken for; borrowed from the demands.
@@ -538,6 +562,12 @@ pub struct RateFacts<'a> {
     pub subject: Option<&'a str>,
     /// Session, where the token names one.
     pub session: Option<&'a str>,
+    /// Device, where the token names one.
+    pub device: Option<&'a str>,
+    /// Fields of the request; none for a message.
+    pub headers: Option<&'a HeaderMap>,
+    /// How many are taken of each rate.
+    pub cost: NonZeroU32,
     /// Name of the rule.
     pub route: &'a str,
     /// Type of the message, where it has one.

@@ -1,6 +1,7 @@
 //! One compiled `[[route]]` or `[[websocket]]`: everything that is judged after the path was found.
 
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,6 +39,8 @@ pub struct Rule {
     /// Roles of the policy that want a second factor.
     pub(crate) factors: Arc<[SecondFactor]>,
     pub(crate) rates: RateList,
+    /// How many a request takes of each rate.
+    pub(crate) cost: NonZeroU32,
     pub(crate) query: Option<QueryRule>,
     pub(crate) body: BodyRule,
     pub(crate) content_types: ContentTypes,
@@ -319,6 +322,8 @@ pub(crate) struct MessageRule {
     pub(crate) action: Option<Arc<str>>,
     /// The rule's message rates (client messages only) and the type's own.
     pub(crate) rates: RateList,
+    /// How many it takes of each rate.
+    pub(crate) cost: NonZeroU32,
     pub(crate) step_up: Option<StepUp>,
     pub(crate) activity: bool,
     pub(crate) on_refusal: OnRefusal,

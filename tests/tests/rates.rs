@@ -170,3 +170,78 @@ fn an_answered_refusal_leaves_the_socket_open_for_what_has_room() {
         }
     }
 }
+
+#[test]
+fn requests_and_messages_take_what_they_cost_by_device_and_header() {
+    let bundle = Bundle::new(
+        r#"
+[[rate]]
+name = "per-device"
+per = ["device"]
+quota = 6
+period = "1d"
+
+[[rate]]
+name = "per-key"
+per = ["header"]
+header = "x-api-key"
+quota = 2
+period = "1d"
+
+[[route]]
+name = "dear"
+path = "/dear"
+methods = ["GET"]
+upstream = "backend"
+rates = ["per-device"]
+cost = 3
+
+[[route]]
+name = "keyed"
+path = "/keyed"
+methods = ["GET"]
+upstream = "backend"
+auth = "none"
+rates = ["per-key"]
+
+[[websocket]]
+name = "chat"
+path = "/ws"
+upstream = "backend"
+origins = ["*"]
+[[websocket.message]]
+type = "say"
+direction = "to-upstream"
+rates = ["per-device"]
+cost = 2
+on_refusal = "answer"
+"#,
+    );
+    let gateway = Gateway::run(&bundle);
+    let on = |device: &str| bundle.issuer.with("alice", json!({ "device_id": device, "jti": device }));
+    let (phone, desk) = (on("phone"), on("desk"));
+    let dear = |token: &str| gateway.curl("/dear").token(token).send();
+    let reply = dear(&phone);
+    assert_eq!((reply.status, reply.header("ratelimit")), (200, Some("\"per-device\";r=3;t=43200")));
+    // The same allowance by socket: one message of two, and the next finds only one left.
+    let mut wire = open(&gateway, "/ws", &phone);
+    wire.send(frame(0x81, SAY.as_bytes()));
+    assert_eq!(json(&wire.message().expect("an echo"))["type"], "say");
+    wire.send(frame(0x81, SAY.as_bytes()));
+    assert_eq!(json(&wire.message().expect("an answer"))["reason"], "rate-exceeded");
+    let refused = dear(&phone);
+    assert_eq!(
+        (refused.status, refused.header("ratelimit-policy")),
+        (429, Some("\"per-device\";q=6;w=86400"))
+    );
+    assert!(refused.header("retry-after").is_some());
+    assert_eq!((dear(&desk).status, dear(&desk).status, dear(&desk).status), (200, 200, 429));
+
+    let keyed = |key: &str| gateway.curl("/keyed").header(&format!("X-Api-Key: {key}")).send().status;
+    assert_eq!([keyed("a"), keyed("a"), keyed("a"), keyed("b")], [200, 200, 429, 200]);
+    let decisions = |rate: &str, outcome: &str| {
+        gateway.metrics().sum("sealgate_rate_decisions_total", &[("rate", rate), ("outcome", outcome)])
+    };
+    assert_eq!((decisions("per-key", "allowed"), decisions("per-key", "refused")), (3.0, 1.0));
+    assert_eq!((decisions("per-device", "allowed"), decisions("per-device", "refused")), (4.0, 3.0));
+}

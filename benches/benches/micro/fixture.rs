@@ -97,7 +97,7 @@ impl Fixture {
         let refused = |denial: sealgate_policy::Denial| anyhow!("refused: {}", denial.reason());
         let matched = self.policy.match_request(facts).map_err(refused)?;
         let demands = matched.judge(facts, Some(Arc::clone(&self.identity))).map_err(refused)?;
-        let rates = self.rates.take(demands.rates(), &demands.rate_facts()).map(drop);
+        let rates = self.rates.take(demands.rates(), &demands.rate_facts(facts.headers)).map(drop);
         settle(demands, Evidence { rates, revoked: false, lost: None }).map_err(refused)
     }
 

@@ -2,6 +2,7 @@
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
+use std::num::NonZeroU32;
 
 use anyhow::{Result, ensure};
 use criterion::Criterion;
@@ -20,6 +21,9 @@ pub(crate) fn measure(criterion: &mut Criterion, fixture: &Fixture) -> Result<()
         issuer: Some("https://identity.sealgate.test"),
         subject: Some(subject),
         session: Some(subject),
+        device: None,
+        headers: None,
+        cost: NonZeroU32::MIN,
         route: "echo",
         message_type: None,
         socket: None,

@@ -29,7 +29,7 @@ use crate::{
     upstream::EndpointIds,
 };
 
-/// Rate limit cells of the process: some 100 bytes each.
+/// Keys of rates that the process has room for, of strangers and as many of users: 24 bytes each.
 const RATE_CELLS: usize = 1 << 20;
 
 /// Revoked sessions, subjects and tokens that are remembered until their tokens have expired.

@@ -110,7 +110,7 @@ async fn admit(
     };
     // Before rates are taken: they are the owner's, and a stolen token must not use them up.
     let demands = matched.judge(&facts, identity.clone())?.prove(proven, now)?;
-    let taken = snapshot.rates.take(demands.rates(), &demands.rate_facts());
+    let taken = snapshot.rates.take(demands.rates(), &demands.rate_facts(request.headers()));
     let revoked =
         identity.as_deref().is_some_and(|identity| core.gateway.revocations.is_revoked(identity, now));
     let lost = core.gateway.shared.lost(&snapshot.policy);

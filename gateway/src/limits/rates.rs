@@ -14,6 +14,7 @@ use governor::nanos::Nanos;
 use governor::{Quota, RateLimiter};
 use http::HeaderValue;
 use http::header::{HeaderMap, HeaderName, RETRY_AFTER};
+use prometheus::IntCounter;
 use sealgate_policy::{Mode, Rate, RateExceeded, RateFacts, RateIndex, RateKey};
 
 use super::store::{Cells, Overflow};
@@ -74,6 +75,10 @@ struct Limit {
     /// Stands for the rate's name in every key.
     name: u64,
     per: Box<[RateKey]>,
+    header: Option<HeaderName>,
+    ipv6_prefix: u8,
+    /// Whether its keys hold something of a verified token.
+    of_identity: bool,
     quota: Quota,
     /// How far ahead a cell is when all its burst is used: burst × interval, in nanoseconds.
     reach: u64,
@@ -85,6 +90,18 @@ struct Limit {
     policy_header: HeaderValue,
     /// The policy's quota, for the standing.
     allowed: u32,
+    counters: Option<RateCounters>,
+}
+
+/// What became of what was asked of a rate: its metric's children.
+#[derive(Clone, Debug)]
+pub struct RateCounters {
+    /// Requests and messages that it let through.
+    pub allowed: IntCounter,
+    /// Those that it refused.
+    pub refused: IntCounter,
+    /// Those that it would have refused, were it not in shadow mode.
+    pub shadowed: IntCounter,
 }
 
 impl Rates {
@@ -93,6 +110,15 @@ impl Rates {
         let now = clock.now();
         let limits = rates.iter().map(|rate| Limit::new(rate, store, now)).collect();
         Rates { store: Arc::clone(store), clock, limits }
+    }
+
+    /// The same, counting what becomes of what is asked; `counters` gives a rate's by its name.
+    #[must_use]
+    pub fn counted(mut self, rates: &[Rate], counters: impl Fn(&str) -> RateCounters) -> Self {
+        for (limit, rate) in self.limits.iter_mut().zip(rates) {
+            limit.counters = Some(counters(&rate.name));
+        }
+        self
     }
 
     /// Takes one from each of the rates, at the clock's time; see [`take_at`](Self::take_at).
@@ -107,7 +133,7 @@ impl Rates {
         self.take_at(wanted, facts, self.clock.now())
     }
 
-    /// Takes one from each of the rates, or says which is used up.
+    /// Takes `facts.cost` from each of the rates, or says which is used up.
     ///
     /// With several rates all are looked at before any is taken from, so what one refuses costs nothing of the
     /// others (but for a race between cores, which can only err against the caller); the refusal with the longest
@@ -128,7 +154,17 @@ impl Rates {
         facts: &RateFacts<'_>,
         now: Instant,
     ) -> Result<Option<RateStanding>, RateExceeded> {
-        let now = self.store.since_epoch(now);
+        let outcome = self.try_take(wanted, facts, self.store.since_epoch(now));
+        self.count(wanted, &outcome);
+        outcome
+    }
+
+    fn try_take(
+        &self,
+        wanted: &[RateIndex],
+        facts: &RateFacts<'_>,
+        now: u64,
+    ) -> Result<Option<RateStanding>, RateExceeded> {
         if let [_, _, ..] = wanted {
             self.peek(wanted, facts, now)?;
         }
@@ -146,6 +182,22 @@ impl Rates {
             }
         }
         shadowed.map_or(Ok(tightest), Err)
+    }
+
+    fn count(&self, wanted: &[RateIndex], outcome: &Result<Option<RateStanding>, RateExceeded>) {
+        let counters = |rate: RateIndex| self.limits.get(rate.0).and_then(|limit| limit.counters.as_ref());
+        match outcome {
+            Ok(_) => {
+                for counters in wanted.iter().filter_map(|&rate| counters(rate)) {
+                    counters.allowed.inc();
+                }
+            }
+            Err(exceeded) => match counters(exceeded.rate) {
+                Some(counters) if self.enforced(exceeded.rate) => counters.refused.inc(),
+                Some(counters) => counters.shadowed.inc(),
+                None => {}
+            },
+        }
     }
 
     /// Writes `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers-10) for a request that was
@@ -193,18 +245,20 @@ impl Rates {
     ) -> Result<(&Limit, StateSnapshot), RateExceeded> {
         // INVARIANT: the policy that made the index made these limits. Fail closed all the same.
         let limit = self.limits.get(rate.0).ok_or(RateExceeded { rate, retry_after: LONGEST })?;
-        let key = self.store.hash(Key { limit, facts });
+        let key = self.store.key(Key { limit, facts }, limit.of_identity);
         let cells = Cells { store: &self.store, overflow: &limit.overflow, now, reach: limit.reach, peek };
         // governor takes the time at which a limiter is made for the zero of its cells. Ours have one zero for all
         // snapshots, so the limiter is made at that zero, and only then the time set. It is three words on the stack.
         let limiter =
             RateLimiter::<_, _, _, StateInformationMiddleware>::new(limit.quota, cells, Moment::default());
         limiter.clock().0.set(now);
-        match limiter.check_key(&key) {
-            Ok(snapshot) => Ok((limit, snapshot)),
-            Err(not_until) => {
+        match limiter.check_key_n(&key, facts.cost) {
+            Ok(Ok(snapshot)) => Ok((limit, snapshot)),
+            Ok(Err(not_until)) => {
                 Err(RateExceeded { rate, retry_after: not_until.wait_time_from(Nanos::new(now)) })
             }
+            // INVARIANT: a policy whose cost exceeds a burst does not compile.
+            Err(_) => Err(RateExceeded { rate, retry_after: LONGEST }),
         }
     }
 }
@@ -222,6 +276,9 @@ impl Limit {
         Limit {
             name,
             per: rate.per.clone().into(),
+            header: rate.header.clone(),
+            ipv6_prefix: rate.ipv6_prefix,
+            of_identity: rate.per.iter().any(|key| key.is_of_identity()),
             quota,
             reach: nanos(interval).saturating_mul(burst.get().into()),
             enforced: matches!(rate.mode, Mode::Enforce),
@@ -229,6 +286,7 @@ impl Limit {
             policy_header: policy_header(&quoted_name, rate.quota, rate.period),
             quoted_name,
             allowed: rate.quota.get(),
+            counters: None,
         }
     }
 }
@@ -278,18 +336,50 @@ impl Hash for Key<'_> {
         state.write_u64(self.limit.name);
         for part in &*self.limit.per {
             // A tag before each value, so that a subject never meets an address or session of the same text.
-            match (part, facts.subject, facts.session) {
-                (RateKey::Subject, Some(subject), _) => (1u8, facts.issuer, subject).hash(state),
-                (RateKey::Session, _, Some(session)) => (2u8, facts.issuer, session).hash(state),
-                (RateKey::Address, ..) | (RateKey::Subject, None, _) | (RateKey::Session, _, None) => {
-                    (0u8, AddressKey::from(facts.address)).hash(state);
+            let known = match part {
+                RateKey::Address => false,
+                RateKey::Subject => {
+                    hash_some(1, (facts.issuer, facts.subject), facts.subject.is_some(), state)
                 }
-                (RateKey::Route, ..) => (3u8, facts.route).hash(state),
-                (RateKey::MessageType, ..) => (4u8, facts.message_type).hash(state),
-                (RateKey::Socket, ..) => (5u8, facts.socket).hash(state),
+                RateKey::Session => {
+                    hash_some(2, (facts.issuer, facts.session), facts.session.is_some(), state)
+                }
+                RateKey::Route => hash_some(3, facts.route, true, state),
+                RateKey::MessageType => hash_some(4, facts.message_type, true, state),
+                RateKey::Socket => hash_some(5, facts.socket, true, state),
+                RateKey::Device => {
+                    let device = (facts.issuer, facts.subject, facts.device);
+                    hash_some(6, device, facts.device.is_some(), state)
+                }
+                RateKey::Issuer => hash_some(7, facts.issuer, facts.issuer.is_some(), state),
+                RateKey::Header => self.hash_header(state),
+            };
+            if !known {
+                (0u8, AddressKey::of(facts.address, self.limit.ipv6_prefix)).hash(state);
             }
         }
     }
+}
+
+impl Key<'_> {
+    /// All values of the header, in order; `false` where it did not come.
+    fn hash_header<H: Hasher>(&self, state: &mut H) -> bool {
+        let (Some(headers), Some(name)) = (self.facts.headers, &self.limit.header) else { return false };
+        let mut values = headers.get_all(name).iter().peekable();
+        let came = values.peek().is_some();
+        for value in values {
+            (8u8, value.as_bytes()).hash(state);
+        }
+        came
+    }
+}
+
+/// Adds what is there; says whether it was.
+fn hash_some<H: Hasher>(tag: u8, value: impl Hash, there: bool, state: &mut H) -> bool {
+    if there {
+        (tag, value).hash(state);
+    }
+    there
 }
 
 /// One moment as governor's clock, in nanoseconds since the store's epoch; at first the epoch itself.
@@ -345,6 +435,8 @@ mod tests {
         Rate {
             name: name.into(),
             per: per.to_vec(),
+            header: per.contains(&RateKey::Header).then(|| HeaderName::from_static("x-api-key")),
+            ipv6_prefix: 64,
             quota: quota.try_into().unwrap(),
             period,
             burst: burst.try_into().unwrap(),
@@ -362,6 +454,9 @@ mod tests {
             issuer: None,
             subject: None,
             session: None,
+            device: None,
+            headers: None,
+            cost: NonZeroU32::MIN,
             route: "echo",
             message_type: None,
             socket: None,
@@ -458,6 +553,113 @@ mod tests {
         assert_eq!(taken(&rates, &socket, &in_socket(1)), 2);
         assert_eq!(taken(&rates, &socket, &in_socket(2)), 2);
         assert_eq!(taken(&rates, &socket, &RateFacts { route: "other", ..in_socket(2) }), 0);
+    }
+
+    #[test]
+    fn counts_apart_devices_issuers_and_headers() {
+        let setting = Setting::new(1000);
+        let minute = Duration::from_secs(60);
+        let rates = setting.build(&[
+            rate("device", &[RateKey::Device], 60, minute, 2),
+            rate("issuer", &[RateKey::Issuer], 60, minute, 2),
+            rate("header", &[RateKey::Header], 60, minute, 2),
+            Rate { ipv6_prefix: 48, ..rate("wide", &[RateKey::Address], 60, minute, 2) },
+        ]);
+        let [device, issuer, header, wide] = [0, 1, 2, 3].map(|index| [RateIndex(index)]);
+
+        let on = |device| RateFacts { device: Some(device), ..subject("i", "alice") };
+        assert_eq!(taken(&rates, &device, &on("phone")), 2);
+        assert_eq!(taken(&rates, &device, &on("desk")), 2);
+        assert_eq!(taken(&rates, &device, &RateFacts { device: Some("phone"), ..subject("i", "bob") }), 2);
+        // Without one, by address.
+        assert_eq!(taken(&rates, &device, &subject("i", "carol")), 2);
+        assert_eq!(taken(&rates, &device, &subject("i", "dave")), 0);
+
+        assert_eq!(taken(&rates, &issuer, &subject("i", "alice")), 2);
+        assert_eq!(taken(&rates, &issuer, &subject("i", "bob")), 0);
+        assert_eq!(taken(&rates, &issuer, &subject("j", "bob")), 2);
+
+        let with = |values: &[&'static str]| -> HeaderMap {
+            let name = HeaderName::from_static("x-api-key");
+            values.iter().map(|value| (name.clone(), HeaderValue::from_static(value))).collect()
+        };
+        let takes = |headers: &HeaderMap, address| {
+            taken(&rates, &header, &RateFacts { headers: Some(headers), ..from(address) })
+        };
+        assert_eq!(takes(&with(&["a"]), "192.0.2.1"), 2);
+        assert_eq!(takes(&with(&["a"]), "192.0.2.2"), 0);
+        assert_eq!(takes(&with(&["b"]), "192.0.2.2"), 2);
+        assert_eq!(takes(&with(&["a", "b"]), "192.0.2.2"), 2);
+        assert_eq!(takes(&with(&[]), "192.0.2.1"), 2);
+        assert_eq!(taken(&rates, &header, &from("192.0.2.1")), 0, "no fields are as good as no such field");
+
+        assert_eq!(taken(&rates, &wide, &from("2001:db8:0:1::1")), 2);
+        assert_eq!(taken(&rates, &wide, &from("2001:db8:0:2::1")), 0);
+        assert_eq!(taken(&rates, &wide, &from("2001:db8:1:2::1")), 2);
+    }
+
+    #[test]
+    fn what_costs_more_takes_more() {
+        let setting = Setting::new(100);
+        let rates = setting.build(&[per_address(60, 60, 10)]);
+        let costs = |cost: u32| RateFacts { cost: NonZeroU32::new(cost).unwrap(), ..facts() };
+        let standing = rates.take(FIRST, &costs(4)).unwrap().unwrap();
+        assert_eq!(standing.remaining, 6);
+        assert!(rates.take(FIRST, &costs(6)).is_ok());
+        // Nothing is left; a dear one waits longer than a cheap one.
+        assert_eq!(rates.take(FIRST, &costs(4)).unwrap_err().retry_after, Duration::from_secs(4));
+        assert_eq!(rates.take(FIRST, &costs(1)).unwrap_err().retry_after, Duration::from_secs(1));
+        setting.clock.advance(Duration::from_secs(4));
+        assert!(rates.take(FIRST, &costs(4)).is_ok());
+        assert!(rates.take(FIRST, &costs(1)).is_err());
+        // Dearer than the rate ever has: refused for ever, not let through.
+        assert_eq!(rates.take(FIRST, &costs(11)).unwrap_err().retry_after, LONGEST);
+    }
+
+    /// Row A-1: a flood from 100,000 addresses, and another by 100,000 subjects, while others go on.
+    #[test]
+    fn a_flood_neither_grows_the_table_nor_touches_who_is_known() {
+        let setting = Setting::new(1 << 20);
+        let hour = Duration::from_secs(3600);
+        let rates = setting.build(&[
+            rate("address", &[RateKey::Address], 10, hour, 10),
+            rate("subject", &[RateKey::Subject], 10, hour, 10),
+        ]);
+        let (by_address, by_subject) = ([RateIndex(0)], [RateIndex(1)]);
+        let honest: Vec<String> = (0..100).map(|number| format!("honest {number}")).collect();
+        for subject in &honest {
+            assert!((0..5).all(|_| rates.take(&by_subject, &self::subject("i", subject)).is_ok()));
+        }
+        let memory = format!("{:?}", setting.store);
+        for number in 0..100_000u32 {
+            let address =
+                RateFacts { address: IpAddr::from((number ^ 0x0a00_0000).to_be_bytes()), ..facts() };
+            let name = format!("flood {number}");
+            for _ in 0..2 {
+                assert!(rates.take(&by_address, &address).is_ok());
+                assert!(rates.take(&by_subject, &self::subject("i", &name)).is_ok());
+            }
+        }
+        // As many cells as before, none of them shared: 24 bytes for each key of the capacity.
+        assert_eq!(format!("{:?}", setting.store), memory);
+        assert_eq!(setting.store.overflowed(), 0);
+        for subject in &honest {
+            assert_eq!(taken(&rates, &by_subject, &self::subject("i", subject)), 5, "neither more nor less");
+        }
+        // A table that strangers fill many times over has room for users all the same.
+        let small = Setting::new(4096);
+        let rates = small.build(&[
+            rate("address", &[RateKey::Address], 1, hour, 1),
+            rate("subject", &[RateKey::Subject], 10, hour, 10),
+        ]);
+        for number in 0..100_000u32 {
+            let _ = rates
+                .take(&by_address, &RateFacts { address: IpAddr::from(number.to_be_bytes()), ..facts() });
+        }
+        assert!(small.store.overflowed() > 80_000);
+        for subject in &honest {
+            assert_eq!(taken(&rates, &by_subject, &self::subject("i", subject)), 10);
+        }
     }
 
     #[test]

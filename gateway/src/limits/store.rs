@@ -36,6 +36,9 @@ pub(super) type Overflow = [Mutex<u64>; SHARDS];
 /// whose limit is fully replenished says no more than no cell at all, so it is free to be reused. A new key that
 /// finds only unreplenished cells shares one overflow cell with others in its position: it may be refused too early,
 /// but nobody gets a fresh limit by filling the table, and nobody who has a cell loses it.
+///
+/// Half of the shards are for keys that hold something of a verified token: strangers, who can have as many addresses as
+/// they like, take no room from users.
 pub struct RateStore {
     epoch: Instant,
     hasher: RandomState,
@@ -46,11 +49,12 @@ pub struct RateStore {
 }
 
 impl RateStore {
-    /// A store for about `capacity` keys over all rates, at 24 bytes each, with one epoch for its whole life.
+    /// A store for about `capacity` keys of strangers over all rates, and as many of users, at 24 bytes each, with one epoch for
+    /// its whole life.
     pub fn new(capacity: usize) -> Arc<Self> {
         // Half as many cells again as keys: with two groups to choose from, hardly any key overflows at that filling.
         let cells = capacity.saturating_add(capacity / 2).max(1);
-        let groups_per_shard = cells.div_ceil(SHARDS * WAYS);
+        let groups_per_shard = cells.div_ceil(SHARDS / 2 * WAYS);
         let shard = || Mutex::new(vec![[0u64; 2]; groups_per_shard.saturating_mul(WAYS)]);
         Arc::new(RateStore {
             epoch: Instant::now(),
@@ -88,6 +92,11 @@ impl RateStore {
         self.hasher.hash_one(value)
     }
 
+    /// A cell's key: that hash, with the half of the table in its first bit.
+    pub(super) fn key(&self, value: impl Hash, of_identity: bool) -> u64 {
+        (self.hash(value) >> 1) | (u64::from(of_identity) << 63)
+    }
+
     /// The overflow cells of the rate with that hash: the same ones for as long as anyone knows the rate.
     pub(super) fn overflow_of(&self, rate: u64, now: Instant) -> Arc<Overflow> {
         let now = self.since_epoch(now);
@@ -100,7 +109,7 @@ impl RateStore {
 
     /// Where a key may live: its shard, and the first cells of its two groups.
     fn place(&self, key: u64) -> (usize, usize, usize) {
-        // Disjoint parts of the hash: bits 63..58, 31..0 and 57..26 (of which the upper ones decide).
+        // Disjoint parts of the key: bits 63..58, 31..0 and 57..26 (of which the upper ones decide).
         let shard = (key >> 58) as usize % SHARDS;
         let groups = self.groups_per_shard as u64;
         let group = |part: u64| (((part & 0xffff_ffff) * groups) >> 32) as usize * WAYS;

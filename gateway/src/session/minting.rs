@@ -124,7 +124,7 @@ pub(super) fn jwks(mints: &[&Mint]) -> String {
 pub(super) fn claims() -> Value {
     json!({
         "iss": ISSUER, "aud": "sealgate", "sub": "alice", "exp": NOW + 300, "iat": NOW, "nbf": NOW,
-        "jti": "t-1", "sid": "s-1", "roles": ["user", "auditor"], "dept": "sales",
+        "jti": "t-1", "sid": "s-1", "roles": ["user", "auditor"], "dept": "sales", "device_id": "phone-1",
         "acr": "mfa", "amr": ["pwd", "otp"], "auth_time": NOW - 10,
     })
 }
@@ -157,6 +157,7 @@ pub(super) fn issuer(keys: impl Into<PathBuf>) -> Issuer {
             session: "sid".to_owned(),
             roles: "roles".to_owned(),
             department: "dept".to_owned(),
+            device: "device_id".to_owned(),
         },
     }
 }

@@ -137,6 +137,7 @@ impl<'a> Unverified<'a> {
             token_id: self.id("jti")?,
             roles: self.roles(&names.roles)?,
             department: self.id(&names.department)?,
+            device: self.id(&names.device)?,
             acr: self.id("acr")?,
             amr: self.array("amr")?.unwrap_or_default(),
             auth_time,
@@ -280,6 +281,7 @@ mod tests {
             token_id: Some("t-1".into()),
             roles: vec!["user".into(), "auditor".into()],
             department: Some("sales".into()),
+            device: Some("phone-1".into()),
             acr: Some("mfa".into()),
             amr: vec!["pwd".into(), "otp".into()],
             auth_time: Some(NOW - 10),
@@ -639,6 +641,7 @@ mod tests {
             ("sid a number", claim("sid", Some(1.into())), Claims),
             ("sid empty", claim("sid", Some("".into())), Claims),
             ("jti a number", claim("jti", Some(1.into())), Claims),
+            ("device_id a number", claim("device_id", Some(1.into())), Claims),
             ("dept a list", claim("dept", Some(json!(["sales"]))), Claims),
             ("roles a number", claim("roles", Some(1.into())), Claims),
             ("roles an object", claim("roles", Some(json!({"admin": true}))), Claims),
@@ -754,7 +757,7 @@ mod tests {
 
         #[test]
         fn any_values_of_claims_and_header_are_answered(
-            name in prop::sample::select(vec!["iss", "aud", "exp", "iat", "nbf", "sub", "sid", "jti", "roles", "dept",
+            name in prop::sample::select(vec!["iss", "aud", "exp", "iat", "nbf", "sub", "sid", "jti", "roles", "dept", "device_id",
                 "acr", "amr", "auth_time"]),
             header in prop::sample::select(vec!["alg", "typ", "kid", "cty"]),
             value in any_json(),

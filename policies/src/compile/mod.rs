@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderName;
 use ring::digest;
 
 use crate::bundle::Bundle;
@@ -472,6 +473,7 @@ impl Compiler<'_> {
                 session: claim(&d.claims.session, "sid"),
                 roles: claim(&d.claims.roles, "roles"),
                 department: claim(&d.claims.department, "dept"),
+                device: claim(&d.claims.device, "device_id"),
             },
         }
     }
@@ -600,6 +602,9 @@ impl Compiler<'_> {
                 RateKeyDocument::Subject => RateKey::Subject,
                 RateKeyDocument::Session => RateKey::Session,
                 RateKeyDocument::Route => RateKey::Route,
+                RateKeyDocument::Device => RateKey::Device,
+                RateKeyDocument::Issuer => RateKey::Issuer,
+                RateKeyDocument::Header => RateKey::Header,
                 RateKeyDocument::MessageType => RateKey::MessageType,
                 RateKeyDocument::Socket => RateKey::Socket,
             })
@@ -616,9 +621,25 @@ impl Compiler<'_> {
         if period.as_nanos() < u128::from(quota.get()) {
             self.error(&format!("{at}/quota"), "more than one in a nanosecond");
         }
+        let header = document.header.as_deref().and_then(|name| {
+            let header = HeaderName::from_bytes(name.as_bytes()).ok();
+            if header.is_none() {
+                self.error(&format!("{at}/header"), "expected the name of a header");
+            }
+            header
+        });
+        match (per.contains(&RateKey::Header), document.header.is_some()) {
+            (true, false) => self.error(&format!("{at}/per"), "\"header\" needs the name of one: header"),
+            (false, true) => {
+                self.error(&format!("{at}/header"), "nothing counts by it; expected \"header\" in per")
+            }
+            _ => {}
+        }
         Rate {
             name: self.unique(at, &document.name, names),
             per,
+            header,
+            ipv6_prefix: document.ipv6_prefix.unwrap_or(64),
             quota,
             period,
             burst: document.burst.and_then(NonZeroU32::new).unwrap_or(quota),

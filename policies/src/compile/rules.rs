@@ -1,6 +1,7 @@
 //! `[[route]]` and `[[websocket]]` → rules, each put where its host, path and methods say.
 
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use http::Method;
@@ -38,6 +39,7 @@ struct Common<'d> {
     step_up: Option<&'d StepUpDocument>,
     action: Option<&'d str>,
     rates: &'d [String],
+    cost: Option<u32>,
     query: Option<&'d QueryDocument>,
     mode: ModeDocument,
 }
@@ -73,6 +75,7 @@ impl Compiler<'_> {
             step_up: d.step_up.as_ref(),
             action: d.action.as_deref(),
             rates: &d.rates,
+            cost: d.cost,
             query: d.query.as_ref(),
             mode: d.mode,
         };
@@ -213,6 +216,7 @@ impl Compiler<'_> {
                 schema: self.schema(&format!("{at}/query/schema"), query.schema.as_deref()),
             }
         });
+        let rates = self.rates(&format!("{at}/rates"), common.rates, authentication, false, known.rates);
         Rule {
             id: RuleId(u32::try_from(known.rules.len()).unwrap_or(u32::MAX)),
             name,
@@ -226,7 +230,8 @@ impl Compiler<'_> {
             roles: common.roles.to_vec(),
             step_up: self.step_up(at, common.step_up, authentication),
             factors: Arc::clone(&known.factors),
-            rates: self.rates(&format!("{at}/rates"), common.rates, authentication, false, known.rates),
+            cost: self.cost(at, common.cost, &rates, known.rates),
+            rates,
             query,
             body: BodyRule { max_bytes: 0, buffered: false },
             content_types: ContentTypes::Any,
@@ -331,9 +336,12 @@ impl Compiler<'_> {
                 continue;
             }
             list.push(RateIndex(place));
-            let by_identity = rate.per.iter().any(|key| matches!(key, RateKey::Subject | RateKey::Session));
+            let by_identity = rate.per.iter().any(|key| key.is_of_identity());
             if by_identity && authentication == Authentication::None {
-                self.error(&pointer, format!("`{name}` counts by subject or session, and auth is \"none\""));
+                self.error(&pointer, format!("`{name}` counts by what a token says, and auth is \"none\""));
+            }
+            if rate.per.contains(&RateKey::Header) && of_messages {
+                self.error(&pointer, format!("`{name}` counts by header, and messages have none"));
             }
             if rate.per.contains(&RateKey::MessageType) && !of_messages {
                 self.error(&pointer, format!("`{name}` counts by message type, and this is no message"));
@@ -345,6 +353,22 @@ impl Compiler<'_> {
         let count = enforced.len();
         enforced.extend(shadow);
         RateList { all: enforced, enforced: count }
+    }
+
+    /// How many are taken of each rate: never more than it ever has, or nothing would pass.
+    fn cost(&mut self, at: &str, cost: Option<u32>, list: &RateList, rates: &[Rate]) -> NonZeroU32 {
+        let Some(cost) = cost.and_then(NonZeroU32::new) else { return NonZeroU32::MIN };
+        if list.all.is_empty() {
+            self.error(&format!("{at}/cost"), "there are no rates to take it from");
+        }
+        for rate in list.all.iter().filter_map(|&RateIndex(index)| rates.get(index)) {
+            if cost > rate.burst {
+                let message =
+                    format!("`{}` never has so many at once; its burst is {}", rate.name, rate.burst);
+                self.error(&format!("{at}/cost"), message);
+            }
+        }
+        cost
     }
 
     pub(super) fn schema(&mut self, pointer: &str, name: Option<&str>) -> Option<Schema> {
@@ -379,6 +403,7 @@ impl Compiler<'_> {
             step_up: d.step_up.as_ref(),
             action: d.action.as_deref(),
             rates: &d.rates,
+            cost: d.cost,
             query: d.query.as_ref(),
             mode: d.mode,
         };
@@ -626,14 +651,13 @@ impl Compiler<'_> {
         known: &Known<'_>,
     ) -> MessageRule {
         let d = document;
-        let rates = known.rates;
-        let own = self.rates(&format!("{at}/rates"), &d.rates, authentication, true, rates);
+        let own = self.rates(&format!("{at}/rates"), &d.rates, authentication, true, known.rates);
         if let Some(index) = d.rates.iter().position(|name| message_rates.contains(name)) {
             self.error(&format!("{at}/rates/{index}"), "the rate stands in message_rates already");
         }
         // Errors in `message_rates` are reported where they stand; here they only need to resolve.
         let reported = self.errors.len();
-        let of_all = self.rates(at, message_rates, authentication, true, rates);
+        let of_all = self.rates(at, message_rates, authentication, true, known.rates);
         self.errors.truncate(reported);
         let split = |list: &RateList| {
             let (enforced, shadow) = list.all.split_at_checked(list.enforced).unwrap_or_default();
@@ -650,6 +674,7 @@ impl Compiler<'_> {
         if d.activity && d.direction == DirectionDocument::ToClient {
             self.error(&format!("{at}/activity"), "only what the user sends is activity");
         }
+        let rates = RateList { all, enforced };
         MessageRule {
             name: d.name.as_str().into(),
             ciphertext: self.ciphertext_rule(
@@ -660,7 +685,8 @@ impl Compiler<'_> {
             ),
             schema: self.schema(&format!("{at}/schema"), d.schema.as_deref()),
             action: d.action.as_deref().map(Into::into),
-            rates: RateList { all, enforced },
+            cost: self.cost(at, d.cost, &rates, known.rates),
+            rates,
             step_up: self.step_up(at, d.step_up.as_ref(), authentication),
             activity: d.activity,
             on_refusal: on_refusal(d.on_refusal),

@@ -263,7 +263,7 @@ body = { max_bytes = "1B" }
             ("policy.toml", 40, 20, "route.a.methods[1]", "the method stands twice"),
             ("policy.toml", 41, 12, "route.a.upstream", "unknown upstream `backnd`; did you mean `backend`?"),
             ("policy.toml", 43, 9, "route.a.roles", "auth is \"none\""),
-            ("policy.toml", 44, 10, "route.a.rates[0]", "counts by subject or session"),
+            ("policy.toml", 44, 10, "route.a.rates[0]", "counts by what a token says"),
             ("policy.toml", 44, 24, "route.a.rates[1]", "this is no message"),
             (
                 "policy.toml",
@@ -720,6 +720,67 @@ fn endpoints() {
     ] {
         assert_eq!(endpoint(bad), None, "{bad}");
     }
+}
+
+#[test]
+fn headers_and_costs_of_rates_fit() {
+    let text = |rate: &str, route: &str, message: &str| {
+        format!(
+            "version = 1\n[[upstream]]\nname = \"u\"\nendpoints = [\"unix:/u\"]\n[[rate]]\nname = \"r\"\nquota = 9\nperiod = \"1s\"\n\
+             {rate}\n[[websocket]]\nname = \"w\"\npath = \"/w\"\nupstream = \"u\"\nauth = \"none\"\n{route}\n\
+             [[websocket.message]]\ntype = \"t\"\ndirection = \"to-upstream\"\n{message}\n"
+        )
+    };
+    let header = "per = [\"header\"]\nheader = \"X-Api-Key\"";
+    for (rate, route, message, error) in [
+        ("per = [\"header\"]", "", "", ("policy.toml", 9, 7, "rate.r.per", "needs the name of one")),
+        (
+            "per = [\"address\"]\nheader = \"x-a\"",
+            "",
+            "",
+            ("policy.toml", 10, 10, "rate.r.header", "nothing counts by it"),
+        ),
+        (
+            "per = [\"header\"]\nheader = \"x a\"",
+            "",
+            "",
+            ("policy.toml", 10, 10, "rate.r.header", "expected the name of a header"),
+        ),
+        (
+            header,
+            "",
+            "rates = [\"r\"]",
+            ("policy.toml", 20, 10, "websocket.w.message[0].rates[0]", "messages have none"),
+        ),
+        (
+            "per = [\"device\"]",
+            "rates = [\"r\"]",
+            "",
+            ("policy.toml", 15, 10, "websocket.w.rates[0]", "by what a token says"),
+        ),
+        (
+            "per = [\"address\"]",
+            "rates = [\"r\"]\ncost = 10",
+            "",
+            ("policy.toml", 16, 8, "websocket.w.cost", "its burst is 9"),
+        ),
+        (
+            "per = [\"address\"]",
+            "cost = 2",
+            "",
+            ("policy.toml", 15, 8, "websocket.w.cost", "no rates to take"),
+        ),
+        (
+            "per = [\"address\"]",
+            "",
+            "rates = [\"r\"]\ncost = 10",
+            ("policy.toml", 20, 8, "websocket.w.message[0].cost", "its burst is 9"),
+        ),
+    ] {
+        assert_errors(&[("policy.toml", &text(rate, route, message))], &[error]);
+    }
+    let fine = text(header, "rates = [\"r\"]\ncost = 9", "");
+    Policy::compile(&bundle(&[("policy.toml", &fine)]), &BTreeMap::new()).unwrap();
 }
 
 #[test]
