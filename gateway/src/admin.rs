@@ -156,6 +156,7 @@ async fn keep_house(gateway: &Gateway) {
     loop {
         due.tick().await;
         gateway.revocations.forget_expired(clock::unix_now());
+        gateway.journal.forget_expired(clock::unix_now());
         gateway.proofs.forget_expired(clock::unix_now());
         gateway.tickets.forget_expired(clock::unix_now());
         gateway.shared.forget_expired(clock::unix_now());

@@ -30,6 +30,8 @@ pub struct Identity {
     pub session: Option<String>,
     /// `jti`.
     pub token_id: Option<String>,
+    /// `kid` of the issuer's key that verified the token, if the key has one.
+    pub key_id: Option<Arc<str>>,
     /// Roles, in the token's order.
     pub roles: Vec<String>,
     /// Department.
@@ -60,6 +62,7 @@ pub struct IdentityParts {
     pub subject: String,
     pub session: Option<String>,
     pub token_id: Option<String>,
+    pub key_id: Option<Arc<str>>,
     pub roles: Vec<String>,
     pub department: Option<String>,
     pub device: Option<String>,
@@ -108,6 +111,7 @@ impl Identity {
             subject: parts.subject,
             session: parts.session,
             token_id: parts.token_id,
+            key_id: parts.key_id,
             roles: parts.roles,
             department: parts.department,
             device: parts.device,
@@ -144,6 +148,7 @@ impl Identity {
             binding,
             amr: _,
             token_id: _,
+            key_id: _,
             auth_time: _,
             issued_at: _,
             expires_at: _,

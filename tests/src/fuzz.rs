@@ -13,8 +13,9 @@ use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use ring::digest::{SHA256, digest};
-use sealgate::session::{Asked, DPOP, KeyFetcher, Proofs, TokenCache, Verifier, bearer};
-use sealgate::shared;
+use sealgate::session::{
+    Asked, DPOP, KeyFetcher, Proofs, TokenCache, Verifier, bearer, decode, encode, read_journal,
+};
 use sealgate::websocket::deflate::{Agreed, InflateError, Inflater, RATIO_FLOOR};
 use sealgate::websocket::frame::Sender;
 use sealgate::websocket::handshake::{
@@ -34,7 +35,7 @@ use crate::tokens::now;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     ("websocket_frames", websocket_frames),
     ("inflate", inflate),
     ("extension_offer", extension_offer),
@@ -46,6 +47,7 @@ pub const TARGETS: [Target; 11] = [
     ("opening", opening),
     ("ciphertext", ciphertext),
     ("revocation_record", revocation_record),
+    ("journal", journal),
 ];
 
 const LIMITS: TunnelLimits = TunnelLimits {
@@ -562,8 +564,21 @@ pub fn ciphertext(data: &[u8]) {
 /// the same.
 pub fn revocation_record(data: &[u8]) {
     const NOW: u64 = 1_800_000_000;
-    let Some(read) = shared::decode(data, u64::MAX, NOW) else { return };
+    let Some(read) = decode(data, u64::MAX, NOW) else { return };
     assert!(read.until <= NOW + 400 * 86_400, "{read:?}");
-    let written = shared::encode(&read.borrowed());
-    assert_eq!(shared::decode(written.as_bytes(), read.until, NOW), Some(read));
+    let written = encode(&read.borrowed());
+    assert_eq!(decode(written.as_bytes(), read.until, NOW), Some(read));
+}
+
+/// The log of revocations on disk. What is read of it holds, and what any beginning of it holds is not lost by what follows, unless
+/// the whole is refused.
+pub fn journal(data: &[u8]) {
+    const NOW: u64 = 1_800_000_000;
+    let Some(kept) = read_journal(data, NOW) else { return };
+    assert!(kept.iter(NOW).all(|it| it.until > NOW && it.until <= NOW + 400 * 86_400));
+    assert_eq!(kept.iter(NOW).count(), kept.revocations.len(), "what was read is a revocation");
+    let Some(end) = data.iter().rposition(|byte| *byte == b'\n') else { return };
+    if let Some(before) = read_journal(&data[..end], NOW) {
+        assert!(before.revocations.iter().all(|(record, until)| kept.revocations.get(record) >= Some(until)));
+    }
 }

@@ -20,7 +20,7 @@ use crate::{
     clock,
     edge::{Gateway, RevokeReport},
     reload::{Cause, LoadError, Report, Request},
-    session::{MAX_PAGE, Revocation, SessionKey, SessionPage, SessionQuery, Target},
+    session::{MAX_PAGE, MAX_TTL, Revocation, SessionKey, SessionPage, SessionQuery, Target},
 };
 
 /// Longest line that is read.
@@ -28,9 +28,6 @@ const MAX_LINE_BYTES: u64 = 64 * 1024;
 
 /// Longest id that a token can hold.
 const MAX_ID_BYTES: usize = 256;
-
-/// Longest time to remember a revocation, in seconds: the longest life of a session.
-const MAX_TTL: u64 = 400 * 86_400;
 
 /// How long a client may take over its line.
 const LINE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -65,7 +62,8 @@ pub enum Command {
         /// Name or `iss` of the issuer; may be left out where the policy has only one.
         #[serde(default)]
         issuer: Option<String>,
-        /// How long the revocation is remembered, in seconds, 1 to 400 days; default the policy's `session.lifetime`.
+        /// How long the revocation is remembered, in seconds, 1 to 400 days; default the policy's `session.lifetime`,
+        /// and 400 days for a key.
         #[serde(default)]
         ttl: Option<u64>,
     },
@@ -83,6 +81,8 @@ pub enum RevokeTarget {
     Subject(String),
     /// All tokens of the issuer that were issued until now.
     AllOfIssuer,
+    /// All tokens that are or will be signed with the issuer's key of this `kid`: it has leaked.
+    Key(String),
 }
 
 /// The answer to a [`Command`].
@@ -229,11 +229,19 @@ async fn revoke(
 ) -> Result<RevokeReport, String> {
     let snapshot = gateway.current.load_full();
     let issuer = issuer_named(snapshot.policy.issuers(), issuer)?;
-    let ttl = ttl.unwrap_or_else(|| snapshot.policy.session().lifetime.as_secs());
+    // Whoever has a leaked key can sign for as long as it is trusted: no lifetime of ours ends that.
+    let usual = match target {
+        RevokeTarget::Key(_) => MAX_TTL,
+        _ => snapshot.policy.session().lifetime.as_secs(),
+    };
+    let ttl = ttl.unwrap_or(usual);
     if !(1..=MAX_TTL).contains(&ttl) {
         return Err(format!("ttl: expected 1 to {MAX_TTL} seconds"));
     }
-    if let RevokeTarget::Token(id) | RevokeTarget::Session(id) | RevokeTarget::Subject(id) = target
+    if let RevokeTarget::Token(id)
+    | RevokeTarget::Session(id)
+    | RevokeTarget::Subject(id)
+    | RevokeTarget::Key(id) = target
         && (id.is_empty() || id.len() > MAX_ID_BYTES)
     {
         return Err(format!("expected an id of 1 to {MAX_ID_BYTES} bytes: no token has another"));
@@ -244,10 +252,16 @@ async fn revoke(
         RevokeTarget::Session(session) => (Target::Session { issuer, session }, u64::MAX),
         // Dates of tokens are whole seconds: one of this second may be older than this command.
         RevokeTarget::Subject(subject) => (Target::Subject { issuer, subject }, now.saturating_add(1)),
+        RevokeTarget::Key(key_id) => (Target::Key { issuer, key_id }, u64::MAX),
         RevokeTarget::AllOfIssuer => (Target::Issuer { issuer }, now.saturating_add(1)),
     };
     let report = gateway.revoke(&Revocation { target, issued_before, until: now.saturating_add(ttl) }).await;
-    tracing::info!(sockets = report.sockets, entered = report.entered, "sessions revoked by the operator");
+    tracing::info!(
+        sockets = report.sockets,
+        entered = report.entered,
+        kept = report.kept,
+        "sessions revoked by the operator"
+    );
     Ok(report)
 }
 

@@ -19,12 +19,13 @@ use tokio::{
 use super::{FINE, RunArgs};
 use crate::{
     admin::{AdminService, Parts, control},
+    clock,
     edge::{EdgeService, Gateway, Inboxes, listener},
     limits::{ConnectionLimits, RateClock, RateStore, SocketLimits},
     lock::lock,
     metrics::Metrics,
     reload::{Outliving, PolicySource, Reloader},
-    session::{KeyFetcher, Proofs, Revocations, Tickets},
+    session::{Journal, KeyFetcher, Proofs, Revocations, Tickets},
     shared::Shared,
     upstream::EndpointIds,
 };
@@ -94,13 +95,27 @@ pub fn run(args: &RunArgs, ready: impl FnOnce(&Running)) -> anyhow::Result<u8> {
         control::bind(&control_path).with_context(|| format!("control socket {}", control_path.display()))?;
     let running = Running { addresses, metrics: scrape.local_addr()?, control: control_path.clone() };
 
+    // Before anybody can connect: what was revoked before a restart stays so.
+    let now = clock::unix_now();
+    let (journal, kept) = Journal::open(&args.policy.state, REVOCATIONS, now)?;
+    let revocations = Revocations::new(REVOCATIONS);
+    let shared = Arc::new(Shared::new(&reloader.current().load().policy).map_err(no_random)?);
+    for revocation in kept.iter(now) {
+        let revocation = revocation.borrowed();
+        revocations.revoke(&revocation, now).context("revocations of before the restart")?;
+        shared.publish(&revocation);
+    }
+    tracing::info!(revocations = revocations.len(), "revocations of before are in force");
+    drop(kept);
+
     let (ways_in, inboxes) = Inboxes::new(cores);
     let gateway = Arc::new(Gateway {
         current: reloader.current(),
         connections: ConnectionLimits::new(),
         sockets: SocketLimits::new(),
-        revocations: Revocations::new(REVOCATIONS),
-        shared: Arc::new(Shared::new(&reloader.current().load().policy).map_err(no_random)?),
+        revocations,
+        journal,
+        shared,
         cores: ways_in,
         tickets: Tickets::default(),
         proofs: Proofs::new().map_err(no_random)?,
@@ -117,8 +132,9 @@ pub fn run(args: &RunArgs, ready: impl FnOnce(&Running)) -> anyhow::Result<u8> {
     ready(&running);
     tracing::info!(addresses = ?running.addresses, metrics = %running.metrics, cores, "serving");
     server.run(PingoraRunArgs {
-        shutdown_signal: Box::new(Shutdown { gateway, has_drained: Mutex::new(Some(has_drained)) }),
+        shutdown_signal: Box::new(Shutdown { gateway: gateway.clone(), has_drained: Mutex::new(Some(has_drained)) }),
     });
+    gateway.journal.close();
     // The socket of a gateway that is gone would only mislead.
     let _ = std::fs::remove_file(&control_path);
     tracing::info!("ended");

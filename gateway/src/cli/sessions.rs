@@ -45,7 +45,7 @@ pub struct RevokeArgs {
     /// Name or `iss` of their issuer; needed where the policy has several.
     #[arg(long, value_name = "ISSUER")]
     issuer: Option<String>,
-    /// How long to remember it, such as "2h"; by default the policy's session.lifetime.
+    /// How long to remember it, such as "2h"; by default the policy's session.lifetime, and 400 days for a key.
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     ttl: Option<Duration>,
     #[command(flatten)]
@@ -67,6 +67,10 @@ struct Whose {
     /// All tokens of the issuer issued until now.
     #[arg(long)]
     all_of_issuer: bool,
+    /// All tokens signed with the issuer's key of this `kid`, now and later: it has leaked. Take it from the issuer's key
+    /// set too.
+    #[arg(long, value_name = "KID")]
+    key: Option<String>,
 }
 
 pub fn sessions(command: &SessionsCommand) -> anyhow::Result<u8> {
@@ -125,13 +129,14 @@ fn refused(answer: &Answer) -> anyhow::Result<u8> {
 
 #[expect(clippy::print_stdout, reason = "the command's answer")]
 fn revoke(args: &RevokeArgs) -> anyhow::Result<u8> {
-    let Whose { subject, session, token_id, all_of_issuer: _ } = &args.whose;
-    let target = match (subject, session, token_id) {
+    let Whose { subject, session, token_id, key, all_of_issuer: _ } = &args.whose;
+    let target = match (subject, session, token_id, key) {
         (Some(subject), ..) => RevokeTarget::Subject(subject.clone()),
-        (_, Some(session), _) => RevokeTarget::Session(session.clone()),
-        (.., Some(token)) => RevokeTarget::Token(token.clone()),
-        // INVARIANT: clap has seen to it that one of the four was given.
-        (None, None, None) => RevokeTarget::AllOfIssuer,
+        (_, Some(session), ..) => RevokeTarget::Session(session.clone()),
+        (_, _, Some(token), _) => RevokeTarget::Token(token.clone()),
+        (.., Some(key)) => RevokeTarget::Key(key.clone()),
+        // INVARIANT: clap has seen to it that one of the five was given.
+        (None, None, None, None) => RevokeTarget::AllOfIssuer,
     };
     let ttl = args.ttl.map(|ttl| ttl.as_secs());
     let answer = args.control.ask(&Command::Revoke { target, issuer: args.issuer.clone(), ttl })?;
@@ -146,7 +151,10 @@ fn revoke(args: &RevokeArgs) -> anyhow::Result<u8> {
             if !report.entered {
                 complain("no room to remember it: open sockets were closed, but the tokens still count");
             }
-            Ok(if report.entered && report.complete { FINE } else { REFUSED })
+            if !report.kept {
+                complain("not on disk: it holds now, and is forgotten if the gateway restarts before it can be written");
+            }
+            Ok(if report.entered && report.complete && report.kept { FINE } else { REFUSED })
         }
         other => refused(&other),
     }

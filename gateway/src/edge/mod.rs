@@ -35,12 +35,15 @@ use crate::{
     limits::{ConnectionLimits, Displaced, SocketLimits},
     metrics::Metrics,
     reload::{Outliving, Snapshot},
-    session::{Listing, Proofs, Revocation, Revocations, SessionPage, SessionQuery, Tickets},
+    session::{Journal, Listing, Mark, Proofs, Revocation, Revocations, SessionPage, SessionQuery, Tickets},
     shared::Shared,
 };
 
 /// How long an order to all cores waits for their answers. It is obeyed by a slower core too, only later.
 const CORE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long a revocation waits for the disk. It holds meanwhile, and is written by a slower disk too, only later.
+const DISK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What all cores share, and what outlives a reload.
 pub struct Gateway {
@@ -52,6 +55,8 @@ pub struct Gateway {
     pub sockets: Arc<SocketLimits>,
     /// Sessions, subjects and tokens that ended before their time.
     pub revocations: Revocations,
+    /// The same on disk.
+    pub journal: Journal,
     /// What other gateways know.
     pub shared: Arc<Shared>,
     /// How the cores are reached.
@@ -74,12 +79,12 @@ impl Gateway {
     }
 
     /// Ends what the revocation means: enters it, so that no such token counts any more, then closes the open sockets
-    /// (4410) on every core, and no others; and lets other gateways know. The one way for all sources of revocations but those
+    /// (4410) on every core, and no others; lets other gateways know; and waits until it is on disk. The one way for all sources of revocations but those
     /// gateways.
     ///
     /// A full table of revocations is an alarm, and no reason to leave sockets open: see [`RevokeReport::entered`].
     pub async fn revoke(&self, revocation: &Revocation<'_>) -> RevokeReport {
-        let Applied { entered, mut answers } = self.apply(revocation);
+        let Applied { entered, mark, mut answers } = self.apply(revocation);
         self.shared.publish(revocation);
         let (mut sockets, mut answered) = (0, 0);
         let counting = async {
@@ -89,31 +94,34 @@ impl Gateway {
                 answered += 1;
             }
         };
-        let _ = tokio::time::timeout(CORE_PATIENCE, counting).await;
-        RevokeReport { sockets, entered, complete: answered == self.cores.len() }
+        let (_, kept) = tokio::join!(
+            tokio::time::timeout(CORE_PATIENCE, counting),
+            self.journal.kept(mark, DISK_PATIENCE)
+        );
+        RevokeReport { sockets, entered, complete: answered == self.cores.len(), kept }
     }
 
     /// What a revocation does to this gateway, wherever it was made. Waits for nobody.
     pub(crate) fn apply(&self, revocation: &Revocation<'_>) -> Applied {
         // INVARIANT: entered first, looked for second: a socket that opens meanwhile is registered before it checks.
-        let entered = self.enter(revocation);
+        let (entered, mark) = self.enter(revocation);
         let (closed, answers) = mpsc::channel(self.cores.len().max(1));
         self.cores.tell_all(&Notice::Revoked {
             target: Arc::new(revocation.target.into()),
             issued_before: revocation.issued_before,
             closed,
         });
-        Applied { entered, answers }
+        Applied { entered, mark, answers }
     }
 
-    /// Enters a revocation for requests and sockets to come; who enters many has open ones looked at when all are
+    /// Enters a revocation for requests and sockets to come, and has it written; who enters many has open ones looked at when all are
     /// ([`Inboxes::sweep_all`]).
-    pub(crate) fn enter(&self, revocation: &Revocation<'_>) -> bool {
+    pub(crate) fn enter(&self, revocation: &Revocation<'_>) -> (bool, Mark) {
         let entered = self.revocations.revoke(revocation, clock::unix_now());
         if let Err(error) = entered {
             tracing::error!(%error, "a revocation closes open sockets only; new ones are not refused");
         }
-        entered.is_ok()
+        (entered.is_ok(), self.journal.keep(revocation))
     }
 
     /// The open sockets of all cores, by session; one page of them.
@@ -147,6 +155,7 @@ impl Gateway {
 /// A revocation that cores were told of.
 pub(crate) struct Applied {
     entered: bool,
+    mark: Mark,
     /// How many sockets each core told to close.
     answers: mpsc::Receiver<usize>,
 }
@@ -161,6 +170,8 @@ pub struct RevokeReport {
     pub entered: bool,
     /// Whether all cores have answered in time. One that has not still closes its sockets, uncounted.
     pub complete: bool,
+    /// Whether it is on disk, and so holds after a restart.
+    pub kept: bool,
 }
 
 /// The cores, as Pingora sees them.

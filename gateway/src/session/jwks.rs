@@ -86,7 +86,7 @@ pub(super) struct KeySet {
 
 #[derive(Debug)]
 struct Key {
-    id: Option<String>,
+    id: Option<Arc<str>>,
     algorithm: Algorithm,
     decoding: DecodingKey,
 }
@@ -113,14 +113,18 @@ impl KeySet {
         Ok(KeySet { keys, digest: hash })
     }
 
-    /// The key of that name for that algorithm; for a token that names none, the only key for the algorithm.
-    pub(super) fn find(&self, algorithm: Algorithm, id: Option<&str>) -> Option<&DecodingKey> {
+    /// The key of that name for that algorithm, and its name; for a token that names none, the only key for the algorithm.
+    pub(super) fn find(
+        &self,
+        algorithm: Algorithm,
+        id: Option<&str>,
+    ) -> Option<(&DecodingKey, Option<&Arc<str>>)> {
         let mut keys = self.keys.iter().filter(|key| key.algorithm == algorithm);
-        if id.is_some() {
-            return keys.find(|key| key.id.as_deref() == id).map(|key| &key.decoding);
-        }
-        let only = keys.next()?;
-        keys.next().is_none().then_some(&only.decoding)
+        let found = match id {
+            Some(_) => keys.find(|key| key.id.as_deref() == id),
+            None => keys.next().filter(|_| keys.next().is_none()),
+        };
+        found.map(|key| (&key.decoding, key.id.as_ref()))
     }
 
     fn is_empty(&self) -> bool {
@@ -168,7 +172,7 @@ fn keys_of(jwk: &Map<String, Value>) -> Vec<Key> {
         (Some(name), Algorithm::RS256) => name == "RS256",
         (Some(name), Algorithm::PS256) => name == "PS256",
     };
-    let id = text("kid").map(str::to_owned);
+    let id = text("kid").map(Arc::from);
     let key = |&algorithm: &Algorithm| Key { id: id.clone(), algorithm, decoding: decoding.clone() };
     able.iter().filter(|algorithm| allowed(algorithm)).map(key).collect()
 }
@@ -592,7 +596,7 @@ mod tests {
         let both = KeySet::parse(jwks(&[&one, &two]).as_bytes()).unwrap();
         let first = KeySet::parse(jwks(&[&one]).as_bytes()).unwrap();
         let bytes = |set: &KeySet| {
-            set.find(Algorithm::ES256, Some("k")).unwrap().try_get_as_bytes().unwrap().to_vec()
+            set.find(Algorithm::ES256, Some("k")).unwrap().0.try_get_as_bytes().unwrap().to_vec()
         };
         assert_eq!(bytes(&both), bytes(&first));
         assert_eq!(both.keys.len(), 1);

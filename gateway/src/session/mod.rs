@@ -2,15 +2,17 @@
 //!
 //! A token's way: [`bearer`] finds it in the request, in the one place where it may stand; the snapshot's [`Verifier`]
 //! turns it into an `Identity`, by way of the core's [`TokenCache`]; if it is bound to a key, [`Proofs`] checks that the
-//! sender holds it; [`Tickets`] stand for a token where a browser cannot send one; [`Revocations`] may know better, and the
-//! [`Registry`] finds the open sockets of a session that ends.
+//! sender holds it; [`Tickets`] stand for a token where a browser cannot send one; [`Revocations`] may know better, the [`Journal`]
+//! keeps them over a restart, and the [`Registry`] finds the open sockets of a session that ends.
 
 mod bearer;
 mod cache;
 mod dpop;
 mod json;
 mod jwks;
+mod journal;
 mod listing;
+mod record;
 mod registry;
 mod revocation;
 mod tickets;
@@ -25,6 +27,9 @@ pub use cache::TokenCache;
 pub use dpop::{Accepted, Asked, DPOP, Proofs, proof};
 pub use jwks::{JwksError, KeyFetcher};
 pub use listing::{Listing, MAX_PAGE, Rows, SessionKey, SessionPage, SessionQuery, SessionRow};
+pub use journal::{Journal, JournalError, Kept, Mark, Place, read_journal};
+pub use record::{OwnedRevocation, decode, encode};
+pub(crate) use record::MAX_TTL;
 pub use registry::{Registration, Registry, RegistryFull};
 pub use revocation::{OwnedTarget, Revocation, Revocations, RevocationsFull, Target};
 pub use tickets::{TICKET_PREFIX, TicketText, Tickets, ticket};

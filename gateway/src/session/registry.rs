@@ -24,7 +24,7 @@ struct Inner<S> {
     hasher: RandomState,
     places: Vec<Option<Socket<S>>>,
     free: Vec<u32>,
-    /// (hash of a session, subject, token id or issuer; place).
+    /// (hash of a session, subject, token id, issuer or key; place).
     index: BTreeSet<(u64, u32)>,
     open: usize,
 }
@@ -154,8 +154,8 @@ impl<S> Inner<S> {
         Some(socket)
     }
 
-    fn keys(&self, identity: Option<&Identity>) -> [Option<u64>; 4] {
-        identity.map_or([None; 4], |identity| {
+    fn keys(&self, identity: Option<&Identity>) -> [Option<u64>; 5] {
+        identity.map_or([None; 5], |identity| {
             Target::all_of(identity).map(|it| it.map(|target| self.key(&target)))
         })
     }

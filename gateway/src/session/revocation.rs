@@ -39,17 +39,26 @@ pub enum Target<'a> {
         /// `iss`.
         issuer: &'a str,
     },
+    /// Everyone's whose token was signed with one of an issuer's keys.
+    Key {
+        /// `iss`.
+        issuer: &'a str,
+        /// `kid`.
+        key_id: &'a str,
+    },
 }
 
 impl<'a> Target<'a> {
-    /// Everything by which an identity can be meant: its token, session, subject and issuer, as far as it has them.
-    pub fn all_of(identity: &'a Identity) -> [Option<Self>; 4] {
+    /// Everything by which an identity can be meant: its token, session, subject, issuer and key, as far as it
+    /// has them.
+    pub fn all_of(identity: &'a Identity) -> [Option<Self>; 5] {
         let issuer = &*identity.issuer;
         [
             identity.token_id.as_deref().map(|token_id| Target::Token { issuer, token_id }),
             identity.session.as_deref().map(|session| Target::Session { issuer, session }),
             Some(Target::Subject { issuer, subject: &identity.subject }),
             Some(Target::Issuer { issuer }),
+            identity.key_id.as_deref().map(|key_id| Target::Key { issuer, key_id }),
         ]
     }
 
@@ -64,6 +73,7 @@ impl<'a> Target<'a> {
             Target::Session { issuer, session } => (1u8, issuer, session).hash(state),
             Target::Subject { issuer, subject } => (2u8, issuer, subject).hash(state),
             Target::Issuer { issuer } => (3u8, issuer).hash(state),
+            Target::Key { issuer, key_id } => (4u8, issuer, key_id).hash(state),
         }
     }
 }
@@ -80,6 +90,8 @@ pub enum OwnedTarget {
     Subject { issuer: String, subject: String },
     /// As [`Target::Issuer`].
     Issuer { issuer: String },
+    /// As [`Target::Key`].
+    Key { issuer: String, key_id: String },
 }
 
 impl OwnedTarget {
@@ -90,6 +102,7 @@ impl OwnedTarget {
             Self::Session { issuer, session } => Target::Session { issuer, session },
             Self::Subject { issuer, subject } => Target::Subject { issuer, subject },
             Self::Issuer { issuer } => Target::Issuer { issuer },
+            Self::Key { issuer, key_id } => Target::Key { issuer, key_id },
         }
     }
 }
@@ -108,6 +121,7 @@ impl From<Target<'_>> for OwnedTarget {
                 Self::Subject { issuer: owned(issuer), subject: owned(subject) }
             }
             Target::Issuer { issuer } => Self::Issuer { issuer: owned(issuer) },
+            Target::Key { issuer, key_id } => Self::Key { issuer: owned(issuer), key_id: owned(key_id) },
         }
     }
 }
@@ -118,7 +132,7 @@ pub struct Revocation<'a> {
     /// What is revoked.
     pub target: Target<'a>,
     /// Unix seconds. Tokens issued before count no more, and neither do those that do not say when they were issued;
-    /// [`u64::MAX`] for all of them, now and later, as is meant by a token or a session.
+    /// [`u64::MAX`] for all of them, now and later, as is meant by a token, a session or a key.
     pub issued_before: u64,
     /// Unix seconds from which the revocation may be forgotten, because every token that it concerns has expired.
     pub until: u64,
@@ -294,6 +308,7 @@ mod tests {
             subject: subject.to_owned(),
             session: Some(session.to_owned()),
             token_id: Some(token.to_owned()),
+            key_id: Some("k".into()),
             issued_at,
             ..IdentityParts::default()
         })
@@ -313,15 +328,16 @@ mod tests {
             assert!(!revocations.is_revoked(&mine, NOW));
             revocations.revoke(&whole(target), NOW).unwrap();
             assert!(revocations.is_revoked(&mine, NOW), "{target:?}");
-            let of_all = matches!(target, Target::Issuer { .. });
+            let of_all = matches!(target, Target::Issuer { .. } | Target::Key { .. });
             assert_eq!(revocations.is_revoked(&other, NOW), of_all, "{target:?}");
         }
         revocations
             .revoke(&whole(Target::Session { issuer: "https://other.example", session: "s1" }), NOW)
             .unwrap();
         revocations.revoke(&whole(Target::Session { issuer: ISSUER, session: "t1" }), NOW).unwrap();
+        revocations.revoke(&whole(Target::Key { issuer: ISSUER, key_id: "other" }), NOW).unwrap();
         assert!(!revocations.is_revoked(&mine, NOW));
-        assert_eq!(revocations.version(), 2);
+        assert_eq!(revocations.version(), 3);
     }
 
     #[test]
@@ -354,7 +370,7 @@ mod tests {
     proptest! {
         #[test]
         fn agrees_with_a_list_of_events(
-            events in prop::collection::vec((0u8..4, 0u8..3, 0u64..50, 0u64..50), 0..40),
+            events in prop::collection::vec((0u8..5, 0u8..3, 0u64..50, 0u64..50), 0..40),
             issued_at in 0u64..50,
             now in 0u64..50,
         ) {
@@ -367,10 +383,11 @@ mod tests {
                     0 => Target::Token { issuer: ISSUER, token_id: &text },
                     1 => Target::Session { issuer: ISSUER, session: &text },
                     3 => Target::Issuer { issuer: ISSUER },
+                    4 => Target::Key { issuer: ISSUER, key_id: if name == 0 { "k" } else { &text } },
                     _ => Target::Subject { issuer: ISSUER, subject: &text },
                 };
                 let revocation = Revocation { target, issued_before, until };
-                let is_meant = [(0, 2), (1, 1), (2, 0)].contains(&(kind, name)) || kind == 3;
+                let is_meant = [(0, 2), (1, 1), (2, 0), (4, 0)].contains(&(kind, name)) || kind == 3;
                 prop_assert_eq!(revocation.ends(&who), is_meant && issued_at < issued_before);
                 let owned = OwnedTarget::from(target);
                 prop_assert_eq!(owned.borrowed(), target);
@@ -378,7 +395,7 @@ mod tests {
                 let (before, end) = widest.entry((kind, if kind == 3 { 0 } else { name })).or_insert((0, 0));
                 (*before, *end) = ((*before).max(issued_before), (*end).max(until));
             }
-            let expected = [(0, 2), (1, 1), (2, 0), (3, 0)].iter().filter_map(|key| widest.get(key))
+            let expected = [(0, 2), (1, 1), (2, 0), (3, 0), (4, 0)].iter().filter_map(|key| widest.get(key))
                 .any(|&(before, until)| issued_at < before && now < until);
             prop_assert_eq!(revocations.is_revoked(&who, now), expected);
             revocations.forget_expired(now);

@@ -1,5 +1,7 @@
 //! A JSON Web Token, read strictly (RFC 7515, 7519, 8725, 9068).
 
+use std::sync::Arc;
+
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::DecodingKey;
@@ -69,31 +71,50 @@ impl<'a> Unverified<'a> {
     /// # Errors
     /// The first fault found.
     pub(super) fn verify(self, issuer: &Issuer, keys: &KeySet, now: u64) -> Result<Identity, TokenFault> {
-        let algorithm = self.verify_header(issuer)?;
-        self.verify_signature(algorithm, keys)?;
-        self.verify_claims(issuer, now)
+        let algorithm = self.verify_header(issuer, |kind| {
+            let kinds = &issuer.types;
+            kind.is_some_and(|kind| {
+                kinds.iter().any(|accepted| media_type(accepted).eq_ignore_ascii_case(media_type(kind)))
+            })
+        })?;
+        let key_id = self.verify_signature(algorithm, keys)?;
+        self.verify_claims(issuer, key_id, now)
     }
 
-    fn verify_header(&self, issuer: &Issuer) -> Result<Algorithm, TokenFault> {
+    /// The algorithm, if it is one of the issuer's and nothing in the header would have the token choose its own rules;
+    /// `kinds` judges the type.
+    pub(super) fn verify_header(
+        &self,
+        issuer: &Issuer,
+        kinds: impl FnOnce(Option<&str>) -> bool,
+    ) -> Result<Algorithm, TokenFault> {
         if REFUSED_HEADERS.iter().any(|name| self.header.contains_key(*name)) {
             return Err(TokenFault::Key);
         }
         let algorithm = self.header.get("alg").and_then(Value::as_str).and_then(algorithm_named);
         let algorithm = algorithm.filter(|it| issuer.algorithms.contains(it)).ok_or(TokenFault::Algorithm)?;
-        let kind = self.header.get("typ").and_then(Value::as_str).ok_or(TokenFault::Type)?;
-        if !issuer.types.iter().any(|accepted| media_type(accepted).eq_ignore_ascii_case(media_type(kind))) {
+        let kind = self.header.get("typ");
+        let kind = kind.map(|kind| kind.as_str().ok_or(TokenFault::Type)).transpose()?;
+        if !kinds(kind) {
             return Err(TokenFault::Type);
         }
         Ok(algorithm)
     }
 
-    fn verify_signature(&self, algorithm: Algorithm, keys: &KeySet) -> Result<(), TokenFault> {
+    /// Gives the `kid` of the key that verified it, if the key has one.
+    pub(super) fn verify_signature(
+        &self,
+        algorithm: Algorithm,
+        keys: &KeySet,
+    ) -> Result<Option<Arc<str>>, TokenFault> {
         let key_id = match self.header.get("kid") {
             None => None,
             Some(Value::String(id)) => Some(id.as_str()),
             Some(_) => return Err(TokenFault::Malformed),
         };
-        self.signed_by(algorithm, keys.find(algorithm, key_id).ok_or(TokenFault::Key)?)
+        let (key, id) = keys.find(algorithm, key_id).ok_or(TokenFault::Key)?;
+        self.signed_by(algorithm, key)?;
+        Ok(id.cloned())
     }
 
     /// Verifies the signature. The algorithm comes from a pinned list and the key was read for that algorithm, so there is
@@ -105,7 +126,12 @@ impl<'a> Unverified<'a> {
             .map_err(|_| TokenFault::Signature)
     }
 
-    fn verify_claims(&self, issuer: &Issuer, now: u64) -> Result<Identity, TokenFault> {
+    fn verify_claims(
+        &self,
+        issuer: &Issuer,
+        key_id: Option<Arc<str>>,
+        now: u64,
+    ) -> Result<Identity, TokenFault> {
         if self.issuer() != Some(&issuer.issuer) {
             return Err(TokenFault::Issuer);
         }
@@ -135,6 +161,7 @@ impl<'a> Unverified<'a> {
             subject: self.id(&names.subject)?.ok_or(TokenFault::Claims)?,
             session: self.id(&names.session)?,
             token_id: self.id("jti")?,
+            key_id,
             roles: self.roles(&names.roles)?,
             department: self.id(&names.department)?,
             device: self.id(&names.device)?,
@@ -179,7 +206,7 @@ impl<'a> Unverified<'a> {
         whole.or_else(fraction).filter(|it| *it <= LAST_SECOND).ok_or(TokenFault::Claims).map(Some)
     }
 
-    fn id(&self, name: &str) -> Result<Option<String>, TokenFault> {
+    pub(super) fn id(&self, name: &str) -> Result<Option<String>, TokenFault> {
         self.claims.get(name).map(id).transpose()
     }
 
@@ -193,7 +220,7 @@ impl<'a> Unverified<'a> {
     }
 
     /// One such string, or an array of them (`aud`, RFC 7519 §4.1.3).
-    fn strings(&self, name: &str) -> Result<Option<Vec<String>>, TokenFault> {
+    pub(super) fn strings(&self, name: &str) -> Result<Option<Vec<String>>, TokenFault> {
         match self.claims.get(name) {
             Some(value @ Value::String(_)) => Ok(Some(vec![id(value)?])),
             _ => self.array(name),
@@ -279,6 +306,7 @@ mod tests {
             subject: "alice".into(),
             session: Some("s-1".into()),
             token_id: Some("t-1".into()),
+            key_id: Some("k1".into()),
             roles: vec!["user".into(), "auditor".into()],
             department: Some("sales".into()),
             device: Some("phone-1".into()),

@@ -13,6 +13,7 @@ use super::{Link, Shared, Standing};
 use crate::clock;
 use crate::edge::Gateway;
 use crate::lock::lock;
+use crate::session::decode;
 
 /// Revocations in one command.
 const BATCH: usize = 200;
@@ -247,7 +248,7 @@ impl Follower<'_> {
     /// Enters another gateway's revocation. Those of the live set (`round`) are looked for in open sockets later, all at once.
     fn enter(&self, record: &[u8], until: u64, round: Option<u32>) -> bool {
         let now = clock::unix_now();
-        let (Some(revocation), Ok(text)) = (record::decode(record, until, now), std::str::from_utf8(record))
+        let (Some(revocation), Ok(text)) = (decode(record, until, now), std::str::from_utf8(record))
         else {
             self.gateway.metrics().shared.refused.inc();
             tracing::error!("a record in Redis is not a gateway's; who else writes there?");
@@ -255,7 +256,7 @@ impl Follower<'_> {
         };
         lock(&self.shared.known).learn(&text.into(), revocation.until, round);
         if round.is_some() {
-            self.gateway.enter(&revocation.borrowed());
+            let _ = self.gateway.enter(&revocation.borrowed());
         } else {
             // Counts nobody: the sockets close all the same.
             drop(self.gateway.apply(&revocation.borrowed()));

@@ -25,11 +25,10 @@ use tokio::sync::Notify;
 
 pub use self::follow::follow;
 use self::record::Keys;
-pub use self::record::{OwnedRevocation, decode, encode};
 use self::servers::Connection;
 pub use self::servers::Servers;
 use crate::lock::lock;
-use crate::session::Revocation;
+use crate::session::{Revocation, encode};
 
 /// Revocations that wait to be published. More are published by comparing all of them, which loses nothing either.
 const MAX_OUTBOX: usize = 64 * 1024;
@@ -145,7 +144,7 @@ impl Shared {
         if self.standing() == Standing::Alone {
             return;
         }
-        let record: Arc<str> = record::encode(revocation).into();
+        let record: Arc<str> = encode(revocation).into();
         if !lock(&self.known).learn(&record, revocation.until, None) {
             tracing::error!("a revocation cannot be kept for a Redis that loses it: too many");
         }
