@@ -87,7 +87,8 @@ fn what_was_revoked_stays_so_over_a_restart_and_kill_9() {
     // Its second has passed by now; what has expired is not on disk either.
     assert_eq!(status(&gateway, &short), 200);
     assert_eq!(fs::read_to_string(&log).expect("the log").lines().count(), 4);
-    let fresh = bundle.issuer.with("s2", json!({ "sid": "s6", "iat": sealgate_tests::now() + 1, "nbf": null }));
+    let fresh =
+        bundle.issuer.with("s2", json!({ "sid": "s6", "iat": sealgate_tests::now() + 1, "nbf": null }));
     let later = bundle.issuer.with("s2", json!({ "sid": "s6" }));
     assert!([status(&gateway, &fresh), status(&gateway, &later)].contains(&200), "a new login is let in");
 }
@@ -108,7 +109,8 @@ fn a_damaged_log_keeps_the_gateway_from_starting_and_a_torn_end_does_not() {
     fs::write(&log, whole.replacen("s1", "s9", 1)).expect("damage");
     let mut command = Command::new(binary("sealgate"));
     command.arg("run").arg("--policy").arg(bundle.policy()).arg("--state").arg(bundle.state());
-    let output = command.args(["--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]).output().expect("it runs");
+    let output =
+        command.args(["--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]).output().expect("it runs");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("revocations.log:2: damaged"), "{said}");
 

@@ -132,7 +132,10 @@ pub fn run(args: &RunArgs, ready: impl FnOnce(&Running)) -> anyhow::Result<u8> {
     ready(&running);
     tracing::info!(addresses = ?running.addresses, metrics = %running.metrics, cores, "serving");
     server.run(PingoraRunArgs {
-        shutdown_signal: Box::new(Shutdown { gateway: gateway.clone(), has_drained: Mutex::new(Some(has_drained)) }),
+        shutdown_signal: Box::new(Shutdown {
+            gateway: gateway.clone(),
+            has_drained: Mutex::new(Some(has_drained)),
+        }),
     });
     gateway.journal.close();
     // The socket of a gateway that is gone would only mislead.

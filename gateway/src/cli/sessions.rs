@@ -152,7 +152,9 @@ fn revoke(args: &RevokeArgs) -> anyhow::Result<u8> {
                 complain("no room to remember it: open sockets were closed, but the tokens still count");
             }
             if !report.kept {
-                complain("not on disk: it holds now, and is forgotten if the gateway restarts before it can be written");
+                complain(
+                    "not on disk: it holds now, and is forgotten if the gateway restarts before it can be written",
+                );
             }
             Ok(if report.entered && report.complete && report.kept { FINE } else { REFUSED })
         }

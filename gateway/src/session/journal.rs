@@ -566,9 +566,13 @@ mod tests {
         for (at, line) in [(1, 2), (2, 3)] {
             let mut damaged: Vec<_> = lines.iter().map(|line| line.to_vec()).collect();
             damaged[at][30] ^= 1;
-            assert!(matches!(read(&*damaged.concat(), NOW), Err(Unreadable::Damaged(found)) if found == line));
+            assert!(
+                matches!(read(&*damaged.concat(), NOW), Err(Unreadable::Damaged(found)) if found == line)
+            );
             damaged.remove(at);
-            assert!(matches!(read(&*damaged.concat(), NOW), Err(Unreadable::Damaged(found)) if found == line));
+            assert!(
+                matches!(read(&*damaged.concat(), NOW), Err(Unreadable::Damaged(found)) if found == line)
+            );
         }
         fs::write(&path, [lines[0], lines[2], lines[3]].concat()).unwrap();
         let error = Journal::open(folder.path(), 100, NOW).unwrap_err().to_string();

@@ -248,8 +248,7 @@ impl Follower<'_> {
     /// Enters another gateway's revocation. Those of the live set (`round`) are looked for in open sockets later, all at once.
     fn enter(&self, record: &[u8], until: u64, round: Option<u32>) -> bool {
         let now = clock::unix_now();
-        let (Some(revocation), Ok(text)) = (decode(record, until, now), std::str::from_utf8(record))
-        else {
+        let (Some(revocation), Ok(text)) = (decode(record, until, now), std::str::from_utf8(record)) else {
             self.gateway.metrics().shared.refused.inc();
             tracing::error!("a record in Redis is not a gateway's; who else writes there?");
             return false;
