@@ -382,6 +382,7 @@ impl Metrics {
             allowed: outcome("allowed"),
             refused: outcome("refused"),
             shadowed: outcome("shadowed"),
+            unanswered: outcome("unanswered"),
         }
     }
 

@@ -150,6 +150,9 @@ pub enum Denial {
         /// When one more would be let through.
         retry_after: Duration,
     },
+    /// Nobody can say at present whether a rate that gateways share has room, and the policy would rather refuse
+    /// (`on_error = "deny"`).
+    LimitUnavailable,
     /// A renewal came too soon after another.
     RenewalTooSoon {
         /// When one would be looked at.
@@ -300,6 +303,7 @@ impl Denial {
         "too-many-fragments",
         "protocol",
         "rate-exceeded",
+        "limit-unavailable",
         "renewal-too-soon",
         "too-many-sockets",
         "control-flood",
@@ -375,6 +379,7 @@ impl Denial {
             Self::Protocol { .. }         => row("protocol",                400, 1002, "WebSocket protocol error"),
 
             Self::RateExceeded { .. }     => row("rate-exceeded",           429, 4429, "Too many requests"),
+            Self::LimitUnavailable        => row("limit-unavailable",       503, 1013, "Limits cannot be checked"),
             Self::RenewalTooSoon { .. }   => row("renewal-too-soon",        429, 4429, "Renewal too soon"),
             Self::TooManySockets          => row("too-many-sockets",        429, 4429, "Too many sockets"),
             Self::ControlFlood            => row("control-flood",           429, 4429, "Too many control frames"),
@@ -472,6 +477,7 @@ impl Denial {
             Self::RateExceeded { retry_after, .. } | Self::RenewalTooSoon { retry_after } => {
                 format!("try again in {} s", whole_seconds(*retry_after)).into()
             }
+            Self::LimitUnavailable => "limits cannot be checked at present; try again".into(),
             Self::TooManySockets => "too many connections of yours are open here; close one".into(),
             Self::ControlFlood => "pings, pongs or empty frames come too fast".into(),
             Self::TooManyConnections => "too many connections are open".into(),
@@ -492,6 +498,7 @@ impl Denial {
             }
             Self::TokenKeysUnavailable
             | Self::ContactLost
+            | Self::LimitUnavailable
             | Self::TooManyConnections
             | Self::TooManyProofs
             | Self::TooManySockets
@@ -654,6 +661,7 @@ mod tests {
             Denial::TooManyFragments { limit: 1 },
             Denial::Protocol { detail: "a test" },
             Denial::RateExceeded { rate: RateIndex(0), retry_after: Duration::from_millis(1) },
+            Denial::LimitUnavailable,
             Denial::RenewalTooSoon { retry_after: Duration::from_millis(1) },
             Denial::TooManySockets,
             Denial::ControlFlood,

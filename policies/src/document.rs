@@ -470,8 +470,33 @@ pub(crate) struct RateDocument {
     /// How many at once; default the quota.
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub(crate) burst: Option<u32>,
+    /// "local" counts at this gateway; "shared" over all gateways of [shared], at most 100000 in a second. Default "local". A request waits
+    /// for Redis' answer, within shared.deadline; a message of a socket does not: the next one of the same socket waits in its place,
+    /// and what was too much is owed by those that follow.
+    #[serde(default)]
+    pub(crate) scope: RateScopeDocument,
+    /// When Redis does not answer in time: "allow" lets pass, "deny" refuses (503), "local" counts at this gateway. Default "local".
+    pub(crate) on_error: Option<RateOnErrorDocument>,
     #[serde(default)]
     pub(crate) mode: ModeDocument,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(rename = "rate-scope")]
+pub(crate) enum RateScopeDocument {
+    #[default]
+    Local,
+    Shared,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(rename = "rate-on-error")]
+pub(crate) enum RateOnErrorDocument {
+    Allow,
+    Deny,
+    Local,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]

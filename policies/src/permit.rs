@@ -138,6 +138,10 @@ pub struct RateExceeded {
     pub rate: RateIndex,
     /// When one more would be let through.
     pub retry_after: Duration,
+    /// Nobody could say whether it has room, and its rule would rather refuse then ([`OnRateError::Deny`]).
+    ///
+    /// [`OnRateError::Deny`]: crate::OnRateError::Deny
+    pub unknown: bool,
 }
 
 impl Policy {
@@ -415,11 +419,14 @@ fn weigh(
         return Err(Denial::ContactLost);
     }
     let mode = subject.rule.mode;
-    let Err(RateExceeded { rate, retry_after }) = evidence.rates else {
+    let Err(RateExceeded { rate, retry_after, unknown }) = evidence.rates else {
         return Ok(None);
     };
     let mode = if rates.is_shadow(rate) { Mode::Shadow } else { mode };
-    noted(mode, Err(Denial::RateExceeded { rate, retry_after }))
+    noted(
+        mode,
+        Err(if unknown { Denial::LimitUnavailable } else { Denial::RateExceeded { rate, retry_after } }),
+    )
 }
 
 impl RequestPermit {
@@ -1126,7 +1133,8 @@ direction = "to-upstream"
     }
 
     fn exceeded(rate: usize) -> Evidence {
-        let rates = Err(RateExceeded { rate: RateIndex(rate), retry_after: Duration::from_secs(2) });
+        let rates =
+            Err(RateExceeded { rate: RateIndex(rate), retry_after: Duration::from_secs(2), unknown: false });
         Evidence { rates, revoked: false, lost: None }
     }
 
@@ -1353,6 +1361,12 @@ direction = "to-upstream"
         let permit = settle(demands(), exceeded(0)).unwrap();
         assert_eq!(permit.shadowed().map(Denial::reason), Some("rate-exceeded"));
         assert!(settle(demands(), exceeded(9)).is_err(), "an unknown rate enforces");
+        let unknown = |rate| {
+            let rates = exceeded(rate).rates.map_err(|exceeded| RateExceeded { unknown: true, ..exceeded });
+            Evidence { rates, ..nothing_against_it() }
+        };
+        assert_eq!(settle(demands(), unknown(1)).unwrap_err(), Denial::LimitUnavailable);
+        assert!(settle(demands(), unknown(0)).is_ok(), "a rate in shadow mode refuses nothing");
         assert_eq!(settle(demands(), REVOKED).unwrap_err(), Denial::Revoked);
     }
 

@@ -514,8 +514,22 @@ pub struct Rate {
     pub period: Duration,
     /// How many at once. Default: the quota.
     pub burst: NonZeroU32,
+    /// Whether it counts over all gateways, and what is done where Redis does not answer; `None` counts at this one.
+    pub shared: Option<OnRateError>,
     /// Whether it refuses or only counts.
     pub mode: Mode,
+}
+
+/// What becomes of a request while nobody can say how a shared rate stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum OnRateError {
+    /// It passes.
+    Allow,
+    /// It is refused (503, 1013).
+    Deny,
+    /// It counts at this gateway alone.
+    #[default]
+    Local,
 }
 
 /// What a rate counts apart.

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use hyper::body::Incoming;
-use sealgate_policy::{Denial, RateExceeded, TokenFault};
+use sealgate_policy::{Denial, TokenFault};
 use serde_json::json;
 
 use super::{body::ResponseBody, exchange::Exchange, headers};
@@ -82,7 +82,7 @@ fn add_particulars(fields: &mut HeaderMap, denial: &Denial, snapshot: &Snapshot)
             }
         }
         Denial::RateExceeded { rate, retry_after } => {
-            snapshot.rates.write_refusal(&RateExceeded { rate: *rate, retry_after: *retry_after }, fields);
+            snapshot.rates.write_refusal(*rate, *retry_after, fields);
         }
         Denial::UpstreamUnavailable | Denial::UpstreamTimeout | Denial::TooManySockets => {
             if let Some(seconds) = denial.retry_after() {

@@ -36,7 +36,7 @@ use crate::{
     websocket::{
         deflate::Agreed,
         handshake::{Offer, Switched, UpstreamError, UpstreamRequest},
-        relay::{EndedBy, Order, Orders, RateTaker, Renewer, Terms, Tunnel, TunnelEnd},
+        relay::{EndedBy, Order, Orders, RateTaker, Renewer, Settling, Terms, Tunnel, TunnelEnd},
     },
 };
 
@@ -369,8 +369,8 @@ struct SnapshotRates {
 }
 
 impl RateTaker for SnapshotRates {
-    fn take(&self, wanted: &[RateIndex], facts: &RateFacts<'_>) -> Result<(), RateExceeded> {
-        self.rates.take(wanted, facts).map(|_| ())
+    fn take(&self, wanted: &[RateIndex], facts: &RateFacts<'_>) -> Result<Option<Settling>, RateExceeded> {
+        self.rates.take_owed(&self.shared, wanted, facts)
     }
 
     fn lost(&self) -> Option<OnLoss> {

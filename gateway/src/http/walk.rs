@@ -110,7 +110,13 @@ async fn admit(
     };
     // Before rates are taken: they are the owner's, and a stolen token must not use them up.
     let demands = matched.judge(&facts, identity.clone())?.prove(proven, now)?;
-    let taken = snapshot.rates.take(demands.rates(), &demands.rate_facts(request.headers()));
+    let rate_facts = demands.rate_facts(request.headers());
+    let taken = if snapshot.rates.shares(demands.rates()) {
+        // In a box, as above: most rates are this gateway's own.
+        Box::pin(snapshot.rates.take_shared(&core.gateway.shared, demands.rates(), &rate_facts)).await
+    } else {
+        snapshot.rates.take(demands.rates(), &rate_facts)
+    };
     let revoked =
         identity.as_deref().is_some_and(|identity| core.gateway.revocations.is_revoked(identity, now));
     let lost = core.gateway.shared.lost(&snapshot.policy);

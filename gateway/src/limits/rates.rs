@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::fmt::Write as _;
 use std::hash::{Hash, Hasher};
 use std::num::NonZeroU32;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -15,10 +16,12 @@ use governor::{Quota, RateLimiter};
 use http::HeaderValue;
 use http::header::{HeaderMap, HeaderName, RETRY_AFTER};
 use prometheus::IntCounter;
-use sealgate_policy::{Mode, Rate, RateExceeded, RateFacts, RateIndex, RateKey};
+use ring::digest;
+use sealgate_policy::{Mode, OnRateError, Rate, RateExceeded, RateFacts, RateIndex, RateKey};
 
 use super::store::{Cells, Overflow};
 use super::{AddressKey, RateStore};
+use crate::shared::{AskKind, RateAnswer, RateAsk, Shared};
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -91,6 +94,16 @@ struct Limit {
     /// The policy's quota, for the standing.
     allowed: u32,
     counters: Option<RateCounters>,
+    shared: Option<SharedLimit>,
+}
+
+/// The part of a rate that counts over all gateways.
+#[derive(Debug)]
+struct SharedLimit {
+    name: Box<str>,
+    /// In microseconds.
+    interval: f64,
+    on_error: OnRateError,
 }
 
 /// What became of what was asked of a rate: its metric's children.
@@ -102,6 +115,14 @@ pub struct RateCounters {
     pub refused: IntCounter,
     /// Those that it would have refused, were it not in shadow mode.
     pub shadowed: IntCounter,
+    /// Those about which Redis did not answer, of a shared rate.
+    pub unanswered: IntCounter,
+}
+
+/// What one request takes from shared rates, and the cells that are to hear of it.
+struct SharedPart {
+    asks: Vec<RateAsk>,
+    cells: Vec<(RateIndex, u64)>,
 }
 
 impl Rates {
@@ -184,6 +205,164 @@ impl Rates {
         shadowed.map_or(Ok(tightest), Err)
     }
 
+    /// Whether any of the rates counts over all gateways: then [`Rates::take_shared`] or [`Rates::take_owed`] has to be asked.
+    pub fn shares(&self, wanted: &[RateIndex]) -> bool {
+        wanted.iter().any(|&rate| self.shared(rate).is_some())
+    }
+
+    /// [`Rates::take`] where some of the rates count over all gateways. Waits for one round trip to Redis, within the policy's deadline;
+    /// for none where this gateway knows of no room, or Redis was late just now.
+    ///
+    /// # Errors
+    /// As [`Rates::take`]; and unknown, where a rate would rather refuse while Redis does not answer.
+    pub async fn take_shared(
+        &self,
+        shared: &Shared,
+        wanted: &[RateIndex],
+        facts: &RateFacts<'_>,
+    ) -> Result<Option<RateStanding>, RateExceeded> {
+        let outcome = self.try_take_shared(shared, wanted, facts).await;
+        self.count(wanted, &outcome);
+        outcome
+    }
+
+    async fn try_take_shared(
+        &self,
+        shared: &Shared,
+        wanted: &[RateIndex],
+        facts: &RateFacts<'_>,
+    ) -> Result<Option<RateStanding>, RateExceeded> {
+        // What is used up here is used up everywhere.
+        self.peek(wanted, facts, self.now())?;
+        let part = self.part(wanted, facts, AskKind::Enforced);
+        let answers = match shared.ask_rates(part.asks) {
+            Some(answers) => answers.wait().await,
+            None => None,
+        };
+        let Some(answers) = answers else { return self.take_unanswered(wanted, facts) };
+        self.learn(&part.cells, &answers);
+        let stood = || part.cells.iter().map(|(rate, _)| *rate).zip(&answers);
+        let (refused, shadowed): (Vec<_>, Vec<_>) = stood()
+            .filter(|(_, answer)| !answer.wait.is_zero())
+            .map(|(rate, answer)| exceeded(rate, answer.wait))
+            .partition(|exceeded| self.enforced(exceeded.rate));
+        if let Some(refused) = refused.into_iter().max_by_key(|exceeded| exceeded.retry_after) {
+            return Err(refused);
+        }
+        let local: Vec<_> = wanted.iter().copied().filter(|&rate| self.shared(rate).is_none()).collect();
+        let tightest = self.try_take(&local, facts, self.now())?;
+        if let Some(shadowed) = shadowed.into_iter().next() {
+            return Err(shadowed);
+        }
+        let standings = stood().filter(|(rate, _)| self.enforced(*rate)).filter_map(|(rate, answer)| {
+            Some(RateStanding::ahead(rate, self.limits.get(rate.0)?, answer.ahead))
+        });
+        Ok(tightest.into_iter().chain(standings).reduce(RateStanding::tighter))
+    }
+
+    /// [`Rates::take`] for what cannot wait. It is judged by what this gateway knows, and told to Redis if it passes; the future ends
+    /// when Redis has answered, or the policy's deadline has passed. What was too much, because others took at the same time, is
+    /// owed: it is waited for by what follows.
+    ///
+    /// # Errors
+    /// As [`Rates::take_shared`].
+    pub fn take_owed(
+        self: &Arc<Self>,
+        shared: &Shared,
+        wanted: &[RateIndex],
+        facts: &RateFacts<'_>,
+    ) -> Result<Option<Pin<Box<dyn Future<Output = ()>>>>, RateExceeded> {
+        if !self.shares(wanted) {
+            return self.take(wanted, facts).map(|_| None);
+        }
+        if !shared.knows_rates() {
+            let outcome = self.take_unanswered(wanted, facts);
+            self.count(wanted, &outcome);
+            return outcome.map(|_| None);
+        }
+        match self.take(wanted, facts) {
+            Err(exceeded) if self.enforced(exceeded.rate) => return Err(exceeded),
+            // In shadow mode: nothing keeps it from passing.
+            Ok(_) | Err(_) => {}
+        }
+        let SharedPart { asks, cells } = self.part(wanted, facts, AskKind::Owed);
+        let rates = Arc::clone(self);
+        Ok(shared.ask_rates(asks).map(|answers| -> Pin<Box<dyn Future<Output = ()>>> {
+            Box::pin(async move {
+                if let Some(answers) = answers.wait().await {
+                    rates.learn(&cells, &answers);
+                }
+            })
+        }))
+    }
+
+    /// What each rule wants where nobody can say how its rate stands.
+    fn take_unanswered(
+        &self,
+        wanted: &[RateIndex],
+        facts: &RateFacts<'_>,
+    ) -> Result<Option<RateStanding>, RateExceeded> {
+        let mut counted = Vec::with_capacity(wanted.len());
+        for &rate in wanted {
+            let on_error = self.shared(rate).map(|shared| shared.on_error);
+            let counters = self.limits.get(rate.0).and_then(|limit| limit.counters.as_ref());
+            if let (Some(_), Some(counters)) = (on_error, counters) {
+                counters.unanswered.inc();
+            }
+            match on_error {
+                Some(OnRateError::Deny) if self.enforced(rate) => {
+                    return Err(RateExceeded { unknown: true, ..exceeded(rate, Duration::from_secs(1)) });
+                }
+                Some(OnRateError::Allow | OnRateError::Deny) => {}
+                Some(OnRateError::Local) | None => counted.push(rate),
+            }
+        }
+        self.try_take(&counted, facts, self.now())
+    }
+
+    fn shared(&self, RateIndex(index): RateIndex) -> Option<&SharedLimit> {
+        self.limits.get(index)?.shared.as_ref()
+    }
+
+    fn part(&self, wanted: &[RateIndex], facts: &RateFacts<'_>, enforced: AskKind) -> SharedPart {
+        let mut part = SharedPart { asks: Vec::new(), cells: Vec::new() };
+        for &rate in wanted {
+            let Some(limit) = self.limits.get(rate.0) else { continue };
+            let Some(shared) = &limit.shared else { continue };
+            let key = Key { limit, facts };
+            part.cells.push((rate, self.store.key(&key, limit.of_identity)));
+            part.asks.push(RateAsk {
+                key: format!("{}:{}", shared.name, key.digest()),
+                interval: shared.interval,
+                reach: shared.interval * f64::from(limit.quota.burst_size().get()),
+                cost: facts.cost.get(),
+                kind: if limit.enforced { enforced } else { AskKind::Shadow },
+            });
+        }
+        part
+    }
+
+    /// Writes into this gateway's cells how rates stand over all.
+    fn learn(&self, cells: &[(RateIndex, u64)], answers: &[RateAnswer]) {
+        let now = self.now();
+        for ((rate, key), answer) in cells.iter().zip(answers) {
+            if let Some(limit) = self.limits.get(rate.0) {
+                let cells = Cells {
+                    store: &self.store,
+                    overflow: &limit.overflow,
+                    now,
+                    reach: limit.reach,
+                    peek: false,
+                };
+                cells.raise(*key, now.saturating_add(nanos(answer.ahead)));
+            }
+        }
+    }
+
+    fn now(&self) -> u64 {
+        self.store.since_epoch(self.clock.now())
+    }
+
     fn count(&self, wanted: &[RateIndex], outcome: &Result<Option<RateStanding>, RateExceeded>) {
         let counters = |rate: RateIndex| self.limits.get(rate.0).and_then(|limit| limit.counters.as_ref());
         match outcome {
@@ -207,9 +386,9 @@ impl Rates {
     }
 
     /// Writes `RateLimit`, `RateLimit-Policy` and `Retry-After` for a request that was refused.
-    pub fn write_refusal(&self, exceeded: &RateExceeded, headers: &mut HeaderMap) {
-        self.write(exceeded.rate, 0, exceeded.retry_after, headers);
-        headers.insert(RETRY_AFTER, HeaderValue::from(retry_after_seconds(exceeded.retry_after)));
+    pub fn write_refusal(&self, rate: RateIndex, retry_after: Duration, headers: &mut HeaderMap) {
+        self.write(rate, 0, retry_after, headers);
+        headers.insert(RETRY_AFTER, HeaderValue::from(retry_after_seconds(retry_after)));
     }
 
     fn write(&self, RateIndex(index): RateIndex, remaining: u32, reset: Duration, headers: &mut HeaderMap) {
@@ -244,9 +423,11 @@ impl Rates {
         peek: bool,
     ) -> Result<(&Limit, StateSnapshot), RateExceeded> {
         // INVARIANT: the policy that made the index made these limits. Fail closed all the same.
-        let limit = self.limits.get(rate.0).ok_or(RateExceeded { rate, retry_after: LONGEST })?;
+        let limit = self.limits.get(rate.0).ok_or(exceeded(rate, LONGEST))?;
         let key = self.store.key(Key { limit, facts }, limit.of_identity);
-        let cells = Cells { store: &self.store, overflow: &limit.overflow, now, reach: limit.reach, peek };
+        // What a shared rate's messages owe goes beyond its burst.
+        let reach = if limit.shared.is_some() { limit.reach.saturating_mul(2) } else { limit.reach };
+        let cells = Cells { store: &self.store, overflow: &limit.overflow, now, reach, peek };
         // governor takes the time at which a limiter is made for the zero of its cells. Ours have one zero for all
         // snapshots, so the limiter is made at that zero, and only then the time set. It is three words on the stack.
         let limiter =
@@ -254,11 +435,9 @@ impl Rates {
         limiter.clock().0.set(now);
         match limiter.check_key_n(&key, facts.cost) {
             Ok(Ok(snapshot)) => Ok((limit, snapshot)),
-            Ok(Err(not_until)) => {
-                Err(RateExceeded { rate, retry_after: not_until.wait_time_from(Nanos::new(now)) })
-            }
+            Ok(Err(not_until)) => Err(exceeded(rate, not_until.wait_time_from(Nanos::new(now)))),
             // INVARIANT: a policy whose cost exceeds a burst does not compile.
-            Err(_) => Err(RateExceeded { rate, retry_after: LONGEST }),
+            Err(_) => Err(exceeded(rate, LONGEST)),
         }
     }
 }
@@ -287,6 +466,11 @@ impl Limit {
             quoted_name,
             allowed: rate.quota.get(),
             counters: None,
+            shared: rate.shared.map(|on_error| SharedLimit {
+                name: (*rate.name).into(),
+                interval: rate.period.as_secs_f64() * 1e6 / f64::from(rate.quota.get()),
+                on_error,
+            }),
         }
     }
 }
@@ -304,7 +488,19 @@ pub struct RateStanding {
     pub reset: Duration,
 }
 
+fn exceeded(rate: RateIndex, retry_after: Duration) -> RateExceeded {
+    RateExceeded { rate, retry_after, unknown: false }
+}
+
 impl RateStanding {
+    /// Of a rate that is so far ahead.
+    fn ahead(rate: RateIndex, limit: &Limit, ahead: Duration) -> Self {
+        let left = limit.reach.saturating_sub(nanos(ahead));
+        let remaining = left / nanos(limit.quota.replenish_interval()).max(1);
+        let remaining = u32::try_from(remaining).unwrap_or(u32::MAX);
+        RateStanding { rate, limit: limit.allowed, remaining, reset: ahead }
+    }
+
     fn of(rate: RateIndex, limit: &Limit, snapshot: &StateSnapshot) -> Self {
         let remaining = snapshot.remaining_burst_capacity();
         let used = limit.quota.burst_size().get().saturating_sub(remaining);
@@ -332,54 +528,91 @@ struct Key<'a> {
 
 impl Hash for Key<'_> {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let facts = self.facts;
         state.write_u64(self.limit.name);
-        for part in &*self.limit.per {
-            // A tag before each value, so that a subject never meets an address or session of the same text.
-            let known = match part {
-                RateKey::Address => false,
-                RateKey::Subject => {
-                    hash_some(1, (facts.issuer, facts.subject), facts.subject.is_some(), state)
-                }
-                RateKey::Session => {
-                    hash_some(2, (facts.issuer, facts.session), facts.session.is_some(), state)
-                }
-                RateKey::Route => hash_some(3, facts.route, true, state),
-                RateKey::MessageType => hash_some(4, facts.message_type, true, state),
-                RateKey::Socket => hash_some(5, facts.socket, true, state),
-                RateKey::Device => {
-                    let device = (facts.issuer, facts.subject, facts.device);
-                    hash_some(6, device, facts.device.is_some(), state)
-                }
-                RateKey::Issuer => hash_some(7, facts.issuer, facts.issuer.is_some(), state),
-                RateKey::Header => self.hash_header(state),
-            };
-            if !known {
-                (0u8, AddressKey::of(facts.address, self.limit.ipv6_prefix)).hash(state);
-            }
-        }
+        self.parts(&mut |tag, bytes| {
+            state.write_u8(tag);
+            state.write_usize(bytes.len());
+            state.write(bytes);
+        });
     }
 }
 
 impl Key<'_> {
+    /// The same on all gateways: half of a SHA-256, in hexadecimal.
+    fn digest(&self) -> String {
+        let mut context = digest::Context::new(&digest::SHA256);
+        self.parts(&mut |tag, bytes| {
+            context.update(&[tag]);
+            context.update(&u64::try_from(bytes.len()).unwrap_or(u64::MAX).to_be_bytes());
+            context.update(bytes);
+        });
+        let digest = context.finish();
+        digest.as_ref().iter().take(16).fold(String::with_capacity(32), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+    }
+
+    /// Everything that makes the key, with a tag before each value, so that a subject never meets an address or session of the same
+    /// text.
+    fn parts(&self, add: &mut impl FnMut(u8, &[u8])) {
+        let facts = self.facts;
+        for part in &*self.limit.per {
+            let known = match part {
+                RateKey::Address => false,
+                RateKey::Subject => add_named(1, facts.issuer, facts.subject, add),
+                RateKey::Session => add_named(2, facts.issuer, facts.session, add),
+                RateKey::Route => add_some(3, Some(facts.route), add),
+                RateKey::MessageType => {
+                    add(4, facts.message_type.unwrap_or_default().as_bytes());
+                    true
+                }
+                RateKey::Socket => {
+                    add(5, &facts.socket.unwrap_or_default().to_be_bytes());
+                    true
+                }
+                RateKey::Device => {
+                    facts.device.is_some() && {
+                        add(6, facts.subject.unwrap_or_default().as_bytes());
+                        add_named(6, facts.issuer, facts.device, add)
+                    }
+                }
+                RateKey::Issuer => add_some(7, facts.issuer, add),
+                RateKey::Header => self.add_header(add),
+            };
+            if !known {
+                let AddressKey(address) = AddressKey::of(facts.address, self.limit.ipv6_prefix);
+                add(0, &address.to_be_bytes());
+            }
+        }
+    }
+
     /// All values of the header, in order; `false` where it did not come.
-    fn hash_header<H: Hasher>(&self, state: &mut H) -> bool {
+    fn add_header(&self, add: &mut impl FnMut(u8, &[u8])) -> bool {
         let (Some(headers), Some(name)) = (self.facts.headers, &self.limit.header) else { return false };
-        let mut values = headers.get_all(name).iter().peekable();
-        let came = values.peek().is_some();
-        for value in values {
-            (8u8, value.as_bytes()).hash(state);
+        let mut came = false;
+        for value in headers.get_all(name) {
+            add(8, value.as_bytes());
+            came = true;
         }
         came
     }
 }
 
 /// Adds what is there; says whether it was.
-fn hash_some<H: Hasher>(tag: u8, value: impl Hash, there: bool, state: &mut H) -> bool {
-    if there {
-        (tag, value).hash(state);
+fn add_some(tag: u8, value: Option<&str>, add: &mut impl FnMut(u8, &[u8])) -> bool {
+    if let Some(value) = value {
+        add(tag, value.as_bytes());
     }
-    there
+    value.is_some()
+}
+
+/// Adds what an issuer named so.
+fn add_named(tag: u8, issuer: Option<&str>, name: Option<&str>, add: &mut impl FnMut(u8, &[u8])) -> bool {
+    name.is_some() && {
+        add(tag, issuer.unwrap_or_default().as_bytes());
+        add_some(tag, name, add)
+    }
 }
 
 /// One moment as governor's clock, in nanoseconds since the store's epoch; at first the epoch itself.
@@ -440,6 +673,7 @@ mod tests {
             quota: quota.try_into().unwrap(),
             period,
             burst: burst.try_into().unwrap(),
+            shared: None,
             mode: Mode::Enforce,
         }
     }
@@ -501,7 +735,7 @@ mod tests {
         let rates = setting.build(&[per_address(60, 60, 3)]);
         assert_eq!(taken(&rates, FIRST, &facts()), 3);
         let refused = rates.take(FIRST, &facts()).unwrap_err();
-        assert_eq!(refused, RateExceeded { rate: RateIndex(0), retry_after: Duration::from_secs(1) });
+        assert_eq!(refused, exceeded(RateIndex(0), Duration::from_secs(1)));
         setting.clock.advance(Duration::from_millis(999));
         assert_eq!(rates.take(FIRST, &facts()).unwrap_err().retry_after, Duration::from_millis(1));
         setting.clock.advance(Duration::from_millis(1));
@@ -816,7 +1050,8 @@ mod tests {
 
         let second = [RateIndex(1)];
         assert!(rates.take(&second, &facts()).is_ok());
-        rates.write_refusal(&rates.take(&second, &facts()).unwrap_err(), &mut headers);
+        let refused = rates.take(&second, &facts()).unwrap_err();
+        rates.write_refusal(refused.rate, refused.retry_after, &mut headers);
         assert_eq!(headers["ratelimit-policy"], "\"odd \\\"name\\\"\";q=4;w=2");
         assert_eq!(headers["ratelimit"], "\"odd \\\"name\\\"\";r=0;t=1");
         assert_eq!(headers["retry-after"], "1");

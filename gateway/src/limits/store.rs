@@ -171,6 +171,17 @@ impl StateStore for Cells<'_> {
 }
 
 impl Cells<'_> {
+    /// Moves a key's own time to `tat`, if that is later: more was used elsewhere. A key that shares a cell has none of its own.
+    pub(super) fn raise(&self, key: u64, tat: u64) {
+        let key = key.max(1);
+        let (shard_index, first, second) = self.store.place(key);
+        let mut shard = lock(at(&self.store.shards, shard_index));
+        if let Some([owner, known]) = self.find(&mut shard, key, first, second) {
+            let before = if *owner == key { *known } else { 0 };
+            (*owner, *known) = (key, before.max(tat));
+        }
+    }
+
     /// The key's own cell, or else a free one in the emptier of its groups, or nothing when both are full.
     fn find<'c>(&self, shard: &'c mut [Cell], key: u64, first: usize, second: usize) -> Option<&'c mut Cell> {
         let (mut found, mut most_free) = (None, 0);

@@ -5,11 +5,11 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use sealgate_policy::OnLoss;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
 use super::record::{self, Keys, News};
 use super::servers::{Connection, Fault, Servers};
-use super::{Link, Shared, Standing};
+use super::{Link, Shared, Standing, rates};
 use crate::clock;
 use crate::edge::Gateway;
 use crate::lock::lock;
@@ -124,20 +124,23 @@ impl Follower<'_> {
         // News are waited for, and nothing may wait behind that: a connection of its own.
         let (commands, news) = tokio::try_join!(self.servers.connect(), self.servers.connect())?;
         let mut position = self.read_all(&commands, Because::Connected).await?;
+        let (asking, asked) = mpsc::channel(rates::MAX_WAITING);
         let link = Arc::new(Link {
             connection: commands.clone(),
             keys: keys(self.servers),
             deadline: self.servers.policy().deadline,
             suspect: false.into(),
             probe: Notify::new(),
+            rates: asking,
         });
         self.shared.link.store(Some(link.clone()));
         self.gateway.metrics().shared.connected.set(1);
         tracing::info!("in contact with other gateways through Redis");
-        let (never, _, _) = tokio::try_join!(
+        let (never, _, _, ()) = tokio::try_join!(
             self.read_news(&news, &commands, &mut position),
             self.publish(&commands),
             self.probe(&link),
+            rates::answer(&link, asked),
         )?;
         Ok(never)
     }

@@ -1,13 +1,14 @@
-//! What several gateways agree on, through Redis: revocations, and which proofs of possession came already.
+//! What several gateways agree on, through Redis: revocations, which proofs of possession came already, and rates that they share.
 //!
 //! Beside the cores: [`follow`] runs on the runtime of the private listeners, on connections of its own. A revocation is entered where it was
 //! made, at once; then it waits in the outbox until Redis has it. Others hear of it as news of a log without gaps; who finds a gap, or
 //! comes back from being away, reads the live set and writes what is missing there. So a Redis that lost its data gets it back.
 //!
-//! Where a request asks Redis itself ([`Shared::take_once`]), it is one round trip with a deadline, and after one that was missed
-//! nobody asks again until Redis has answered a probe.
+//! Where a request asks Redis itself ([`Shared::take_once`], [`Shared::ask_rates`]), it is one round trip with a deadline, and after
+//! one that was missed nobody asks again until Redis has answered a probe.
 
 mod follow;
+mod rates;
 mod record;
 mod servers;
 
@@ -21,12 +22,13 @@ use arc_swap::ArcSwapOption;
 use redis::Value;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use sealgate_policy::{OnLoss, Policy};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
 pub use self::follow::follow;
+pub use self::rates::{AskKind, RateAnswer, RateAnswers, RateAsk};
 use self::record::Keys;
-use self::servers::Connection;
 pub use self::servers::Servers;
+use self::servers::{Connection, Fault};
 use crate::lock::lock;
 use crate::session::{Revocation, encode};
 
@@ -97,6 +99,17 @@ struct Link {
     /// An answer was late: nobody asks until a probe was answered.
     suspect: AtomicBool,
     probe: Notify,
+    /// Where requests ask about rates, to be asked together.
+    rates: mpsc::Sender<rates::Asked>,
+}
+
+impl Link {
+    fn was_late(&self, fault: &Fault) {
+        if !self.suspect.swap(true, Ordering::AcqRel) {
+            tracing::warn!(%fault, "Redis did not answer a request in time");
+        }
+        self.probe.notify_one();
+    }
 }
 
 impl Shared {
@@ -164,23 +177,33 @@ impl Shared {
         if self.standing() == Standing::Alone {
             return Taken::Alone;
         }
-        let Some(link) = self.link.load_full() else { return Taken::Unknown };
-        if link.suspect.load(Ordering::Acquire) {
-            return Taken::Unknown;
-        }
+        let Some(link) = self.trusted_link() else { return Taken::Unknown };
         let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1);
         match link.connection.ask(&link.keys.take_once(name, ttl_ms), link.deadline).await {
             Ok(Value::Okay) => Taken::First,
             Ok(Value::Nil) => Taken::Again,
             Ok(_) => Taken::Unknown,
             Err(error) => {
-                if !link.suspect.swap(true, Ordering::AcqRel) {
-                    tracing::warn!(%error, "Redis did not answer a request in time");
-                }
-                link.probe.notify_one();
+                link.was_late(&error);
                 Taken::Unknown
             }
         }
+    }
+
+    /// Whether rates can be asked about now.
+    pub fn knows_rates(&self) -> bool {
+        self.trusted_link().is_some()
+    }
+
+    /// Takes from rates of all gateways, in one round trip for this request and others. Never waits; the answer can be waited for.
+    /// Nothing if nobody can be asked now.
+    pub fn ask_rates(&self, asks: Vec<RateAsk>) -> Option<RateAnswers> {
+        RateAnswers::ask(self.trusted_link()?, asks)
+    }
+
+    /// The way to Redis, if it answered in time of late.
+    fn trusted_link(&self) -> Option<Arc<Link>> {
+        self.link.load_full().filter(|link| !link.suspect.load(Ordering::Acquire))
     }
 
     /// Clears away what has expired at `now`. Meant to be called every minute or so.

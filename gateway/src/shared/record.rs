@@ -90,6 +90,11 @@ impl Keys {
         command
     }
 
+    /// Where a rate's key stands.
+    pub(super) fn rate(&self, key: &str) -> String {
+        format!("{{{}}}:rate:{key}", self.prefix)
+    }
+
     /// Takes a name that may be taken once within `ttl_ms`.
     pub(super) fn take_once(&self, name: &str, ttl_ms: u64) -> Cmd {
         let mut command = cmd("SET");

@@ -101,13 +101,17 @@ pub trait Renewer {
     fn renew(&self, renewal: Renewal);
 }
 
+/// Ends when it is known, or cannot be known, how rates stand that other gateways take from too. It ends soon.
+pub type Settling = Pin<Box<dyn Future<Output = ()>>>;
+
 /// Takes from rate limits: all that are wanted, or none of effect.
 pub trait RateTaker {
-    /// Takes one message's worth from every rate of `wanted` (never empty).
+    /// Takes one message's worth from every rate of `wanted` (never empty). What it gives has to end before another message of
+    /// this client is looked at: so a client is no further ahead of rates that gateways share than by one message.
     ///
     /// # Errors
     /// The first rate that is used up.
-    fn take(&self, wanted: &[RateIndex], facts: &RateFacts<'_>) -> Result<(), RateExceeded>;
+    fn take(&self, wanted: &[RateIndex], facts: &RateFacts<'_>) -> Result<Option<Settling>, RateExceeded>;
 
     /// What the policy wants while revocations of other gateways cannot be known; `None` while they can.
     fn lost(&self) -> Option<OnLoss> {
@@ -282,6 +286,7 @@ where
                 to_upstream: Traffic::default(),
                 to_client: Traffic::default(),
                 refused: 0,
+                settling: None,
                 answers: Vec::new(),
             },
             orders: self.orders,
@@ -652,6 +657,8 @@ struct Desk {
     to_upstream: Traffic,
     to_client: Traffic,
     refused: u64,
+    /// What the client's next message has to wait for.
+    settling: Option<Settling>,
     /// Error messages for the client. They wait for the end of a message that goes to it frame by frame: a
     /// message must not begin inside another (RFC 6455 §5.4).
     answers: Vec<u8>,
@@ -732,11 +739,14 @@ impl Desk {
         Ok(Judged::Accepted(Accepted(())))
     }
 
-    fn permit_message(&self, message: &Message<'_>) -> Result<Permitted, Refusal> {
+    fn permit_message(&mut self, message: &Message<'_>) -> Result<Permitted, Refusal> {
         let demands = self.permit.judge_message(message)?;
         let rates = match demands.rates() {
             [] => Ok(()),
-            wanted => self.rates.take(wanted, &demands.rate_facts()),
+            wanted => {
+                let taken = self.rates.take(wanted, &demands.rate_facts());
+                taken.map(|settling| self.settling = settling)
+            }
         };
         // The clock is read for few messages.
         let demands = if demands.wants_step_up() { demands.at(crate::clock::unix_now()) } else { demands };
@@ -746,6 +756,15 @@ impl Desk {
             true => settle_renewal(demands, evidence).map(Permitted::Renewal),
             false => settle_message(demands, evidence).map(Permitted::Message),
         }
+    }
+
+    /// Whether the client's next message has to wait. If so, the task is woken when it need not any more.
+    fn is_settling(&mut self, cx: &mut Context<'_>) -> bool {
+        let pending = self.settling.as_mut().is_some_and(|settling| settling.as_mut().poll(cx).is_pending());
+        if !pending {
+            self.settling = None;
+        }
+        pending
     }
 
     /// Has the new token judged, unless that was asked for a moment ago or still goes on.
@@ -868,6 +887,11 @@ where
     if !to.poll_out(cx, now) || to.broken {
         return Carried { more: false, outcome: None };
     }
+    let waits =
+        |desk: &mut Desk, cx: &mut Context<'_>| direction == Direction::ToUpstream && desk.is_settling(cx);
+    if waits(desk, cx) {
+        return Carried { more: false, outcome: None };
+    }
     let Scratch { read, judged: scratch, deflater } = scratch;
     let (came, mut more, ended) = match from.unexamined {
         // First what is there: so little is kept, however much it inflates to.
@@ -893,6 +917,13 @@ where
     let mut run = Run { bytes, start: 0, at: 0 };
     let mut inflated = 0;
     loop {
+        if waits(desk, cx) {
+            // What is left is looked at when the wait is over; so is the end of the stream, if it came.
+            from.unexamined = true;
+            more = false;
+            outcome = None;
+            break;
+        }
         let limits = desk.permit.limits();
         let step = match from.incoming.next(run.rest(), judged, limits, now.into_std(), scratch) {
             Ok(step) => step,

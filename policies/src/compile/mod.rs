@@ -21,14 +21,14 @@ use crate::compile::schemas::SchemaFiles;
 use crate::document::{
     AlgorithmDocument, AuditRequestsDocument, BalanceDocument, CertificateDocument, ConnectionsDocument,
     Document, DpopDocument, GroupDocument, HealthDocument, IssuerDocument, ModeDocument, NameText,
-    RateDocument, RateKeyDocument, RoleDocument, SenderDocument, SessionDocument, TlsDocument,
-    TlsVersionDocument, UpstreamDocument, UpstreamTlsDocument,
+    RateDocument, RateKeyDocument, RateOnErrorDocument, RateScopeDocument, RoleDocument, SenderDocument,
+    SessionDocument, TlsDocument, TlsVersionDocument, UpstreamDocument, UpstreamTlsDocument,
 };
 use crate::errors::{PolicyError, PolicyErrors};
 use crate::policy::{
     Algorithm, AuditPolicy, AuditRequests, Balance, CertificateSource, ClaimNames, ConnectionPolicy,
-    DpopPolicy, Endpoint, Group, Health, Issuer, JwksSource, Mode, Policy, Rate, RateKey, Sender,
-    SessionPolicy, Source, TlsPolicy, TlsVersions, Upstream, UpstreamTls,
+    DpopPolicy, Endpoint, Group, Health, Issuer, JwksSource, Mode, OnRateError, Policy, Rate, RateKey,
+    Sender, SessionPolicy, Source, TlsPolicy, TlsVersions, Upstream, UpstreamTls,
 };
 use crate::routes::{Host, Routes};
 use crate::rule::SecondFactor;
@@ -134,7 +134,9 @@ impl Compiler<'_> {
         let upstreams =
             each(&document.upstream, "/upstream", |at, upstream| self.upstream(at, upstream, &mut names));
         let mut names = HashMap::new();
-        let rates = each(&document.rate, "/rate", |at, rate| self.rate(at, rate, &mut names));
+        let rates = each(&document.rate, "/rate", |at, rate| {
+            self.rate(at, rate, &mut names, document.shared.is_some())
+        });
         let mut names = HashMap::new();
         let ciphertexts =
             each(&document.ciphertext, "/ciphertext", |at, rule| self.ciphertext(at, rule, &mut names));
@@ -593,7 +595,13 @@ impl Compiler<'_> {
         health
     }
 
-    fn rate(&mut self, at: &str, document: &RateDocument, names: &mut HashMap<String, String>) -> Rate {
+    fn rate(
+        &mut self,
+        at: &str,
+        document: &RateDocument,
+        names: &mut HashMap<String, String>,
+        others: bool,
+    ) -> Rate {
         let mut per: Vec<_> = document
             .per
             .iter()
@@ -635,6 +643,7 @@ impl Compiler<'_> {
             }
             _ => {}
         }
+        let of_socket = per.contains(&RateKey::Socket);
         Rate {
             name: self.unique(at, &document.name, names),
             per,
@@ -643,8 +652,40 @@ impl Compiler<'_> {
             quota,
             period,
             burst: document.burst.and_then(NonZeroU32::new).unwrap_or(quota),
+            shared: self.shared_rate(at, document, others, of_socket, period / quota.get()),
             mode: mode(document.mode),
         }
+    }
+
+    fn shared_rate(
+        &mut self,
+        at: &str,
+        document: &RateDocument,
+        others: bool,
+        of_socket: bool,
+        interval: Duration,
+    ) -> Option<OnRateError> {
+        let shared = document.scope == RateScopeDocument::Shared;
+        if document.on_error.is_some() && !shared {
+            self.error(&format!("{at}/on_error"), "nobody is asked; expected scope = \"shared\"");
+        }
+        if !shared {
+            return None;
+        }
+        if !others {
+            self.error(&format!("{at}/scope"), "there is nobody to share it with; expected [shared]");
+        }
+        if of_socket {
+            self.error(&format!("{at}/scope"), "a socket is open at one gateway only; expected \"local\"");
+        }
+        if interval < Duration::from_micros(10) {
+            self.error(&format!("{at}/quota"), "a shared rate lets 100000 a second pass at most");
+        }
+        Some(match document.on_error {
+            Some(RateOnErrorDocument::Allow) => OnRateError::Allow,
+            Some(RateOnErrorDocument::Deny) => OnRateError::Deny,
+            Some(RateOnErrorDocument::Local) | None => OnRateError::Local,
+        })
     }
 }
 

@@ -784,6 +784,39 @@ fn headers_and_costs_of_rates_fit() {
 }
 
 #[test]
+fn shared_rates_need_somebody_to_share_with() {
+    let text = |rate: &str, shared: bool| {
+        let shared = if shared { "[shared]\nredis = [\"redis://r:1\"]\n" } else { "" };
+        format!("version = 1\n[[rate]]\nname = \"r\"\nquota = 9\nperiod = \"1s\"\n{rate}\n{shared}")
+    };
+    for (rate, shared, error) in [
+        (
+            "per = [\"address\"]\non_error = \"deny\"",
+            true,
+            ("policy.toml", 7, 12, "rate.r.on_error", "nobody is asked"),
+        ),
+        (
+            "per = [\"address\"]\nscope = \"shared\"",
+            false,
+            ("policy.toml", 7, 9, "rate.r.scope", "expected [shared]"),
+        ),
+        (
+            "per = [\"socket\"]\nscope = \"shared\"",
+            true,
+            ("policy.toml", 7, 9, "rate.r.scope", "one gateway only"),
+        ),
+    ] {
+        assert_errors(&[("policy.toml", &text(rate, shared))], &[error]);
+    }
+    let fast = "version = 1\n[[rate]]\nname = \"r\"\nquota = 100_001\nperiod = \"1s\"\nper = [\"address\"]\nscope = \"shared\"\n\
+                [shared]\nredis = [\"redis://r:1\"]\n";
+    assert_errors(&[("policy.toml", fast)], &[("policy.toml", 4, 9, "rate.r.quota", "100000 a second")]);
+    let fine = text("per = [\"address\"]\nscope = \"shared\"", true);
+    let policy = Policy::compile(&bundle(&[("policy.toml", &fine)]), &BTreeMap::new()).unwrap();
+    assert_eq!(policy.rates()[0].shared, Some(crate::OnRateError::Local));
+}
+
+#[test]
 fn rates_by_socket_are_for_messages() {
     let text = |rates: &str, of_messages: &str| {
         format!(

@@ -181,11 +181,11 @@ fn counted(counters: &ReasonCounters, reason: &str) -> u64 {
 struct TwoOfEach(Cell<u32>);
 
 impl RateTaker for TwoOfEach {
-    fn take(&self, wanted: &[RateIndex], _: &RateFacts<'_>) -> Result<(), RateExceeded> {
+    fn take(&self, wanted: &[RateIndex], _: &RateFacts<'_>) -> Result<Option<Settling>, RateExceeded> {
         self.0.set(self.0.get() + 1);
         match self.0.get() {
-            ..=2 => Ok(()),
-            _ => Err(RateExceeded { rate: wanted[0], retry_after: Duration::from_secs(7) }),
+            ..=2 => Ok(None),
+            _ => Err(RateExceeded { rate: wanted[0], retry_after: Duration::from_secs(7), unknown: false }),
         }
     }
 }
@@ -438,7 +438,7 @@ async fn sixteen_messages_are_one_write_and_leave_nothing_behind() {
 #[test]
 fn an_idle_tunnel_is_small() {
     let size = size_of::<Relay<(), ()>>();
-    assert!(size <= 752, "{size} bytes beside the streams");
+    assert!(size <= 768, "{size} bytes beside the streams");
 }
 
 // ---- Refusals.
@@ -546,6 +546,51 @@ fn rates_are_asked_and_their_refusal_says_when_to_come_back() {
         assert_eq!(bed.backend_reads().await.1, b"a");
         assert_eq!(bed.closes().await.0.0, 4429);
     });
+}
+
+/// A limiter that asks others about each message, and hears when the test says so.
+#[derive(Default)]
+struct Asking(RefCell<Vec<tokio::sync::oneshot::Sender<()>>>);
+
+impl RateTaker for Asking {
+    fn take(&self, _: &[RateIndex], _: &RateFacts<'_>) -> Result<Option<Settling>, RateExceeded> {
+        let (sender, answer) = tokio::sync::oneshot::channel();
+        self.0.borrow_mut().push(sender);
+        Ok(Some(Box::pin(async move { drop(answer.await) })))
+    }
+}
+
+#[test]
+fn the_next_message_waits_until_shared_rates_have_settled_and_nothing_else_does() {
+    for (keys, message) in [(CHECKED, LIMITED), ("message_rates = ['messages']", SAY)] {
+        tunnel(keys, async |mut bed| {
+            let asking = Rc::<Asking>::default();
+            let asked = || asking.0.borrow().len();
+            let terms = Terms { rates: asking.clone(), ..terms(permit(keys, None), metrics(), START) };
+            bed.orders.give(Order::Policy(Box::new(terms)));
+            // All three come at once, the last one's end later, and then the client's close.
+            let wire = [from_client(Opcode::Text, message).repeat(3)].concat();
+            bed.client_sends(&wire[..wire.len() - 2]).await;
+            assert_eq!(bed.backend_reads().await.1, message);
+            for number in 1..=2 {
+                // Meanwhile the backend is heard.
+                bed.backend_sends(&from_backend(Opcode::Text, SAY)).await;
+                assert_eq!(bed.client_reads().await.1, SAY);
+                assert_eq!(asked(), number);
+                let settle = asking.0.borrow_mut().pop().unwrap();
+                asking.0.borrow_mut().push(tokio::sync::oneshot::channel().0);
+                settle.send(()).unwrap();
+                if number == 2 {
+                    bed.client_sends(&wire[wire.len() - 2..]).await;
+                    bed.client_sends(&from_client(Opcode::Close, &close_payload(1000, ""))).await;
+                }
+                assert_eq!(bed.backend_reads().await.1, message);
+            }
+            asking.0.borrow_mut().clear();
+            let (code, _) = read_close(&mut bed.backend, Sender::Client).await;
+            assert_eq!(code, 1000);
+        });
+    }
 }
 
 #[test]
