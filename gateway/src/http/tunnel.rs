@@ -28,7 +28,7 @@ use super::{
 use crate::{
     audit, clock,
     edge::{Connection, Core, EdgeStream},
-    limits::{Rates, SocketFacts, SocketGuard},
+    limits::{Rates, Settling, SocketFacts, SocketGuard},
     reload::Snapshot,
     session::{Listing, Registration, Registry, Revocation, Rows, SessionQuery},
     shared::Shared,
@@ -36,7 +36,7 @@ use crate::{
     websocket::{
         deflate::Agreed,
         handshake::{Offer, Switched, UpstreamError, UpstreamRequest},
-        relay::{EndedBy, Order, Orders, RateTaker, Renewer, Settling, Terms, Tunnel, TunnelEnd},
+        relay::{EndedBy, Order, Orders, RateTaker, Renewer, Terms, Tunnel, TunnelEnd},
     },
 };
 

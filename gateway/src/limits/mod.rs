@@ -11,7 +11,7 @@ mod sockets;
 mod store;
 
 pub use connections::{ConnectionGuard, ConnectionLimits};
-pub use rates::{RateClock, RateCounters, RateStanding, Rates, retry_after_seconds};
+pub use rates::{RateClock, RateCounters, RateStanding, Rates, Settling, retry_after_seconds};
 pub use sockets::{Displaced, Replaced, SocketFacts, SocketGuard, SocketLimits, TooManySockets};
 pub use store::RateStore;
 

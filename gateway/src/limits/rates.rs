@@ -29,6 +29,9 @@ const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy"
 /// Longest wait that a rate can stand for. governor counts nanoseconds in 64 bits and overflows beyond 584 years.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
+/// Ends when it is known, or cannot be known, how rates stand that other gateways take from too. It ends soon.
+pub type Settling = Pin<Box<dyn Future<Output = ()>>>;
+
 /// What a rate reads the time from: the system's monotonic clock, or one that a test moves.
 #[derive(Clone, Debug, Default)]
 pub struct RateClock(Option<Arc<Moved>>);
@@ -271,7 +274,7 @@ impl Rates {
         shared: &Shared,
         wanted: &[RateIndex],
         facts: &RateFacts<'_>,
-    ) -> Result<Option<Pin<Box<dyn Future<Output = ()>>>>, RateExceeded> {
+    ) -> Result<Option<Settling>, RateExceeded> {
         if !self.shares(wanted) {
             return self.take(wanted, facts).map(|_| None);
         }
@@ -287,7 +290,7 @@ impl Rates {
         }
         let SharedPart { asks, cells } = self.part(wanted, facts, AskKind::Owed);
         let rates = Arc::clone(self);
-        Ok(shared.ask_rates(asks).map(|answers| -> Pin<Box<dyn Future<Output = ()>>> {
+        Ok(shared.ask_rates(asks).map(|answers| -> Settling {
             Box::pin(async move {
                 if let Some(answers) = answers.wait().await {
                     rates.learn(&cells, &answers);

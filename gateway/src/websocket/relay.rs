@@ -29,6 +29,7 @@ use super::deflate::{Agreed, Deflater};
 use super::frame::{self, Opcode, Sender};
 use super::message::{self, Forward, Step, WireFault};
 use super::side::{Intake, Side};
+use crate::limits::Settling;
 
 /// Most bytes taken from a peer before what they say is judged and passed on.
 const READ: usize = 64 * 1024;
@@ -100,9 +101,6 @@ pub trait Renewer {
     /// Begins to judge it, and never waits: the outcome comes as an [`Order::Renewal`], exactly one.
     fn renew(&self, renewal: Renewal);
 }
-
-/// Ends when it is known, or cannot be known, how rates stand that other gateways take from too. It ends soon.
-pub type Settling = Pin<Box<dyn Future<Output = ()>>>;
 
 /// Takes from rate limits: all that are wanted, or none of effect.
 pub trait RateTaker {
