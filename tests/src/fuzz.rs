@@ -16,6 +16,7 @@ use ring::digest::{SHA256, digest};
 use sealgate::session::{
     Asked, DPOP, KeyFetcher, Proofs, TokenCache, Verifier, bearer, decode, encode, read_journal,
 };
+use sealgate::upstream::http1::{Read, read_answer};
 use sealgate::websocket::deflate::{Agreed, InflateError, Inflater, RATIO_FLOOR};
 use sealgate::websocket::frame::Sender;
 use sealgate::websocket::handshake::{
@@ -35,11 +36,12 @@ use crate::tokens::now;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 13] = [
     ("websocket_frames", websocket_frames),
     ("inflate", inflate),
     ("extension_offer", extension_offer),
     ("upstream_response", upstream_response),
+    ("upstream_answer", upstream_answer),
     ("token", token),
     ("proof", proof),
     ("request_target", request_target),
@@ -210,6 +212,40 @@ pub fn extension_offer(data: &[u8]) {
         }
         _ => panic!("{answer}"),
     }
+}
+
+/// An upstream's answer to a request.
+///
+/// What is taken for an answer has its head within the bytes and its body's end at one place, however the bytes come in;
+/// fewer bytes are never another answer.
+pub fn upstream_answer(data: &[u8]) {
+    let read = |bytes: &[u8]| match read_answer(bytes, &Method::GET) {
+        Ok(Read::Answer(len, answer)) => Some((len, answer)),
+        Ok(Read::Partial | Read::Interim(_)) | Err(_) => None,
+    };
+    let Some((len, mut whole)) = read(data) else { return };
+    let (head, rest) = data.split_at_checked(len).expect("the head lies within the bytes");
+    assert!(head.ends_with(b"\r\n\r\n") && head.starts_with(b"HTTP/1."));
+    assert!((0..len).all(|cut| read(&data[..cut]).is_none()), "an answer before its head was whole");
+    let (_, mut pieces) = read(head).expect("the head alone is an answer");
+    assert_eq!(
+        (pieces.status, &pieces.fields, pieces.reusable),
+        (whole.status, &whole.fields, whole.reusable)
+    );
+    let at_once = whole.body.take(rest);
+    let (mut content, mut taken) = (Vec::new(), 0);
+    for byte in rest {
+        match pieces.body.take(&[*byte]) {
+            Ok((part, len)) => {
+                content.extend_from_slice(&part);
+                taken += len;
+            }
+            Err(error) => return assert_eq!(at_once, Err(error), "byte by byte it is another answer"),
+        }
+    }
+    let (all, len) = at_once.expect("byte by byte it was fine");
+    assert_eq!((all.as_ref(), len), (content.as_slice(), taken));
+    assert_eq!(whole.body.is_ended(), pieces.body.is_ended());
 }
 
 /// An upstream's answer to our upgrade.

@@ -9,6 +9,7 @@
 //! | `/leak/…` | 200 with headers that must not pass outwards |
 //! | `/ws/…` | a WebSocket that echoes; the variants are under `websocket` below |
 //! | any that [`Upstream::answer`] names | the status given there |
+//! | any that [`Upstream::say`] names | those bytes, whatever they are |
 //! | other | what was given to [`Upstream::publish`] for it, or 200 with method, path and headers as JSON |
 
 use std::collections::HashMap;
@@ -69,6 +70,7 @@ struct Shared {
     released: Condvar,
     published: Mutex<HashMap<String, String>>,
     statuses: Mutex<HashMap<String, u16>>,
+    words: Mutex<HashMap<String, (Vec<Vec<u8>>, bool)>>,
     stopped: AtomicBool,
     open: Mutex<Vec<Box<dyn Stream>>>,
 }
@@ -216,6 +218,12 @@ impl Upstream {
         lock(&self.shared.statuses).insert(path.to_owned(), status);
     }
 
+    /// Answers with these bytes, piece by piece, wherever `path` is asked for; and then cuts the connection, or not.
+    pub fn say(&self, path: &str, pieces: &[&str], cut: bool) {
+        let pieces = pieces.iter().map(|piece| piece.as_bytes().to_vec()).collect();
+        lock(&self.shared.words).insert(path.to_owned(), (pieces, cut));
+    }
+
     /// As a policy writes it.
     pub fn endpoint(&self) -> String {
         match &self.address {
@@ -311,6 +319,14 @@ impl Shared {
         if seen.target.starts_with("/garbage") {
             writer.write_all(b"\x00\x01 this is no HTTP \r\n\r\n").ok()?;
             return None;
+        }
+        let words = lock(&self.words).get(&seen.target).cloned();
+        if let Some((pieces, cut)) = words {
+            for piece in pieces {
+                writer.write_all(&piece).ok()?;
+                writer.flush().ok()?;
+            }
+            return (!cut).then_some(());
         }
         if seen.target.starts_with("/ws") {
             return self.websocket(&seen, reader, writer);

@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
 use super::exchange::Exchange;
-use crate::upstream::pool::Lease;
+use crate::upstream::pool::{AnswerBody, SendError};
 
 /// What goes upstream.
 pub enum RequestBody {
@@ -68,6 +68,16 @@ impl RequestBody {
             fate: fate.clone(),
         };
         (Self::Streamed(Box::new(streamed)), fate)
+    }
+
+    /// The same once more, where it is at hand.
+    #[must_use]
+    pub fn again(&self) -> Option<Self> {
+        match self {
+            Self::Empty => Some(Self::Empty),
+            Self::Held(bytes) => Some(Self::Held(bytes.clone())),
+            Self::Streamed(_) => None,
+        }
     }
 }
 
@@ -140,8 +150,7 @@ impl Streamed {
 
 /// What goes to the client.
 ///
-/// Dropped when the last byte went out or the client left: that ends the [`Exchange`] and gives the
-/// upstream connection back, if it was read to its end.
+/// Dropped when the last byte went out or the client left: that ends the [`Exchange`].
 pub struct ResponseBody {
     content: Content,
     exchange: Exchange,
@@ -149,7 +158,7 @@ pub struct ResponseBody {
 
 enum Content {
     Held(Option<Bytes>, Option<Unread>),
-    Streamed { incoming: Incoming, lease: Option<Lease>, sent: Option<Rc<Cell<Fate>>> },
+    Streamed(AnswerBody),
 }
 
 impl ResponseBody {
@@ -160,27 +169,21 @@ impl ResponseBody {
         Self { content: Content::Held((!bytes.is_empty()).then_some(bytes), unread), exchange }
     }
 
-    /// The upstream's body. `sent` tells whether the request's body was wholly sent; only then may the
-    /// connection be used again.
+    /// The upstream's body.
     #[must_use]
-    pub fn streamed(
-        incoming: Incoming,
-        lease: Lease,
-        sent: Option<Rc<Cell<Fate>>>,
-        exchange: Exchange,
-    ) -> Self {
-        Self { content: Content::Streamed { incoming, lease: Some(lease), sent }, exchange }
+    pub fn streamed(body: AnswerBody, exchange: Exchange) -> Self {
+        Self { content: Content::Streamed(body), exchange }
     }
 }
 
 impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = SendError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, SendError>>> {
         let this = self.get_mut();
         match &mut this.content {
             Content::Held(bytes, unread) => {
@@ -194,21 +197,12 @@ impl Body for ResponseBody {
                 }
                 Poll::Ready(None)
             }
-            Content::Streamed { incoming, lease, .. } => {
-                let mut frame = Pin::new(&mut *incoming).poll_frame(cx);
-                if frame.is_pending()
-                    && let Some(lease) = lease
-                {
-                    lease.drive(cx);
-                    frame = Pin::new(incoming).poll_frame(cx);
-                }
-                let frame = ready!(frame);
-                if let Some(Ok(frame)) = &frame
-                    && let Some(data) = frame.data_ref()
-                {
+            Content::Streamed(body) => {
+                let data = ready!(body.poll_data(cx));
+                if let Some(Ok(data)) = &data {
                     this.exchange.sent(data.len());
                 }
-                Poll::Ready(frame)
+                Poll::Ready(data.map(|data| data.map(Frame::data)))
             }
         }
     }
@@ -216,7 +210,7 @@ impl Body for ResponseBody {
     fn is_end_stream(&self) -> bool {
         match &self.content {
             Content::Held(bytes, unread) => bytes.is_none() && unread.is_none(),
-            Content::Streamed { incoming, .. } => incoming.is_end_stream(),
+            Content::Streamed(body) => body.is_ended(),
         }
     }
 
@@ -225,7 +219,7 @@ impl Body for ResponseBody {
             Content::Held(bytes, _) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
-            Content::Streamed { incoming, .. } => incoming.size_hint(),
+            Content::Streamed(body) => body.left().map_or_else(SizeHint::default, SizeHint::with_exact),
         }
     }
 }
@@ -263,17 +257,5 @@ impl Unread {
             }
         }
         self.deadline.as_mut().poll(cx)
-    }
-}
-
-impl Drop for ResponseBody {
-    fn drop(&mut self) {
-        if let Content::Streamed { incoming, lease, sent } = &mut self.content
-            && incoming.is_end_stream()
-            && sent.as_ref().is_none_or(|fate| fate.get() == Fate::Complete)
-            && let Some(lease) = lease.take()
-        {
-            lease.finish();
-        }
     }
 }

@@ -3,7 +3,7 @@
 use std::{cell::Cell, rc::Rc};
 
 use bytes::Bytes;
-use http::{Request, Response, Uri, Version, header, uri::PathAndQuery};
+use http::{Request, Response};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
 use sealgate_policy::{Denial, RequestPermit};
@@ -16,7 +16,11 @@ use super::{
 };
 use crate::{
     limits::RateStanding,
-    upstream::{ConnectError, pool::SendError},
+    upstream::{
+        ConnectError,
+        http1::{Head, Http1Error},
+        pool::SendError,
+    },
 };
 
 /// Forwards what `permit` allows, and answers with what the backend says.
@@ -43,12 +47,6 @@ pub async fn forward(
         Ok(body) => body,
         Err(denial) => return Err((denial, exchange)),
     };
-    match target_uri(permit.path(), parts.uri.query()) {
-        Some(uri) => parts.uri = uri,
-        None => return Err((Denial::Malformed { detail: "the target is not valid" }, exchange)),
-    }
-    parts.version = Version::HTTP_11;
-    parts.extensions.clear();
     headers::strip_request(&mut parts.headers, identity.is_some());
     headers::add_trusted(
         &mut parts.headers,
@@ -58,12 +56,16 @@ pub async fn forward(
         exchange.id,
         core.random() as u64,
     );
-    // HTTP/2 carried it as `:authority`.
-    parts.headers.insert(header::HOST, target.authority);
-
-    let sent = core.pool.send(upstream, endpoint, Request::from_parts(parts, body), fate.as_deref()).await;
-    let (response, lease) = match sent {
-        Ok(answer) => answer,
+    let head = Head {
+        method: &parts.method,
+        path: permit.path(),
+        query: parts.uri.query(),
+        // HTTP/2 carried it as `:authority`.
+        host: &target.authority,
+        fields: &parts.headers,
+    };
+    let answered = match core.pool.send(upstream, endpoint, &head, body).await {
+        Ok(answered) => answered,
         Err(error) => {
             let denial = denial_for(&error, fate.as_deref(), permit.body().max_bytes);
             if denial.status().is_server_error() {
@@ -73,15 +75,18 @@ pub async fn forward(
             return Err((denial, exchange));
         }
     };
-    exchange.answered(response.status());
-    let (mut parts, incoming) = response.into_parts();
-    parts.version = Version::HTTP_11;
-    headers::strip_response(&mut parts.headers);
-    headers::add_security(&mut parts.headers, snapshot.hsts.as_ref(), exchange.id);
+    exchange.answered(answered.status);
+    let id = exchange.id;
+    let mut response = Response::new(ResponseBody::streamed(answered.body, exchange));
+    *response.status_mut() = answered.status;
+    let fields = response.headers_mut();
+    *fields = answered.fields;
+    headers::strip_response(fields);
+    headers::add_security(fields, snapshot.hsts.as_ref(), id);
     if let Some(standing) = standing {
-        snapshot.rates.write_standing(&standing, &mut parts.headers);
+        snapshot.rates.write_standing(&standing, fields);
     }
-    Ok(Response::from_parts(parts, ResponseBody::streamed(incoming, lease, fate, exchange)))
+    Ok(response)
 }
 
 /// The body as it may go upstream: judged whole if the rule has a schema, otherwise counted on its way.
@@ -111,15 +116,6 @@ async fn take_body(
     Ok((RequestBody::Held(Some(bytes)), None))
 }
 
-/// The target in origin form: the path that was judged, and the query that was judged.
-fn target_uri(path: &str, query: Option<&str>) -> Option<Uri> {
-    let target = match query {
-        Some(query) => PathAndQuery::try_from(format!("{path}?{query}")),
-        None => PathAndQuery::try_from(path),
-    };
-    Some(Uri::from(target.ok()?))
-}
-
 fn denial_for(error: &SendError, fate: Option<&Cell<Fate>>, max_bytes: u64) -> Denial {
     // The client's body may be what broke the exchange.
     match fate.map(Cell::get) {
@@ -130,6 +126,11 @@ fn denial_for(error: &SendError, fate: Option<&Cell<Fate>>, max_bytes: u64) -> D
     }
     match error {
         SendError::Connect(ConnectError::TimedOut) | SendError::TimedOut => Denial::UpstreamTimeout,
-        SendError::Connect(ConnectError::Io(_)) | SendError::Http(_) => Denial::UpstreamUnavailable,
+        SendError::Http(Http1Error::Request) => Denial::Malformed { detail: "the target is not valid" },
+        // What became of the body was said above; if nothing was, the client is not to blame.
+        SendError::Connect(ConnectError::Io(_))
+        | SendError::Io(_)
+        | SendError::Http(_)
+        | SendError::Body(_) => Denial::UpstreamUnavailable,
     }
 }

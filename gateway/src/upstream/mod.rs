@@ -6,6 +6,7 @@
 
 mod balance;
 mod connect;
+pub mod http1;
 pub mod pool;
 
 use std::{

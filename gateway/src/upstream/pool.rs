@@ -1,30 +1,42 @@
 //! Kept-alive HTTP/1.1 connections to the endpoints, one pool for each core.
 //!
-//! A connection has no task of its own: whoever waits for a response, or reads its body, drives it. That
-//! saves the wake-ups between two tasks on every request, and an unused connection costs its memory only.
+//! A connection has no task of its own: whoever waits for an answer, or reads its body, drives it. That
+//! saves the wake-ups between two tasks on every request, and an unused connection holds no buffer.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     future::poll_fn,
-    pin::{Pin, pin},
+    io,
+    pin::Pin,
     rc::Rc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
-use http::{Request, Response};
-use hyper::{
-    body::Incoming,
-    client::conn::{
-        TrySendError,
-        http1::{self, Connection, SendRequest},
-    },
+use bytes::Bytes;
+use http::{HeaderMap, Method, StatusCode};
+use http_body::Body as _;
+use tokio::{
+    io::{AsyncRead as _, AsyncWrite as _, ReadBuf},
+    time::{Instant, Sleep},
 };
-use hyper_util::rt::TokioIo;
-use tokio::time::{Instant, Sleep};
 
-use super::{ConnectError, Endpoint, Upstream, UpstreamStream};
-use crate::http::body::{Fate, RequestBody};
+use super::{
+    ConnectError, Endpoint, Upstream, UpstreamStream,
+    http1::{self, BodyReader, Head, Http1Error, Length, Read},
+};
+use crate::http::body::{BodyError, RequestBody};
+
+/// Read from an upstream at once.
+const READ: usize = 64 * 1024;
+
+/// Interim answers (1xx) to one request.
+const MAX_INTERIM: u32 = 16;
+
+thread_local! {
+    /// Memory of the core. INVARIANT: borrowed inside one poll of one connection only; the streams below have their own.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// The connections of one core. Never leaves its thread.
 #[derive(Default)]
@@ -38,189 +50,158 @@ struct Idle {
     since: Instant,
 }
 
-/// A connection, and what drives it.
-struct Wire {
-    sender: SendRequest<RequestBody>,
-    connection: Pin<Box<Connection<TokioIo<UpstreamStream>, RequestBody>>>,
-    ended: bool,
-    /// Kept with the connection: moving a timer on is cheaper than making one for each request.
-    timer: Pin<Box<Sleep>>,
+/// The head of an upstream's answer, and its body.
+pub struct Answered {
+    /// Final.
+    pub status: StatusCode,
+    /// As they came.
+    pub fields: HeaderMap,
+    /// To be read.
+    pub body: AnswerBody,
 }
 
-/// A connection on loan, with a response on it. Drive it while the body is read; give it back with
-/// [`Lease::finish`] once that came to its end. Dropped, it closes.
-pub struct Lease {
-    /// `None` once it was given to a task of its own.
-    wire: Option<Wire>,
-    pool: Rc<Pool>,
-    endpoint: usize,
-    max_idle: usize,
-}
-
-/// Why there is no response.
+/// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum SendError {
     /// No connection could be had.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// The connection broke, or what came was not HTTP.
-    #[error("no response: {0}")]
-    Http(#[from] hyper::Error),
+    /// The connection broke, or ended before the answer did.
+    #[error("the connection broke: {0}")]
+    Io(#[from] io::Error),
+    /// What came cannot be trusted.
+    #[error(transparent)]
+    Http(#[from] Http1Error),
+    /// The request's body did not come whole.
+    #[error(transparent)]
+    Body(#[from] BodyError),
     /// The upstream's `response_timeout` passed.
-    #[error("no response within the time allowed")]
+    #[error("no answer within the time allowed")]
     TimedOut,
 }
 
 impl Pool {
-    /// Sends `request` to `endpoint` and waits for the head of the response. `fate` tells how its body
-    /// fares, if it is streamed.
+    /// Sends a request to `endpoint` and waits for the head of the answer.
     ///
-    /// A kept connection that proves closed before it took the request costs another try; a request
-    /// that was taken is never sent twice.
+    /// A kept connection that proves closed costs another try if nothing of the request went out; or if nothing of an
+    /// answer came, and the request may be sent twice: its method is idempotent (RFC 9110 §9.2.2) and its body at hand.
     ///
     /// # Errors
     ///
-    /// See [`SendError`]; the caller answers 502 or 504.
+    /// See [`SendError`]; the caller answers 502 or 504, or what became of the client's body.
     pub async fn send(
         self: &Rc<Self>,
         upstream: &Upstream,
         endpoint: &Endpoint,
-        mut request: Request<RequestBody>,
-        fate: Option<&Cell<Fate>>,
-    ) -> Result<(Response<Incoming>, Lease), SendError> {
-        let deadline = Instant::now() + upstream.response_timeout;
-        loop {
-            let (mut wire, reused) = match self.take(endpoint, upstream.idle_timeout) {
-                Some(wire) => (wire, true),
-                // In a box, like all that is rare: this future is part of every request's.
-                None => (Box::pin(Wire::open(upstream, endpoint, deadline)).await?, false),
-            };
-            if reused && !wire.is_ready().await {
+        head: &Head<'_>,
+        mut body: RequestBody,
+    ) -> Result<Answered, SendError> {
+        let now = Instant::now();
+        let deadline = now + upstream.response_timeout;
+        while let Some(mut wire) = self.take(endpoint, now, upstream.idle_timeout) {
+            if !wire.is_quiet().await {
                 continue;
             }
-            match wire.exchange(request, deadline).await? {
-                Ok(response) => {
-                    let mut lease = Lease {
-                        wire: Some(wire),
-                        pool: self.clone(),
-                        endpoint: endpoint.id.0,
-                        max_idle: upstream.max_idle,
-                    };
-                    if fate.is_some_and(|fate| fate.get() != Fate::Complete) {
-                        lease.detach();
-                    }
-                    return Ok((response, lease));
+            let again = body.again();
+            match self.exchange(upstream, endpoint, wire, head, body, deadline).await {
+                Err((SendError::Io(_), Progress { sent, answered: false }))
+                    if again.is_some() && (!sent || head.method.is_idempotent()) =>
+                {
+                    body = again.unwrap_or(RequestBody::Empty);
                 }
-                Err(mut failed) => match failed.take_message() {
-                    Some(untouched) if reused => request = untouched,
-                    _ => return Err(SendError::Http(failed.into_error())),
-                },
+                outcome => return outcome.map_err(|(error, _)| error),
             }
         }
+        // In a box, like all that is rare: this future is part of every request's.
+        let wire = Box::pin(Wire::open(upstream, endpoint, deadline)).await?;
+        self.exchange(upstream, endpoint, wire, head, body, deadline).await.map_err(|(error, _)| error)
     }
 
-    fn take(&self, endpoint: &Endpoint, idle_timeout: Duration) -> Option<Wire> {
+    fn take(&self, endpoint: &Endpoint, now: Instant, idle_timeout: Duration) -> Option<Wire> {
         let mut pools = self.idle.borrow_mut();
         let idle = pools.get_mut(endpoint.id.0)?;
         let Idle { wire, since } = idle.pop()?;
-        if since.elapsed() > idle_timeout {
+        if now.saturating_duration_since(since) > idle_timeout {
             // The rest is older still.
             idle.clear();
             return None;
         }
         Some(wire)
     }
-}
-
-type Sent = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>;
-
-impl Wire {
-    async fn open(upstream: &Upstream, endpoint: &Endpoint, deadline: Instant) -> Result<Self, SendError> {
-        let stream = upstream.connect(endpoint).await?;
-        let (sender, connection) =
-            http1::Builder::new().max_headers(128).handshake(TokioIo::new(stream)).await?;
-        let timer = Box::pin(tokio::time::sleep_until(deadline));
-        Ok(Self { sender, connection: Box::pin(connection), ended: false, timer })
-    }
-
-    /// Whether a kept connection may be used again: the exchange before has ended on the wire, and the
-    /// peer has neither closed it nor said anything unasked.
-    async fn is_ready(&mut self) -> bool {
-        poll_fn(|cx| {
-            self.drive(cx);
-            Poll::Ready(!self.ended && self.sender.is_ready())
-        })
-        .await
-    }
 
     async fn exchange(
-        &mut self,
-        request: Request<RequestBody>,
+        self: &Rc<Self>,
+        upstream: &Upstream,
+        endpoint: &Endpoint,
+        mut wire: Wire,
+        head: &Head<'_>,
+        body: RequestBody,
         deadline: Instant,
-    ) -> Result<Sent, SendError> {
-        self.timer.as_mut().reset(deadline);
-        let Self { sender, connection, ended, timer } = self;
-        let mut response = pin!(sender.try_send_request(request));
-        poll_fn(|cx| {
-            drive(connection, ended, cx);
-            if let Poll::Ready(sent) = response.as_mut().poll(cx) {
-                return Poll::Ready(Ok(sent));
+    ) -> Result<Answered, (SendError, Progress)> {
+        wire.timer.as_mut().reset(deadline);
+        let mut progress = Progress { sent: false, answered: false };
+        let mut sending = match Sending::begin(head, body, &mut wire) {
+            Ok(sending) => sending,
+            Err(error) => return Err((error.into(), progress)),
+        };
+        let mut interim = 0;
+        let read = poll_fn(|cx| {
+            if let Poll::Ready(Err(error)) = sending.poll(&mut wire, cx) {
+                return Poll::Ready(Err(error));
+            }
+            if let Poll::Ready(read) = wire.poll_head(cx, head.method, &mut interim) {
+                return Poll::Ready(read);
             }
             // One that fired while the connection was unused has been moved on since.
-            timer.as_mut().poll(cx).map(|()| Err(SendError::TimedOut))
+            wire.timer.as_mut().poll(cx).map(|()| Err(SendError::TimedOut))
         })
-        .await
-    }
-
-    fn drive(&mut self, cx: &mut Context<'_>) {
-        drive(&mut self.connection, &mut self.ended, cx);
+        .await;
+        progress = Progress { sent: wire.sent, answered: wire.answered };
+        let (answer, first) = read.map_err(|error| (error, progress))?;
+        let lease = Lease { pool: self.clone(), endpoint: endpoint.id.0, max_idle: upstream.max_idle };
+        let reusable = answer.reusable && first.surplus.is_none();
+        let content = first.content;
+        let body = if sending.is_done() && !sending.failed {
+            if answer.body.is_ended() {
+                if reusable {
+                    lease.give_back(wire);
+                }
+                AnswerBody::Whole(content)
+            } else {
+                let reader = answer.body;
+                AnswerBody::Flowing(Box::new(Flowing { content, reader, reusable, wire, lease }))
+            }
+        } else {
+            // The request is still being sent, which must go on even while nobody reads the answer.
+            let wire = Rc::new(RefCell::new(wire));
+            if !sending.failed {
+                tokio::task::spawn_local(sending.finish(wire.clone()));
+            }
+            AnswerBody::Crossing(Box::new(Crossing { content, reader: answer.body, wire }))
+        };
+        Ok(Answered { status: answer.status, fields: answer.fields, body })
     }
 }
 
-fn drive(
-    connection: &mut Pin<Box<Connection<TokioIo<UpstreamStream>, RequestBody>>>,
-    ended: &mut bool,
-    cx: &mut Context<'_>,
-) {
-    if *ended {
-        return;
-    }
-    if let Poll::Ready(outcome) = connection.as_mut().poll(cx) {
-        *ended = true;
-        if let Err(error) = outcome {
-            tracing::debug!(%error, "upstream connection ended");
-        }
-    }
+/// How far an exchange came that failed.
+#[derive(Clone, Copy)]
+struct Progress {
+    /// The stream took something of the request.
+    sent: bool,
+    /// Something of an answer came.
+    answered: bool,
+}
+
+/// The way back to the pool.
+struct Lease {
+    pool: Rc<Pool>,
+    endpoint: usize,
+    max_idle: usize,
 }
 
 impl Lease {
-    /// Moves bytes between the connection and the response's body.
-    pub fn drive(&mut self, cx: &mut Context<'_>) {
-        if let Some(wire) = &mut self.wire {
-            wire.drive(cx);
-        }
-    }
-
-    /// Gives the connection a task of its own: the request is still being sent, which must go on even
-    /// while nobody reads the response. It is not used again.
-    fn detach(&mut self) {
-        if let Some(Wire { sender, connection, ended: false, .. }) = self.wire.take() {
-            tokio::task::spawn_local(async move {
-                // Kept until the end: dropped, it would end the connection.
-                let _sender = sender;
-                if let Err(error) = connection.await {
-                    tracing::debug!(%error, "upstream connection ended");
-                }
-            });
-        }
-    }
-
-    /// Puts the connection back for the next request.
-    pub fn finish(self) {
-        let Self { wire: Some(wire), pool, endpoint, max_idle } = self else { return };
-        if wire.ended {
-            return;
-        }
+    fn give_back(self, wire: Wire) {
+        let Self { pool, endpoint, max_idle } = self;
         let mut pools = pool.idle.borrow_mut();
         if pools.len() <= endpoint {
             pools.resize_with(endpoint + 1, Vec::new);
@@ -229,6 +210,347 @@ impl Lease {
             && idle.len() < max_idle
         {
             idle.push(Idle { wire, since: Instant::now() });
+        }
+    }
+}
+
+/// A connection.
+struct Wire {
+    // In a box: the wire moves from the pool to the exchange to the body, and back.
+    stream: Box<UpstreamStream>,
+    /// To be written.
+    out: Vec<u8>,
+    written: usize,
+    /// Part of a head.
+    unread: Vec<u8>,
+    sent: bool,
+    answered: bool,
+    /// Of the task that still sends, while another reads: TLS may have to write in order to read.
+    sender: Option<Waker>,
+    /// Kept with the connection: moving a timer on is cheaper than making one for each request.
+    timer: Pin<Box<Sleep>>,
+}
+
+/// What came with the head.
+struct First {
+    content: Bytes,
+    /// Bytes behind the end of the answer, which nobody asked for.
+    surplus: Option<usize>,
+}
+
+impl Wire {
+    async fn open(upstream: &Upstream, endpoint: &Endpoint, deadline: Instant) -> Result<Self, SendError> {
+        let stream = Box::new(upstream.connect(endpoint).await?);
+        let timer = Box::pin(tokio::time::sleep_until(deadline));
+        Ok(Self {
+            stream,
+            out: Vec::new(),
+            written: 0,
+            unread: Vec::new(),
+            sent: false,
+            answered: false,
+            sender: None,
+            timer,
+        })
+    }
+
+    /// Whether a kept connection may be used again: the peer has neither closed it nor said anything unasked.
+    async fn is_quiet(&mut self) -> bool {
+        let mut byte = [0];
+        poll_fn(|cx| {
+            let quiet = Pin::new(&mut *self.stream).poll_read(cx, &mut ReadBuf::new(&mut byte)).is_pending();
+            Poll::Ready(quiet)
+        })
+        .await
+    }
+
+    /// Writes what waits.
+    fn poll_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some(rest @ [_, ..]) = self.out.get(self.written..) {
+            match ready!(Pin::new(&mut *self.stream).poll_write(cx, rest))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                taken => self.written += taken,
+            }
+            self.sent = true;
+        }
+        if self.written > 0 {
+            self.written = 0;
+            self.out = Vec::new();
+        }
+        Pin::new(&mut *self.stream).poll_flush(cx)
+    }
+
+    fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        method: &Method,
+        interim: &mut u32,
+    ) -> Poll<Result<(http1::Answer, First), SendError>> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            loop {
+                let kept = std::mem::take(&mut self.unread);
+                if scratch.len() < READ {
+                    scratch.resize(READ, 0);
+                }
+                let Some((front, room)) = scratch.split_at_mut_checked(kept.len()) else {
+                    return Poll::Ready(Err(Http1Error::TooLong.into()));
+                };
+                front.copy_from_slice(&kept);
+                let mut came = ReadBuf::new(room);
+                match Pin::new(&mut *self.stream).poll_read(cx, &mut came) {
+                    Poll::Pending => {
+                        self.unread = kept;
+                        return Poll::Pending;
+                    }
+                    Poll::Ready(outcome) => outcome?,
+                }
+                let came = came.filled().len();
+                if came == 0 {
+                    return Poll::Ready(Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()));
+                }
+                self.answered = true;
+                let mut bytes = scratch.get(..kept.len() + came).unwrap_or_default();
+                loop {
+                    match http1::read_answer(bytes, method)? {
+                        Read::Partial => break self.unread = bytes.to_vec(),
+                        Read::Interim(len) => {
+                            *interim += 1;
+                            if *interim > MAX_INTERIM {
+                                return Poll::Ready(Err(Http1Error::Interim.into()));
+                            }
+                            bytes = bytes.get(len..).unwrap_or_default();
+                        }
+                        Read::Answer(len, mut answer) => {
+                            let rest = bytes.get(len..).unwrap_or_default();
+                            let (content, taken) = answer.body.take(rest)?;
+                            let surplus = rest.len().checked_sub(taken).filter(|surplus| *surplus > 0);
+                            return Poll::Ready(Ok((answer, First { content, surplus })));
+                        }
+                    }
+                }
+            }
+        })
+    }
+
+    /// Reads more of a body: nothing at its end.
+    fn poll_body(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &mut BodyReader,
+        reusable: &mut bool,
+    ) -> Poll<Result<Bytes, SendError>> {
+        if let Some(sender) = self.sender.take() {
+            sender.wake();
+        }
+        SCRATCH.with_borrow_mut(|scratch| {
+            if scratch.len() < READ {
+                scratch.resize(READ, 0);
+            }
+            while !reader.is_ended() {
+                let mut came = ReadBuf::new(scratch);
+                ready!(Pin::new(&mut *self.stream).poll_read(cx, &mut came))?;
+                let came = came.filled();
+                if came.is_empty() {
+                    *reusable = false;
+                    return Poll::Ready(match reader.close() {
+                        true => Ok(Bytes::new()),
+                        false => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+                    });
+                }
+                let (content, taken) = reader.take(came)?;
+                // Bytes behind the end, which nobody asked for.
+                *reusable &= taken == came.len();
+                if !content.is_empty() {
+                    return Poll::Ready(Ok(content));
+                }
+            }
+            Poll::Ready(Ok(Bytes::new()))
+        })
+    }
+}
+
+/// A request on its way out.
+struct Sending {
+    body: RequestBody,
+    /// What the head said of the body; counted down.
+    length: Length,
+    /// The body has been put into `out` to its end.
+    ended: bool,
+    done: bool,
+    /// The upstream takes no more. It may have answered all the same.
+    failed: bool,
+}
+
+impl Sending {
+    fn begin(head: &Head<'_>, mut body: RequestBody, wire: &mut Wire) -> Result<Self, Http1Error> {
+        (wire.sent, wire.answered) = (false, false);
+        let length = match &body {
+            RequestBody::Empty => Length::None,
+            RequestBody::Held(bytes) => Length::Known(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            RequestBody::Streamed(_) => body.size_hint().exact().map_or(Length::Chunked, Length::Known),
+        };
+        wire.out.reserve(1024);
+        head.write(length, &mut wire.out)?;
+        if let RequestBody::Held(bytes) = &mut body
+            && let Some(bytes) = bytes.take()
+        {
+            wire.out.extend_from_slice(&bytes);
+        }
+        let ended = !matches!(body, RequestBody::Streamed(_));
+        Ok(Self { body, length, ended, done: false, failed: false })
+    }
+
+    fn is_done(&self) -> bool {
+        self.done
+    }
+
+    /// Sends on: an error of the client's body ends the exchange, one of the upstream's connection only the sending.
+    fn poll(&mut self, wire: &mut Wire, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+        while !self.done {
+            if ready!(wire.poll_out(cx)).is_err() {
+                (self.done, self.failed) = (true, true);
+                break;
+            }
+            if self.ended {
+                self.done = true;
+                break;
+            }
+            let Some(frame) = ready!(Pin::new(&mut self.body).poll_frame(cx)) else {
+                self.ended = true;
+                match self.length {
+                    Length::Chunked => wire.out.extend_from_slice(http1::LAST_CHUNK),
+                    Length::None | Length::Known(0) => {}
+                    Length::Known(_) => return Poll::Ready(Err(Http1Error::Body.into())),
+                }
+                continue;
+            };
+            let Ok(data) = frame?.into_data() else { continue };
+            match &mut self.length {
+                Length::Chunked => http1::write_chunk(&data, &mut wire.out),
+                Length::Known(left) if data.len() as u64 <= *left => {
+                    *left -= data.len() as u64;
+                    wire.out.extend_from_slice(&data);
+                }
+                // More than was said would be read as the next request.
+                Length::None | Length::Known(_) => return Poll::Ready(Err(Http1Error::Body.into())),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Sends to the end beside whoever reads the answer. The connection is not used again.
+    async fn finish(mut self, wire: Rc<RefCell<Wire>>) {
+        let outcome = poll_fn(|cx| {
+            let mut wire = wire.borrow_mut();
+            let outcome = self.poll(&mut wire, cx);
+            if outcome.is_pending() {
+                wire.sender = Some(cx.waker().clone());
+            }
+            outcome
+        })
+        .await;
+        if let Err(error) = outcome {
+            tracing::debug!(%error, "the request was not sent to its end");
+        }
+    }
+}
+
+/// The body of an upstream's answer.
+pub enum AnswerBody {
+    /// It came with the head; the connection is back in the pool.
+    Whole(Bytes),
+    /// It is read from the connection, which goes back to the pool at its end.
+    Flowing(Box<Flowing>),
+    /// It is read while the request is still being sent.
+    Crossing(Box<Crossing>),
+    /// Nothing more is to come.
+    Ended,
+}
+
+/// See [`AnswerBody::Flowing`].
+pub struct Flowing {
+    content: Bytes,
+    reader: BodyReader,
+    reusable: bool,
+    wire: Wire,
+    lease: Lease,
+}
+
+/// See [`AnswerBody::Crossing`].
+pub struct Crossing {
+    content: Bytes,
+    reader: BodyReader,
+    wire: Rc<RefCell<Wire>>,
+}
+
+impl AnswerBody {
+    /// More of it; `None` at its end.
+    ///
+    /// # Errors
+    /// It broke off, or its framing is wrong. What came before cannot be taken for the whole.
+    pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, SendError>>> {
+        let outcome = match self {
+            Self::Ended => return Poll::Ready(None),
+            Self::Whole(content) => Ok(std::mem::take(content)),
+            Self::Flowing(flowing) => {
+                let Flowing { content, reader, reusable, wire, .. } = &mut **flowing;
+                match std::mem::take(content) {
+                    content if !content.is_empty() => Ok(content),
+                    _ => ready!(wire.poll_body(cx, reader, reusable)),
+                }
+            }
+            Self::Crossing(crossing) => {
+                let Crossing { content, reader, wire } = &mut **crossing;
+                match std::mem::take(content) {
+                    content if !content.is_empty() => Ok(content),
+                    _ => ready!(wire.borrow_mut().poll_body(cx, reader, &mut false)),
+                }
+            }
+        };
+        let is_ended = match self {
+            Self::Flowing(flowing) => flowing.reader.is_ended(),
+            Self::Crossing(crossing) => crossing.reader.is_ended(),
+            Self::Whole(_) | Self::Ended => true,
+        };
+        if outcome.is_err() || is_ended {
+            self.end(outcome.is_ok());
+        }
+        match outcome {
+            Ok(content) if content.is_empty() => Poll::Ready(None),
+            outcome => Poll::Ready(Some(outcome)),
+        }
+    }
+
+    fn end(&mut self, in_order: bool) {
+        if let Self::Flowing(flowing) = std::mem::replace(self, Self::Ended)
+            && in_order
+            && flowing.reusable
+        {
+            let Flowing { wire, lease, .. } = *flowing;
+            lease.give_back(wire);
+        }
+    }
+
+    /// Nothing more is to come.
+    #[must_use]
+    pub fn is_ended(&self) -> bool {
+        match self {
+            Self::Ended => true,
+            Self::Whole(content) => content.is_empty(),
+            Self::Flowing(_) | Self::Crossing(_) => false,
+        }
+    }
+
+    /// Bytes to come, where that is known.
+    #[must_use]
+    pub fn left(&self) -> Option<u64> {
+        let sum =
+            |content: &Bytes, reader: &BodyReader| Some(reader.left()?.saturating_add(content.len() as u64));
+        match self {
+            Self::Ended => Some(0),
+            Self::Whole(content) => Some(content.len() as u64),
+            Self::Flowing(flowing) => sum(&flowing.content, &flowing.reader),
+            Self::Crossing(crossing) => sum(&crossing.content, &crossing.reader),
         }
     }
 }
