@@ -70,9 +70,16 @@ struct Shared {
     released: Condvar,
     published: Mutex<HashMap<String, String>>,
     statuses: Mutex<HashMap<String, u16>>,
-    words: Mutex<HashMap<String, (Vec<Vec<u8>>, bool)>>,
+    words: Mutex<HashMap<String, Words>>,
     stopped: AtomicBool,
     open: Mutex<Vec<Box<dyn Stream>>>,
+}
+
+/// What is said, byte for byte.
+#[derive(Clone)]
+struct Words {
+    pieces: Vec<Vec<u8>>,
+    cut: bool,
 }
 
 trait Stream: Read + Write + Send {
@@ -221,7 +228,7 @@ impl Upstream {
     /// Answers with these bytes, piece by piece, wherever `path` is asked for; and then cuts the connection, or not.
     pub fn say(&self, path: &str, pieces: &[&str], cut: bool) {
         let pieces = pieces.iter().map(|piece| piece.as_bytes().to_vec()).collect();
-        lock(&self.shared.words).insert(path.to_owned(), (pieces, cut));
+        lock(&self.shared.words).insert(path.to_owned(), Words { pieces, cut });
     }
 
     /// As a policy writes it.
@@ -321,7 +328,7 @@ impl Shared {
             return None;
         }
         let words = lock(&self.words).get(&seen.target).cloned();
-        if let Some((pieces, cut)) = words {
+        if let Some(Words { pieces, cut }) = words {
             for piece in pieces {
                 writer.write_all(&piece).ok()?;
                 writer.flush().ok()?;
