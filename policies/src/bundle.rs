@@ -18,7 +18,10 @@ const FOLDERS: [&str; 3] = ["policy.d", "schemas", "tests"];
 
 static SHIPPED: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/bundles");
 
-/// All files of a bundle: relative path with `/` (`policy.toml`, `policy.d/x.toml`, `schemas/x.json`,
+/// Files beside `policy.toml` that may be there.
+const OPTIONAL: [&str; 2] = ["authz.cedar", "authz.cedarschema"];
+
+/// All files of a bundle: relative path with `/` (`policy.toml`, `authz.cedar`, `policy.d/x.toml`, `schemas/x.json`,
 /// `tests/x.toml`) → bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Bundle {
@@ -75,7 +78,8 @@ impl Bundle {
     /// Names of the bundles that are shipped, for [`Bundle::shipped`].
     pub const SHIPPED: [&str; 4] = ["enterprise", "consumer", "regulated", "development"];
 
-    /// Reads a bundle from its folder: `policy.toml`, and what is in `policy.d/`, `schemas/` and `tests/`.
+    /// Reads a bundle from its folder: `policy.toml`, `authz.cedar`, `authz.cedarschema`, and what is in `policy.d/`,
+    /// `schemas/` and `tests/`.
     ///
     /// Symlinks are followed. Names that begin with `.` or end with `~` are skipped: editors' leavings, and the
     /// `..data` that Kubernetes swaps; if that swap happens meanwhile, reading starts over.
@@ -106,6 +110,12 @@ impl Bundle {
                 return Err(BundleError::NoPolicy { root: dir.to_owned() });
             }
             Err(source) => return Err(BundleError::Io { path: policy, source }),
+        }
+        for name in OPTIONAL {
+            let path = dir.join(name);
+            if path.symlink_metadata().is_ok() {
+                bundle.add(&path, name.to_owned())?;
+            }
         }
         for folder in FOLDERS {
             let path = dir.join(folder);
@@ -160,7 +170,7 @@ impl Bundle {
 
     /// A bundle that is built in: one of [`Bundle::SHIPPED`]. Its root is empty.
     ///
-    /// `development` is no bundle of its own but an overlay for another: its files (`policy.d/development.toml`,
+    /// `development` is no bundle of its own but an overlay for another: its files (`policy.d/development.…`,
     /// `schemas/…`, `tests/…`) go beside the other's.
     pub fn shipped(name: &str) -> Option<Self> {
         fn collect(dir: &Dir<'_>, root: &Path, files: &mut BTreeMap<String, Vec<u8>>) {
@@ -177,8 +187,10 @@ impl Bundle {
         let dir = SHIPPED.get_dir(name)?;
         let mut files = BTreeMap::new();
         collect(dir, dir.path(), &mut files);
-        if let Some(overlay) = files.remove("development.toml") {
-            files.insert("policy.d/development.toml".into(), overlay);
+        for name in ["development.toml", "development.cedar", "development.cedarschema"] {
+            if let Some(overlay) = files.remove(name) {
+                files.insert(format!("policy.d/{name}"), overlay);
+            }
         }
         Some(Self { root: PathBuf::new(), files })
     }

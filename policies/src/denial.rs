@@ -76,6 +76,12 @@ pub enum Denial {
     ContactLost,
     /// The identity has none of the roles that the rule names.
     RoleMissing,
+    /// The identity has roles that nobody may have together.
+    RolesConflict,
+    /// No Cedar policy permits it, one forbids it, or one of them erred.
+    NotPermitted,
+    /// What it is about does not stand where the rule says, so that nobody can say whether it is permitted.
+    ResourceMissing,
     /// The session, token or subject was revoked.
     Revoked,
     /// The session was idle for too long.
@@ -281,6 +287,9 @@ impl Denial {
         "token-keys-unavailable",
         "contact-lost",
         "role-missing",
+        "roles-conflict",
+        "not-permitted",
+        "resource-missing",
         "revoked",
         "session-idle",
         "session-replaced",
@@ -355,6 +364,9 @@ impl Denial {
             Self::TokenKeysUnavailable    => row("token-keys-unavailable",  503, 1013, "Token keys unavailable"),
             Self::ContactLost             => row("contact-lost",            503, 1013, "Sessions cannot be checked"),
             Self::RoleMissing             => row("role-missing",            403, 4403, "Not allowed"),
+            Self::RolesConflict           => row("roles-conflict",          403, 4403, "Not allowed"),
+            Self::NotPermitted            => row("not-permitted",           403, 4403, "Not allowed"),
+            Self::ResourceMissing         => row("resource-missing",        422, 4403, "Does not say what it is about"),
             Self::Revoked                 => row("revoked",                 401, 4410, "Session revoked"),
             Self::SessionIdle             => row("session-idle",            401, 4408, "Session idle for too long"),
             Self::SessionReplaced         => row("session-replaced",        401, 4409, "Session replaced"),
@@ -450,6 +462,9 @@ impl Denial {
                 "sessions cannot be checked at present; keep your token and try again".into()
             }
             Self::RoleMissing => "your roles do not allow this".into(),
+            Self::RolesConflict => "you have roles that nobody may have together".into(),
+            Self::NotPermitted => "nothing that is known of you allows this".into(),
+            Self::ResourceMissing => "the request or message does not say what it is about".into(),
             Self::Revoked => "this session has ended; log in again".into(),
             Self::SessionIdle => "this session was idle for too long; log in again".into(),
             Self::SessionReplaced => "a newer session or connection took the place of this one".into(),
@@ -639,6 +654,9 @@ mod tests {
             Denial::TokenKeysUnavailable,
             Denial::ContactLost,
             Denial::RoleMissing,
+            Denial::RolesConflict,
+            Denial::NotPermitted,
+            Denial::ResourceMissing,
             Denial::Revoked,
             Denial::SessionIdle,
             Denial::SessionReplaced,

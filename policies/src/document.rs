@@ -608,8 +608,11 @@ pub(crate) struct RouteDocument {
     pub(crate) roles: Vec<String>,
     /// A stronger or fresher login that is wanted (RFC 9470); default none.
     pub(crate) step_up: Option<StepUpDocument>,
-    /// What a request does, in a word for authorization and audit.
+    /// What a request does, in a word for authorization and audit: an action of authz.cedarschema, where there is one; then
+    /// every rule that wants a token has to have it.
     pub(crate) action: Option<String>,
+    /// What a request is about, for authorization; default the rule itself, `Route::"NAME"`. Wants action and authz.cedar.
+    pub(crate) resource: Option<ResourceDocument>,
     /// Names of rates that a request takes.
     #[serde(default)]
     pub(crate) rates: Vec<String>,
@@ -650,7 +653,28 @@ pub(crate) struct StepUpDocument {
     pub(crate) max_age: Option<DurationText>,
 }
 
-/// A role that wants a second factor wherever a token with it is used.
+/// What a request or message is about. What cannot be found, is empty, longer than 256 bytes, no text, or stands twice in a
+/// query is a denial (`resource-missing`, 422).
+///
+/// Where it stands: "path:NAME" for a `{NAME}` of the rule's path, "query:NAME", "body:/POINTER" for a body that is looked
+/// into, "message:/POINTER" for a message; "is:TEXT" is the same for all.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "resource")]
+pub(crate) struct ResourceDocument {
+    /// Entity type of authz.cedarschema, such as "Room".
+    #[serde(rename = "type")]
+    #[schemars(length(min = 1))]
+    pub(crate) kind: String,
+    /// Where its id stands; default "is:" and the rule's name, or the message's type.
+    pub(crate) id: Option<String>,
+    /// Where the department that it belongs to stands: `resource.department`; default it has none.
+    pub(crate) department: Option<String>,
+    /// Where the subject that it belongs to stands: `resource.owner`, a `User`; default it has none.
+    pub(crate) owner: Option<String>,
+}
+
+/// What a role wants, wherever a token with it is used.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "role")]
@@ -658,9 +682,13 @@ pub(crate) struct RoleDocument {
     /// The role, as tokens name it; unique.
     #[schemars(length(min = 1))]
     pub(crate) name: String,
-    /// Authentication methods (`amr`, RFC 8176), of which one is needed, such as ["otp", "hwk", "mfa"].
-    #[schemars(length(min = 1))]
+    /// Authentication methods (`amr`, RFC 8176), of which one is needed, such as ["otp", "hwk", "mfa"]; default none is.
+    #[serde(default)]
     pub(crate) require_amr: Vec<String>,
+    /// Roles that nobody may have together with this one: a token with both is refused everywhere (`roles-conflict`, 403).
+    /// Default none.
+    #[serde(default)]
+    pub(crate) excludes: Vec<String>,
 }
 
 /// What a body may be.
@@ -715,8 +743,11 @@ pub(crate) struct WebsocketDocument {
     pub(crate) roles: Vec<String>,
     /// A stronger or fresher login that is wanted (RFC 9470); default none.
     pub(crate) step_up: Option<StepUpDocument>,
-    /// What opening it does, in a word for authorization and audit.
+    /// What opening it does, in a word for authorization and audit: an action of authz.cedarschema, where there is one; then
+    /// every rule that wants a token has to have it.
     pub(crate) action: Option<String>,
+    /// What it is about, for authorization; default the rule itself, `Route::"NAME"`. Wants action and authz.cedar.
+    pub(crate) resource: Option<ResourceDocument>,
     /// Names of rates that opening it takes.
     #[serde(default)]
     pub(crate) rates: Vec<String>,
@@ -881,8 +912,11 @@ pub(crate) struct MessageDocument {
     pub(crate) schema: Option<String>,
     /// Name of a [[ciphertext]] that the message has to keep, before its schema.
     pub(crate) ciphertext: Option<String>,
-    /// What the message does, in a word for authorization and audit.
+    /// What the message does, in a word for authorization and audit: an action of authz.cedarschema, where there is one. A
+    /// message without is covered by the action of its socket.
     pub(crate) action: Option<String>,
+    /// What the message is about, for authorization; default the rule itself, `Route::"NAME"`. Wants action and authz.cedar.
+    pub(crate) resource: Option<ResourceDocument>,
     /// Names of rates that it takes, beside message_rates.
     #[serde(default)]
     pub(crate) rates: Vec<String>,

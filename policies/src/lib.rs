@@ -12,6 +12,7 @@
 //!
 //! A permit has no public constructor: what was not judged cannot be forwarded.
 
+mod authz;
 mod bundle;
 mod ciphertext;
 mod compile;
@@ -30,6 +31,7 @@ mod source;
 mod units;
 mod verdict;
 
+pub use authz::{DecisionCache, TlsFacts};
 pub use bundle::{Bundle, BundleError};
 pub use denial::{Denial, ProofFault, TokenFault};
 pub use document::json_schema;
@@ -51,4 +53,6 @@ pub use rule::{
     TunnelLimits,
 };
 pub use units::parse_duration;
-pub use verdict::{TestOutcome, run_tests};
+pub use verdict::{
+    Authorization, DecidingPolicy, Explanation, Question, TestOutcome, explain, run_tests,
+};

@@ -63,6 +63,14 @@ impl PathPattern {
     }
 }
 
+/// Which segment of a path pattern is the parameter `{name}`, from 0.
+pub(crate) fn parameter(pattern: &str, name: &str) -> Option<usize> {
+    let mut segments = pattern.strip_prefix('/')?.split('/');
+    segments.position(|segment| {
+        segment.strip_prefix('{').and_then(|segment| segment.strip_suffix('}')) == Some(name)
+    })
+}
+
 /// Which bytes may stand in a path as they are: RFC 3986 §3.3 `pchar`, without `%`.
 const fn is_pchar(byte: u8) -> bool {
     byte.is_ascii_alphanumeric()
@@ -177,6 +185,20 @@ fn is_dot_segment(segment: &[u8]) -> bool {
 pub(crate) fn hex_byte(high: u8, low: u8) -> Option<u8> {
     let digit = |byte: u8| char::from(byte).to_digit(16);
     u8::try_from(digit(high)? * 16 + digit(low)?).ok()
+}
+
+/// Decodes `application/x-www-form-urlencoded`; `None` if the result is not UTF-8.
+pub(crate) fn form_decoded(text: &str) -> Option<String> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        out.push(match byte {
+            b'+' => b' ',
+            b'%' => hex_byte(bytes.next()?, bytes.next()?)?,
+            _ => byte,
+        });
+    }
+    String::from_utf8(out).ok()
 }
 
 /// Checks the bytes of a query (RFC 3986 §3.4; `[` and `]` as browsers send them).

@@ -16,6 +16,7 @@ use http::{HeaderMap, Method, header};
 use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
+use crate::authz::{Decision, DecisionCache, Found, Places, Sample, TlsFacts};
 use crate::ciphertext::Conversation;
 use crate::denial::{Denial, TokenFault};
 use crate::identity::{Binding, Identity};
@@ -73,6 +74,8 @@ pub struct RequestFacts<'a> {
     pub content_length: Option<u64>,
     /// Whether a body follows.
     pub has_body: bool,
+    /// What is known of its TLS connection.
+    pub tls: TlsFacts,
 }
 
 /// The rule that covers a request, not yet judged by it.
@@ -116,7 +119,12 @@ struct Subject {
     rule: Arc<Rule>,
     path: CanonicalPath,
     address: IpAddr,
+    tls: TlsFacts,
     identity: Option<Arc<Identity>>,
+    /// The query, where it takes it to tell what a request is about.
+    query: Option<Box<str>>,
+    /// Unix seconds; nothing, until that was asked.
+    judged_at: Option<u64>,
     shadowed: Option<Denial>,
 }
 
@@ -186,6 +194,10 @@ impl RouteMatch {
         &self.rule
     }
 
+    pub(crate) fn into_parts(self) -> (Arc<Rule>, CanonicalPath) {
+        (self.rule, self.path)
+    }
+
     /// Judges the head of a request. `facts` are those that were matched.
     ///
     /// # Errors
@@ -200,7 +212,17 @@ impl RouteMatch {
         // A rule that asks for no token vouches for none upstream.
         let identity = identity.filter(|_| rule.authentication == Authentication::Required);
         let shadowed = noted(rule.mode, judge_head(&rule, facts, identity.as_deref()))?;
-        let subject = Subject { rule, path, address: facts.peer, identity, shadowed };
+        let asks_query = rule.authorization.as_ref().is_some_and(|decision| decision.resource.needs_query());
+        let subject = Subject {
+            query: facts.query.filter(|_| asks_query).map(Into::into),
+            rule,
+            path,
+            address: facts.peer,
+            tls: facts.tls,
+            identity,
+            judged_at: None,
+            shadowed,
+        };
         Ok(RequestDemands { subject, proven: None })
     }
 }
@@ -226,9 +248,7 @@ fn judge_head(rule: &Rule, facts: &RequestFacts<'_>, identity: Option<&Identity>
             return Err(Denial::RoleMissing);
         }
         // Not only where the role is named: the upstream is told of it everywhere.
-        if rule.factors.iter().any(|factor| factor.missing(identity)) {
-            return Err(Denial::StepUpNeeded { challenge: "".into() });
-        }
+        rule.role_rules.iter().try_for_each(|role| role.check(identity))?;
     }
     if let Some(tunnel) = &rule.tunnel {
         if facts.method == Method::CONNECT && !tunnel.http2 {
@@ -265,7 +285,7 @@ fn offers_one_of(allowed: &[String], headers: &HeaderMap) -> bool {
 /// Holds a query against its schema: an object of strings, or of arrays of strings where a name stands twice.
 fn judge_query(schema: &Schema, query: &str) -> Result<(), Denial> {
     let decode =
-        |text: &str| form_decoded(text).ok_or(Denial::Malformed { detail: "the query is not UTF-8" });
+        |text: &str| path::form_decoded(text).ok_or(Denial::Malformed { detail: "the query is not UTF-8" });
     let mut object = Map::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -279,20 +299,6 @@ fn judge_query(schema: &Schema, query: &str) -> Result<(), Denial> {
         }
     }
     schema.check(&Value::Object(object)).map_err(|pointer| Denial::Schema { pointer })
-}
-
-/// Decodes `application/x-www-form-urlencoded`; `None` if the result is not UTF-8.
-fn form_decoded(text: &str) -> Option<String> {
-    let mut out = Vec::with_capacity(text.len());
-    let mut bytes = text.bytes();
-    while let Some(byte) = bytes.next() {
-        out.push(match byte {
-            b'+' => b' ',
-            b'%' => path::hex_byte(bytes.next()?, bytes.next()?)?,
-            _ => byte,
-        });
-    }
-    String::from_utf8(out).ok()
 }
 
 /// Turns a denial into a note where the rule only counts.
@@ -330,13 +336,20 @@ impl RequestDemands {
         self.subject.identity.as_ref()
     }
 
-    /// Takes note of what the sender has proved to hold, and asks at `now` (unix seconds) whether his login is strong and
-    /// fresh enough.
+    /// Takes note of what the sender has proved to hold, and asks at `now` (unix seconds) whether the Cedar policies permit
+    /// it, unless it takes the body to tell, and whether his login is strong and fresh enough.
     ///
     /// # Errors
-    /// As [`settle`] for a binding, and [`Denial::StepUpNeeded`]; before any rate is taken.
-    pub fn prove(mut self, proven: Binding, now: u64) -> Result<Self, Denial> {
+    /// As [`settle`] for a binding, [`Denial::NotPermitted`], [`Denial::ResourceMissing`] and [`Denial::StepUpNeeded`];
+    /// before any rate is taken.
+    pub fn prove(mut self, proven: Binding, now: u64, decisions: &DecisionCache) -> Result<Self, Denial> {
         self.subject.check_binding(&proven)?;
+        self.subject.judged_at = Some(now);
+        let rule = &self.subject.rule;
+        if let Some(decision) = rule.authorization.as_ref().filter(|it| !it.resource.needs_body()) {
+            let note = noted(rule.mode, self.subject.authorize(decision, None, now, decisions))?;
+            self.subject.shadowed = self.subject.shadowed.take().or(note);
+        }
         let rule = &self.subject.rule;
         if let (Some(step_up), Some(identity)) = (&rule.step_up, &self.subject.identity) {
             let note = noted(rule.mode, step_up.check(identity, now))?;
@@ -364,6 +377,34 @@ impl Subject {
         Ok(())
     }
 
+    fn places<'a>(&'a self, document: Option<&'a Value>) -> Places<'a> {
+        Places { path: self.path.as_str(), query: self.query.as_deref(), document }
+    }
+
+    /// Asks the Cedar policies; `document` is the body, where the resource stands in it.
+    fn authorize(
+        &self,
+        decision: &Decision,
+        document: Option<&Value>,
+        now: u64,
+        decisions: &DecisionCache,
+    ) -> Result<(), Denial> {
+        let found = decision.resource.find(self.places(document)).ok_or(Denial::ResourceMissing)?;
+        self.authorize_found(decision, &found, now, decisions)
+    }
+
+    fn authorize_found(
+        &self,
+        decision: &Decision,
+        found: &Found<'_>,
+        now: u64,
+        decisions: &DecisionCache,
+    ) -> Result<(), Denial> {
+        let identity = self.identity.as_ref().ok_or(Denial::TokenMissing)?;
+        let sample = Sample::of(identity, self.address, self.tls, now, found);
+        if decision.allows(&sample, identity, decisions) { Ok(()) } else { Err(Denial::NotPermitted) }
+    }
+
     fn rate_facts<'a>(&'a self, message_type: Option<&'a str>) -> RateFacts<'a> {
         let identity = self.identity.as_deref();
         RateFacts {
@@ -385,16 +426,22 @@ impl Subject {
 ///
 /// # Errors
 /// [`Denial::ProofMissing`], [`Denial::CertificateMissing`] and [`Denial::TokenInvalid`] for a token that is not bound as it
-/// must be, or whose sender did not prove to hold what it is bound to; [`Denial::StepUpNeeded`] where
-/// [`RequestDemands::prove`] was not asked; [`Denial::Revoked`]; [`Denial::ContactLost`]; [`Denial::RateExceeded`] unless rate or rule only counts.
+/// must be, or whose sender did not prove to hold what it is bound to; [`Denial::NotPermitted`] and [`Denial::StepUpNeeded`]
+/// where [`RequestDemands::prove`] was not asked; [`Denial::Revoked`]; [`Denial::ContactLost`]; [`Denial::RateExceeded`] unless rate or rule only counts.
 pub fn settle(demands: RequestDemands, evidence: Evidence) -> Result<RequestPermit, Denial> {
     let RequestDemands { mut subject, proven } = demands;
     subject.check_binding(&proven.unwrap_or_default())?;
+    if subject.rule.authorization.is_some() && subject.judged_at.is_none() {
+        return Err(Denial::NotPermitted);
+    }
     if let (Some(step_up), None) = (&subject.rule.step_up, proven) {
         return Err(step_up.denial());
     }
     let rule = &subject.rule;
-    let note = weigh(&evidence, &subject, rule.step_up.is_some() || !rule.roles.is_empty(), &rule.rates)?;
+    let privileged = rule.step_up.is_some()
+        || !rule.roles.is_empty()
+        || rule.authorization.as_ref().is_some_and(Decision::is_privileged);
+    let note = weigh(&evidence, &subject, privileged, &rule.rates)?;
     subject.shadowed = subject.shadowed.or(note);
     Ok(RequestPermit { subject })
 }
@@ -465,11 +512,12 @@ impl RequestPermit {
         self.subject.shadowed.as_ref()
     }
 
-    /// Judges a whole body.
+    /// Judges a whole body, and where it takes the body to tell what a request is about, whether that is permitted.
     ///
     /// # Errors
-    /// [`Denial::BodyTooLarge`], [`Denial::NotJson`], [`Denial::PlaintextRefused`], [`Denial::Schema`].
-    pub fn judge_body(&self, body: &[u8]) -> Result<BodyPermit, Denial> {
+    /// [`Denial::BodyTooLarge`], [`Denial::NotJson`], [`Denial::PlaintextRefused`], [`Denial::Schema`],
+    /// [`Denial::ResourceMissing`], [`Denial::NotPermitted`].
+    pub fn judge_body(&self, body: &[u8], decisions: &DecisionCache) -> Result<BodyPermit, Denial> {
         let rule = &self.subject.rule;
         let limit = rule.body.max_bytes;
         if u64::try_from(body.len()).map_or(true, |length| length > limit) {
@@ -478,9 +526,17 @@ impl RequestPermit {
         let (ciphertext, schema) = (rule.body_ciphertext.as_ref(), rule.body_schema.as_ref());
         let judged = match (ciphertext, schema) {
             (None, None) => Ok(()),
-            _ => json::parse(body)
-                .map_err(|_| Denial::NotJson)
-                .and_then(|value| judge_content(ciphertext, schema, &value)),
+            // INVARIANT: a resource that stands in the body comes with a schema or ciphertext; `compile` sees to it.
+            _ => json::parse(body).map_err(|_| Denial::NotJson).and_then(|value| {
+                judge_content(ciphertext, schema, &value)?;
+                match rule.authorization.as_ref().filter(|it| it.resource.needs_body()) {
+                    Some(decision) => {
+                        let now = self.subject.judged_at.ok_or(Denial::NotPermitted)?;
+                        self.subject.authorize(decision, Some(&value), now, decisions)
+                    }
+                    None => Ok(()),
+                }
+            }),
         };
         Ok(BodyPermit { shadowed: noted(rule.mode, judged)? })
     }
@@ -553,6 +609,10 @@ pub struct MessageDemands<'t> {
     shadowed: Option<Denial>,
     /// Whether the login is strong and fresh enough; nothing, until that was asked.
     stepped_up: Option<Result<(), Denial>>,
+    /// Whether the Cedar policies permit it; nothing, until that was asked.
+    authorized: Option<Result<(), Denial>>,
+    /// What the message is about, where the policies are still to be asked.
+    resource: Option<Found<'static>>,
     /// The new token, if the message brings one to renew the old: then it is for the gateway alone.
     renewal: Option<NewToken>,
 }
@@ -690,7 +750,8 @@ impl TunnelPermit {
     ///
     /// # Errors
     /// [`Refusal`] with [`Denial::MessageTooBig`], [`Denial::MessageKind`], [`Denial::NotJson`],
-    /// [`Denial::UnknownMessageType`], [`Denial::PlaintextRefused`] or [`Denial::Schema`].
+    /// [`Denial::UnknownMessageType`], [`Denial::PlaintextRefused`], [`Denial::Schema`], [`Denial::ResourceMissing`] or
+    /// [`Denial::NotPermitted`].
     pub fn judge_message(&self, message: &Message<'_>) -> Result<MessageDemands<'_>, Refusal> {
         let close = |denial| Refusal { denial, action: OnRefusal::Close };
         let Some(tunnel) = self.tunnel() else {
@@ -709,6 +770,8 @@ impl TunnelPermit {
             shadowed: None,
             renewal: None,
             stepped_up: None,
+            authorized: None,
+            resource: None,
         };
         match demands.look_into(tunnel, message) {
             Ok(()) => Ok(demands),
@@ -752,7 +815,26 @@ impl<'t> MessageDemands<'t> {
         self.rates = &rule.rates;
         self.activity = rule.activity;
         judge_content(rule.ciphertext.as_ref(), rule.schema.as_ref(), &value)
+            .and_then(|()| self.authorize(rule.authorization.as_ref(), &value))
             .map_err(|denial| Refusal { denial, action: rule.on_refusal })
+    }
+
+    /// Asks the Cedar policies where the answer can be looked up and does not depend on the time.
+    fn authorize(&mut self, decision: Option<&Decision>, message: &Value) -> Result<(), Denial> {
+        let Some(decision) = decision else { return Ok(()) };
+        let subject = &self.tunnel.subject;
+        let found = decision.resource.find(subject.places(Some(message))).ok_or(Denial::ResourceMissing)?;
+        if decision.needs_time() || !decision.is_tabulated() {
+            self.resource = Some(found.into_owned());
+            return Ok(());
+        }
+        let identity = subject.identity.as_deref().ok_or(Denial::TokenMissing)?;
+        let sample = Sample::of(identity, subject.address, subject.tls, 0, &found);
+        if decision.look_up(&sample) != Some(true) {
+            return Err(Denial::NotPermitted);
+        }
+        self.authorized = Some(Ok(()));
+        Ok(())
     }
 
     /// Whether the message renews the token: then [`settle_renewal`] is asked, and [`settle_message`] mints no permit.
@@ -787,18 +869,27 @@ impl<'t> MessageDemands<'t> {
         self.activity
     }
 
-    /// Whether the message wants a stronger or fresher login: then [`MessageDemands::at`] must be called.
-    pub fn wants_step_up(&self) -> bool {
-        self.step_up().is_some()
+    /// Whether it depends on the time, or takes more than a look-up, to judge the message: then [`MessageDemands::at`] must
+    /// be called.
+    pub fn needs_moment(&self) -> bool {
+        self.step_up().is_some() || self.resource.is_some()
     }
 
-    /// Asks at `now` (unix seconds) whether the login is strong and fresh enough.
-    pub fn at(mut self, now: u64) -> Self {
+    /// Asks at `now` (unix seconds) whether the Cedar policies permit it, and whether the login is strong and fresh enough.
+    pub fn at(mut self, now: u64, decisions: &DecisionCache) -> Self {
+        let subject = &self.tunnel.subject;
+        if let (Some(found), Some(decision)) = (&self.resource, self.decision()) {
+            self.authorized = Some(subject.authorize_found(decision, found, now, decisions));
+        }
         let identity = self.tunnel.subject.identity.as_deref();
         if let (Some(step_up), Some(identity)) = (self.step_up(), identity) {
             self.stepped_up = Some(step_up.check(identity, now));
         }
         self
+    }
+
+    fn decision(&self) -> Option<&'t Decision> {
+        self.message.and_then(|message| message.authorization.as_ref())
     }
 
     fn step_up(&self) -> Option<&'t StepUp> {
@@ -809,29 +900,32 @@ impl<'t> MessageDemands<'t> {
 /// Mints the permit for a message if the evidence agrees.
 ///
 /// # Errors
-/// [`Refusal`] with [`Denial::Revoked`] (always closes), [`Denial::StepUpNeeded`], [`Denial::ContactLost`] or
-/// [`Denial::RateExceeded`];
+/// [`Refusal`] with [`Denial::Revoked`] (always closes), [`Denial::NotPermitted`], [`Denial::StepUpNeeded`],
+/// [`Denial::ContactLost`] or [`Denial::RateExceeded`];
 /// [`Denial::Internal`] for a renewal.
 pub fn settle_message(mut demands: MessageDemands<'_>, evidence: Evidence) -> Result<MessagePermit, Refusal> {
     // INVARIANT: a renewal carries a token, and no token goes upstream.
     if demands.is_renewal() {
         return Err(Refusal { denial: Denial::Internal, action: OnRefusal::Close });
     }
-    if let Some(step_up) = demands.step_up() {
-        // Whoever forgot to ask is refused.
-        let asked = demands.stepped_up.take().unwrap_or_else(|| Err(step_up.denial()));
-        let action = demands.message.map_or(OnRefusal::Close, |message| message.on_refusal);
-        let note =
-            noted(demands.tunnel.subject.rule.mode, asked).map_err(|denial| Refusal { denial, action })?;
+    let mode = demands.tunnel.subject.rule.mode;
+    let action = demands.message.map_or(OnRefusal::Close, |message| message.on_refusal);
+    // Whoever forgot to ask is refused.
+    if demands.decision().is_some() {
+        let asked = demands.authorized.take().unwrap_or(Err(Denial::NotPermitted));
+        let note = noted(mode, asked).map_err(|denial| Refusal { denial, action })?;
         demands.shadowed = demands.shadowed.or(note);
     }
-    match weigh(&evidence, &demands.tunnel.subject, demands.step_up().is_some(), demands.rates) {
+    if let Some(step_up) = demands.step_up() {
+        let asked = demands.stepped_up.take().unwrap_or_else(|| Err(step_up.denial()));
+        let note = noted(mode, asked).map_err(|denial| Refusal { denial, action })?;
+        demands.shadowed = demands.shadowed.or(note);
+    }
+    let privileged = demands.step_up().is_some() || demands.decision().is_some_and(Decision::is_privileged);
+    match weigh(&evidence, &demands.tunnel.subject, privileged, demands.rates) {
         Ok(note) => Ok(MessagePermit { activity: demands.activity, shadowed: demands.shadowed.or(note) }),
         Err(Denial::Revoked) => Err(Refusal { denial: Denial::Revoked, action: OnRefusal::Close }),
-        Err(denial) => {
-            let action = demands.message.map_or(OnRefusal::Close, |message| message.on_refusal);
-            Err(Refusal { denial, action })
-        }
+        Err(denial) => Err(Refusal { denial, action }),
     }
 }
 
@@ -1106,6 +1200,7 @@ direction = "to-upstream"
                 websocket: self.websocket,
                 content_length: self.body.map(|body| body.len() as u64),
                 has_body: self.body.is_some(),
+                tls: TlsFacts::default(),
             };
             let identity = self.roles.map(|roles| {
                 Arc::new(Identity::new(IdentityParts {
@@ -1149,7 +1244,7 @@ direction = "to-upstream"
             let mut demands = ask.judge(&policy).unwrap();
             Arc::make_mut(demands.subject.identity.as_mut().unwrap()).binding = binding;
             let demands = match proven {
-                Some(proven) => demands.prove(proven, 0)?,
+                Some(proven) => demands.prove(proven, 0, &DecisionCache::new(8))?,
                 // Forgotten is refused.
                 None => demands,
             };
@@ -1194,7 +1289,7 @@ direction = "to-upstream"
         };
         let reason = |outcome: Result<RequestPermit, Denial>| outcome.map(drop).map_err(|it| it.reason());
         assert_eq!(reason(settle(demands(), nothing_against_it())), Err("step-up-needed"));
-        let asked = demands().prove(Binding::default(), 2000).unwrap();
+        let asked = demands().prove(Binding::default(), 2000, &DecisionCache::new(8)).unwrap();
         let tunnel = settle(asked, nothing_against_it()).unwrap().into_tunnel().unwrap();
         let message = Message {
             direction: Direction::ToUpstream,
@@ -1205,10 +1300,10 @@ direction = "to-upstream"
         let outcome = |demands| {
             settle_message(demands, nothing_against_it()).map(drop).map_err(|it| it.denial.close_code())
         };
-        assert!(judge().wants_step_up());
+        assert!(judge().needs_moment());
         assert_eq!(outcome(judge()), Err(4412));
-        assert_eq!(outcome(judge().at(1061)), Err(4412));
-        assert_eq!(outcome(judge().at(1060)), Ok(()));
+        assert_eq!(outcome(judge().at(1061, &DecisionCache::new(8))), Err(4412));
+        assert_eq!(outcome(judge().at(1060, &DecisionCache::new(8))), Ok(()));
     }
 
     #[test]
@@ -1296,13 +1391,13 @@ direction = "to-upstream"
         let post = |body| ask(Method::POST, "/checked").roles(&["user"]).body(body);
         let permit = post("{}").permit(&policy);
         assert_eq!(*permit.body(), BodyRule { max_bytes: 64, buffered: true });
-        assert!(permit.judge_body(b"{\"a\":1}").is_ok_and(|permit| permit.shadowed().is_none()));
+        assert!(permit.judge_body(b"{\"a\":1}", &DecisionCache::new(8)).is_ok_and(|permit| permit.shadowed().is_none()));
         let schema = |pointer: &str| Denial::Schema { pointer: pointer.into() };
-        assert_eq!(permit.judge_body(b"{\"a\":\"x\"}").unwrap_err(), schema("/a"));
-        assert_eq!(permit.judge_body(b"{\"b\":1}").unwrap_err(), schema(""));
-        assert_eq!(permit.judge_body(b"{").unwrap_err(), Denial::NotJson);
-        assert_eq!(permit.judge_body(b"").unwrap_err(), Denial::NotJson);
-        assert_eq!(permit.judge_body(&[b' '; 65]).unwrap_err(), Denial::BodyTooLarge { limit: 64 });
+        assert_eq!(permit.judge_body(b"{\"a\":\"x\"}", &DecisionCache::new(8)).unwrap_err(), schema("/a"));
+        assert_eq!(permit.judge_body(b"{\"b\":1}", &DecisionCache::new(8)).unwrap_err(), schema(""));
+        assert_eq!(permit.judge_body(b"{", &DecisionCache::new(8)).unwrap_err(), Denial::NotJson);
+        assert_eq!(permit.judge_body(b"", &DecisionCache::new(8)).unwrap_err(), Denial::NotJson);
+        assert_eq!(permit.judge_body(&[b' '; 65], &DecisionCache::new(8)).unwrap_err(), Denial::BodyTooLarge { limit: 64 });
         // Declared too long, missing, or brought where none is taken.
         let long = post("{                                                                }");
         assert_eq!(long.rule(&policy), Err(Denial::BodyTooLarge { limit: 64 }));
@@ -1382,9 +1477,9 @@ direction = "to-upstream"
         let demands = ask().roles(&["user"]).judge(&policy).unwrap();
         let permit = settle(demands, exceeded(1)).unwrap();
         assert_eq!(permit.shadowed().map(Denial::reason), Some("rate-exceeded"));
-        assert_eq!(permit.judge_body(b"no").unwrap().shadowed(), Some(&Denial::NotJson));
+        assert_eq!(permit.judge_body(b"no", &DecisionCache::new(8)).unwrap().shadowed(), Some(&Denial::NotJson));
         // Sizes and revocation are enforced all the same.
-        assert!(permit.judge_body(&[b' '; 65]).is_err());
+        assert!(permit.judge_body(&[b' '; 65], &DecisionCache::new(8)).is_err());
         let demands = ask().roles(&["user"]).judge(&policy).unwrap();
         assert_eq!(settle(demands, REVOKED).unwrap_err(), Denial::Revoked);
     }
@@ -1581,7 +1676,7 @@ on_refusal = "answer"
             (r#"{"type":"send","to":["open:1"],"text":"hello"}"#, Some(Denial::PlaintextRefused)),
             (r#"{"type":"send","to":"other:1","text":"hello"}"#, Some(Denial::PlaintextRefused)),
         ] {
-            assert_eq!(send.judge_body(message.as_bytes()).err(), refused, "{message}");
+            assert_eq!(send.judge_body(message.as_bytes(), &DecisionCache::new(8)).err(), refused, "{message}");
             for direction in [Direction::ToUpstream, Direction::ToClient] {
                 let judged = tunnel.judge_message(&text(direction, message.as_bytes()));
                 let refused = refused.clone().map(|denial| Refusal { denial, action: OnRefusal::Answer });
@@ -1592,7 +1687,7 @@ on_refusal = "answer"
         let odd = br#"{"type":"send","to":"open:1","text":7}"#;
         let refusal = tunnel.judge_message(&text(Direction::ToUpstream, odd)).unwrap_err();
         assert_eq!(refusal.denial, Denial::Schema { pointer: "/text".into() });
-        assert_eq!(send.judge_body(b"not JSON").err(), Some(Denial::NotJson));
+        assert_eq!(send.judge_body(b"not JSON", &DecisionCache::new(8)).err(), Some(Denial::NotJson));
     }
 
     #[test]

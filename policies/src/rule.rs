@@ -5,6 +5,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::authz::Decision;
 use crate::ciphertext::Ciphertext;
 use crate::denial::Denial;
 use crate::identity::Identity;
@@ -36,8 +37,10 @@ pub struct Rule {
     pub ticket: Option<TicketRule>,
     pub(crate) roles: Vec<String>,
     pub(crate) step_up: Option<StepUp>,
-    /// Roles of the policy that want a second factor.
-    pub(crate) factors: Arc<[SecondFactor]>,
+    /// What the policy says of roles.
+    pub(crate) role_rules: Arc<[RoleRule]>,
+    /// What the Cedar policies are asked; `None` where there are none, or no token is wanted.
+    pub(crate) authorization: Option<Decision>,
     pub(crate) rates: RateList,
     /// How many a request takes of each rate.
     pub(crate) cost: NonZeroU32,
@@ -111,18 +114,30 @@ impl StepUp {
     }
 }
 
-/// A role that wants a second factor.
+/// What a role wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct SecondFactor {
+pub(crate) struct RoleRule {
     pub(crate) role: String,
-    /// Of which one is needed.
+    /// Authentication methods of which one is needed; empty: none is.
     pub(crate) amr: Vec<String>,
+    /// Roles that nobody may have beside it.
+    pub(crate) excludes: Vec<String>,
 }
 
-impl SecondFactor {
-    /// Whether the identity has the role, and none of the methods.
-    pub(crate) fn missing(&self, identity: &Identity) -> bool {
-        identity.roles.contains(&self.role) && !self.amr.iter().any(|method| identity.amr.contains(method))
+impl RoleRule {
+    /// # Errors
+    /// [`Denial::RolesConflict`]; [`Denial::StepUpNeeded`] for a login without second factor.
+    pub(crate) fn check(&self, identity: &Identity) -> Result<(), Denial> {
+        if !identity.roles.contains(&self.role) {
+            return Ok(());
+        }
+        if self.excludes.iter().any(|other| identity.roles.contains(other)) {
+            return Err(Denial::RolesConflict);
+        }
+        if !self.amr.is_empty() && !self.amr.iter().any(|method| identity.amr.contains(method)) {
+            return Err(Denial::StepUpNeeded { challenge: "".into() });
+        }
+        Ok(())
     }
 }
 
@@ -320,6 +335,8 @@ pub(crate) struct MessageRule {
     pub(crate) ciphertext: Option<CiphertextRule>,
     pub(crate) schema: Option<Schema>,
     pub(crate) action: Option<Arc<str>>,
+    /// What the Cedar policies are asked; `None` where there are none, or the message has no action.
+    pub(crate) authorization: Option<Decision>,
     /// The rule's message rates (client messages only) and the type's own.
     pub(crate) rates: RateList,
     /// How many it takes of each rate.

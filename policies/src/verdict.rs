@@ -10,6 +10,8 @@
 //! ```
 //!
 //! A file may also hold one test without `[[test]]`; its name is then the file's.
+//!
+//! [`explain`] answers the same questions, and says what decided.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -19,17 +21,19 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::authz::{DecisionCache, Evaluated, Places, Sample, TlsFacts};
 use crate::bundle::Bundle;
 use crate::denial::Denial;
 use crate::identity::{Binding, Identity, IdentityParts};
+use crate::json;
 use crate::permit::{
     Direction, Evidence, Message, MessageKind, Refusal, RequestFacts, settle, settle_message, settle_renewal,
 };
 use crate::policy::Policy;
 use crate::rule::OnRefusal;
 
-/// When all tests happen, in unix seconds.
-const NOW: u64 = 1 << 40;
+/// When tests happen that do not say when, in unix seconds: Thursday, 1 January 2026, noon.
+const NOW: u64 = 1_767_268_800;
 
 /// How one test went.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -77,7 +81,7 @@ struct Test {
     request: Request,
     identity: Option<Who>,
     message: Option<Sent>,
-    expect: Expected,
+    expect: Option<Expected>,
 }
 
 #[derive(Deserialize)]
@@ -106,6 +110,21 @@ struct Request {
     body: Option<Value>,
     /// Default: whether the path is a WebSocket only and no method is given.
     websocket: Option<bool>,
+    /// When, such as 2026-01-05T20:00:00Z.
+    time: Option<toml::value::Datetime>,
+    /// "1.2" or "1.3", the default.
+    tls: Option<TlsVersion>,
+    /// Whether the connection has a verified client certificate; default false.
+    #[serde(default)]
+    client_certificate: bool,
+}
+
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
+enum TlsVersion {
+    #[serde(rename = "1.2")]
+    Tls12,
+    #[serde(rename = "1.3")]
+    Tls13,
 }
 
 #[derive(Deserialize)]
@@ -123,6 +142,8 @@ struct Who {
     amr: Vec<String>,
     /// Seconds since the login; without it the token does not say.
     auth_age: Option<u64>,
+    /// Seconds since the token was issued; without it the token does not say.
+    token_age: Option<u64>,
     /// Whether the token is bound to a key, which the request proves to hold; default false.
     #[serde(default)]
     bound: bool,
@@ -143,6 +164,13 @@ struct Sent {
 }
 
 impl Sent {
+    fn direction(&self) -> Direction {
+        match self.direction {
+            Way::ToUpstream => Direction::ToUpstream,
+            Way::ToClient => Direction::ToClient,
+        }
+    }
+
     fn payload(&self) -> (MessageKind, Vec<u8>) {
         match (&self.text, &self.json, &self.binary) {
             (_, _, Some(bytes)) => (MessageKind::Binary, bytes.clone()),
@@ -196,8 +224,8 @@ enum Verdict {
 }
 
 fn run(policy: &Policy, test: &Test) -> Result<(), String> {
-    let verdict = judge(policy, test)?;
-    let expected = &test.expect;
+    let verdict = Asked::of(policy, test)?.verdict(policy);
+    let expected = test.expect.as_ref().ok_or("expect is missing")?;
     match (&verdict, expected.allow.as_deref(), expected.deny.as_deref()) {
         (_, None, None) | (_, Some(_), Some(_)) => Err("expect wants either `allow` or `deny`".to_owned()),
         (Verdict::Allowed { rule, shadowed }, Some(wanted), None) => {
@@ -244,107 +272,340 @@ fn differs(what: &str, expected: Option<&str>, found: Option<&str>) -> Result<()
     Err(format!("expected {what} `{}`, found `{}`", expected.unwrap_or("none"), found.unwrap_or("none")))
 }
 
-/// The walk that the gateway makes, without the gateway.
-///
-/// # Errors
-/// The test itself makes no sense.
-fn judge(policy: &Policy, test: &Test) -> Result<Verdict, String> {
-    let request = &test.request;
-    let mut headers = HeaderMap::new();
-    for (name, value) in &request.headers {
-        let name: HeaderName = name.parse().map_err(|_| format!("`{name}` is no header name"))?;
-        headers.append(name, header_value(value)?);
-    }
-    if let Some(origin) = &request.origin {
-        headers.append(header::ORIGIN, header_value(origin)?);
-    }
-    if let Some(subprotocol) = &request.subprotocol {
-        headers.append(header::SEC_WEBSOCKET_PROTOCOL, header_value(subprotocol)?);
-    }
-    let body = request.body.as_ref().map(|body| match body {
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    });
-    if body.is_some() && !headers.contains_key(header::CONTENT_TYPE) {
-        headers.append(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    }
-    let default = if body.is_some() { Method::POST } else { Method::GET };
-    let method = match &request.method {
-        Some(method) => method.parse().map_err(|_| format!("`{method}` is no method"))?,
-        None => default,
-    };
-    let length = body.as_ref().map(|body| u64::try_from(body.len()).unwrap_or(u64::MAX));
-    let mut facts = RequestFacts {
-        peer: request.peer.unwrap_or(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1))),
-        host: request.host.as_deref().unwrap_or("localhost"),
-        method: &method,
-        path: &request.path,
-        query: request.query.as_deref(),
-        headers: &headers,
-        websocket: request.websocket.unwrap_or(false),
-        content_length: length,
-        has_body: body.is_some(),
-    };
-    if request.websocket.is_none() && request.method.is_none() {
-        facts.websocket = matches!(policy.match_request(&facts), Err(Denial::UpgradeRequired));
-    }
-    let identity = test.identity.as_ref().map(|who| {
-        Arc::new(Identity::new(IdentityParts {
-            issuer: "test".into(),
-            subject: who.subject.clone(),
-            session: who.session.clone(),
-            roles: who.roles.clone(),
-            department: who.department.clone(),
-            expires_at: u64::MAX,
-            acr: who.acr.clone(),
-            amr: who.amr.clone(),
-            auth_time: who.auth_age.map(|age| NOW.saturating_sub(age)),
-            binding: Binding { key: who.bound.then_some([0; 32]), certificate: None },
-            ..IdentityParts::default()
-        }))
-    });
-    Ok(walk(policy, &facts, identity, body.as_deref(), test.message.as_ref())
-        .unwrap_or_else(Verdict::Refused))
+/// A test's question, as the gateway would know it.
+struct Asked<'t> {
+    test: &'t Test,
+    method: Method,
+    headers: HeaderMap,
+    body: Option<String>,
+    websocket: bool,
+    identity: Option<Arc<Identity>>,
+    now: u64,
+    decisions: DecisionCache,
 }
 
-fn walk(
-    policy: &Policy,
-    facts: &RequestFacts<'_>,
-    identity: Option<Arc<Identity>>,
-    body: Option<&str>,
-    message: Option<&Sent>,
-) -> Result<Verdict, Refusal> {
-    let close = |denial| Refusal { denial, action: OnRefusal::Close };
-    let room = || Evidence { rates: Ok(()), revoked: false, lost: None };
-    let proven = identity.as_deref().map_or_else(Binding::default, |identity| identity.binding);
-    let demands = policy
-        .match_request(facts)
-        .and_then(|matched| matched.judge(facts, identity))
-        .and_then(|demands| demands.prove(proven, NOW))
-        .map_err(close)?;
-    let permit = settle(demands, room()).map_err(close)?;
-    let rule = Arc::clone(&permit.rule().name);
-    let mut shadowed = permit.shadowed().cloned();
-    if let Some(body) = body {
-        let body = permit.judge_body(body.as_bytes()).map_err(close)?;
-        shadowed = shadowed.or_else(|| body.shadowed().cloned());
-    }
-    if let Some(sent) = message {
-        let no_tunnel = || close(Denial::NoWebsocket);
-        let tunnel = permit.into_tunnel().ok_or_else(no_tunnel)?;
-        let (kind, payload) = sent.payload();
-        let direction = match sent.direction {
-            Way::ToUpstream => Direction::ToUpstream,
-            Way::ToClient => Direction::ToClient,
+impl<'t> Asked<'t> {
+    /// # Errors
+    /// The test itself makes no sense.
+    fn of(policy: &Policy, test: &'t Test) -> Result<Self, String> {
+        let request = &test.request;
+        let mut headers = HeaderMap::new();
+        for (name, value) in &request.headers {
+            let name: HeaderName = name.parse().map_err(|_| format!("`{name}` is no header name"))?;
+            headers.append(name, header_value(value)?);
+        }
+        if let Some(origin) = &request.origin {
+            headers.append(header::ORIGIN, header_value(origin)?);
+        }
+        if let Some(subprotocol) = &request.subprotocol {
+            headers.append(header::SEC_WEBSOCKET_PROTOCOL, header_value(subprotocol)?);
+        }
+        let body = request.body.as_ref().map(|body| match body {
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        });
+        if body.is_some() && !headers.contains_key(header::CONTENT_TYPE) {
+            headers.append(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        }
+        let default = if body.is_some() { Method::POST } else { Method::GET };
+        let method = match &request.method {
+            Some(method) => method.parse().map_err(|_| format!("`{method}` is no method"))?,
+            None => default,
         };
-        let demands = tunnel.judge_message(&Message { direction, kind, payload: &payload })?;
-        let of_message = match demands.is_renewal() {
-            true => settle_renewal(demands, room())?.shadowed().cloned(),
-            false => settle_message(demands.at(NOW), room())?.shadowed().cloned(),
-        };
-        shadowed = shadowed.or(of_message);
+        let now = request.time.map_or(Ok(NOW), unix_seconds)?;
+        let before = |age: Option<u64>| age.map(|age| now.saturating_sub(age));
+        let identity = test.identity.as_ref().map(|who| {
+            Arc::new(Identity::new(IdentityParts {
+                issuer: "test".into(),
+                subject: who.subject.clone(),
+                session: who.session.clone(),
+                roles: who.roles.clone(),
+                department: who.department.clone(),
+                expires_at: u64::MAX,
+                acr: who.acr.clone(),
+                amr: who.amr.clone(),
+                auth_time: before(who.auth_age),
+                issued_at: before(who.token_age),
+                binding: Binding { key: who.bound.then_some([0; 32]), certificate: None },
+                ..IdentityParts::default()
+            }))
+        });
+        let decisions = DecisionCache::new(1);
+        let websocket = request.websocket.unwrap_or(false);
+        let mut asked = Self { test, method, headers, body, websocket, identity, now, decisions };
+        if request.websocket.is_none() && request.method.is_none() {
+            asked.websocket = matches!(policy.match_request(&asked.facts()), Err(Denial::UpgradeRequired));
+        }
+        Ok(asked)
     }
-    Ok(Verdict::Allowed { rule, shadowed })
+
+    fn facts(&self) -> RequestFacts<'_> {
+        let request = &self.test.request;
+        RequestFacts {
+            peer: request.peer.unwrap_or(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1))),
+            host: request.host.as_deref().unwrap_or("localhost"),
+            method: &self.method,
+            path: &request.path,
+            query: request.query.as_deref(),
+            headers: &self.headers,
+            websocket: self.websocket,
+            content_length: self.body.as_ref().map(|body| u64::try_from(body.len()).unwrap_or(u64::MAX)),
+            has_body: self.body.is_some(),
+            tls: TlsFacts {
+                tls13: request.tls != Some(TlsVersion::Tls12),
+                client_certificate: request.client_certificate,
+            },
+        }
+    }
+
+    fn verdict(&self, policy: &Policy) -> Verdict {
+        self.walk(policy, self.test.message.as_ref()).unwrap_or_else(Verdict::Refused)
+    }
+
+    /// The walk that the gateway makes, without the gateway.
+    fn walk(&self, policy: &Policy, message: Option<&Sent>) -> Result<Verdict, Refusal> {
+        let close = |denial| Refusal { denial, action: OnRefusal::Close };
+        let room = || Evidence { rates: Ok(()), revoked: false, lost: None };
+        let identity = self.identity.clone();
+        let proven = identity.as_deref().map_or_else(Binding::default, |identity| identity.binding);
+        let facts = self.facts();
+        let demands = policy
+            .match_request(&facts)
+            .and_then(|matched| matched.judge(&facts, identity))
+            .and_then(|demands| demands.prove(proven, self.now, &self.decisions))
+            .map_err(close)?;
+        let permit = settle(demands, room()).map_err(close)?;
+        let rule = Arc::clone(&permit.rule().name);
+        let mut shadowed = permit.shadowed().cloned();
+        if let Some(body) = &self.body {
+            let body = permit.judge_body(body.as_bytes(), &self.decisions).map_err(close)?;
+            shadowed = shadowed.or_else(|| body.shadowed().cloned());
+        }
+        if let Some(sent) = message {
+            let no_tunnel = || close(Denial::NoWebsocket);
+            let tunnel = permit.into_tunnel().ok_or_else(no_tunnel)?;
+            let (kind, payload) = sent.payload();
+            let demands =
+                tunnel.judge_message(&Message { direction: sent.direction(), kind, payload: &payload })?;
+            let of_message = match demands.is_renewal() {
+                true => settle_renewal(demands, room())?.shadowed().cloned(),
+                false => {
+                    settle_message(demands.at(self.now, &self.decisions), room())?.shadowed().cloned()
+                }
+            };
+            shadowed = shadowed.or(of_message);
+        }
+        Ok(Verdict::Allowed { rule, shadowed })
+    }
+
+    /// What the Cedar policies say, of the message if the socket may be opened, otherwise of the request.
+    fn authorization(&self, policy: &Policy) -> Option<Authorization> {
+        let facts = self.facts();
+        let (rule, path) = policy.match_request(&facts).ok()?.into_parts();
+        let opened = self.test.message.as_ref().filter(|_| self.walk(policy, None).is_ok());
+        let (decision, document) = match opened {
+            Some(sent) => {
+                let (_, payload) = sent.payload();
+                let value = json::parse(&payload).ok()?;
+                let table = rule.tunnel.as_ref()?.table(sent.direction())?;
+                let name = json::lookup(&value, &table.pointer).and_then(Value::as_str)?;
+                (table.types.get(name)?.authorization.as_ref()?, Some(value))
+            }
+            None => {
+                let body = self.body.as_ref().and_then(|body| json::parse(body.as_bytes()).ok());
+                (rule.authorization.as_ref()?, body)
+            }
+        };
+        let identity = self.identity.as_deref()?;
+        let places = Places { path: path.as_str(), query: facts.query, document: document.as_ref() };
+        let found = decision.resource.find(places);
+        let evaluated = match &found {
+            Some(found) => {
+                decision.evaluate(&Sample::of(identity, facts.peer, facts.tls, self.now, found))
+            }
+            None => Evaluated { allowed: false, policies: Vec::new(), errors: Vec::new() },
+        };
+        let text = |text: Option<&std::borrow::Cow<'_, str>>| text.map(ToString::to_string);
+        Some(Authorization {
+            action: decision.action_name.to_string(),
+            resource_type: decision.resource.kind.to_string(),
+            resource: found.as_ref().map(|found| found.id.to_string()),
+            department: text(found.as_ref().and_then(|found| found.department.as_ref())),
+            owner: text(found.as_ref().and_then(|found| found.owner.as_ref())),
+            allowed: evaluated.allowed,
+            policies: evaluated.policies.iter().map(|id| decision.policy(id)).collect(),
+            errors: evaluated.errors,
+            tabulated: decision.is_tabulated(),
+            evaluated_because: decision.obstacle().map(str::to_owned),
+            facts: decision.facts().into_iter().map(str::to_owned).collect(),
+        })
+    }
+}
+
+/// A date and time of TOML, in UTC, as unix seconds.
+fn unix_seconds(datetime: toml::value::Datetime) -> Result<u64, String> {
+    let bad = || format!("`{datetime}` is no date and time in UTC from 1970 on, such as 2026-01-05T20:00:00Z");
+    let (Some(date), Some(time), Some(toml::value::Offset::Z)) = (datetime.date, datetime.time, datetime.offset)
+    else {
+        return Err(bad());
+    };
+    // Days before the date, counted from March, in which leap days come last.
+    let (year, month) = match date.month {
+        1 | 2 => (u64::from(date.year).checked_sub(1).ok_or_else(bad)?, u64::from(date.month) + 9),
+        month => (u64::from(date.year), u64::from(month).saturating_sub(3)),
+    };
+    let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + u64::from(date.day);
+    // From 1 March 0000 to 1 January 1970, and the first of a month is its day 1.
+    let days = days.checked_sub(719_469).ok_or_else(bad)?;
+    let seconds = u64::from(time.second.unwrap_or(0));
+    Ok(days * 86_400 + u64::from(time.hour) * 3_600 + u64::from(time.minute) * 60 + seconds)
+}
+
+/// A question to a policy: a test without expectations, or with some that do not matter.
+pub struct Question(Test);
+
+impl Question {
+    /// From the keys of a test, as JSON.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn new(question: Value) -> Result<Self, String> {
+        serde_json::from_value(question).map(Self).map_err(|error| error.to_string())
+    }
+
+    /// The tests of a file.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn of_tests(file: &[u8]) -> Result<Vec<Self>, String> {
+        Ok(parse(file)?.into_iter().map(Self).collect())
+    }
+
+    /// The test's name.
+    pub fn name(&self) -> Option<&str> {
+        self.0.name.as_deref()
+    }
+}
+
+/// What a policy answers to a [`Question`], and what decided.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Explanation {
+    /// Whether it is allowed.
+    pub allowed: bool,
+    /// The rule that covers it; `None` if none does.
+    pub rule: Option<String>,
+    /// Reason of the denial.
+    pub reason: Option<&'static str>,
+    /// Status, and close code of an open WebSocket.
+    pub status: Option<u16>,
+    /// See `status`.
+    pub close: Option<u16>,
+    /// What the client is told.
+    pub detail: Option<String>,
+    /// Reason that shadow mode noted.
+    pub shadowed: Option<&'static str>,
+    /// What decided, for people.
+    pub decided_by: String,
+    /// What the Cedar policies say; `None` where they are not asked.
+    pub authorization: Option<Authorization>,
+}
+
+/// What the Cedar policies say.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Authorization {
+    /// The action.
+    pub action: String,
+    /// Type of the resource.
+    pub resource_type: String,
+    /// Its id; `None` if it, or something of it, was not found.
+    pub resource: Option<String>,
+    /// Its department.
+    pub department: Option<String>,
+    /// Whose it is.
+    pub owner: Option<String>,
+    /// Whether they permit it.
+    pub allowed: bool,
+    /// The policies that decided: those that permit, or those that forbid; none if nothing permits.
+    pub policies: Vec<DecidingPolicy>,
+    /// What went wrong in policies: then it is denied.
+    pub errors: Vec<String>,
+    /// Whether the gateway looks the answer up.
+    pub tabulated: bool,
+    /// Why not.
+    pub evaluated_because: Option<String>,
+    /// What the policies for this action look at.
+    pub facts: Vec<String>,
+}
+
+/// A Cedar policy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DecidingPolicy {
+    /// Its `@id`.
+    pub id: String,
+    /// `permit` or `forbid`.
+    pub effect: &'static str,
+    /// Its `@reason`.
+    pub reason: Option<String>,
+    /// File in the bundle.
+    pub file: String,
+    /// Line.
+    pub line: u32,
+}
+
+/// Judges as the gateway would, with room in all rates and nothing revoked, and says what decided.
+///
+/// # Errors
+/// The question makes no sense.
+pub fn explain(policy: &Policy, question: &Question) -> Result<Explanation, String> {
+    let asked = Asked::of(policy, &question.0)?;
+    let authorization = asked.authorization(policy);
+    let rule = policy.match_request(&asked.facts()).ok().map(|matched| matched.rule().name.to_string());
+    let names = |what: &Authorization| {
+        let named: Vec<_> =
+            what.policies.iter().map(|it| format!("`{}` ({}:{})", it.id, it.file, it.line)).collect();
+        named.join(", ")
+    };
+    let of_rule = || rule.as_ref().map_or_else(|| "no rule".to_owned(), |rule| format!("rule `{rule}`"));
+    Ok(match asked.verdict(policy) {
+        Verdict::Allowed { shadowed, .. } => Explanation {
+            allowed: true,
+            reason: None,
+            status: None,
+            close: None,
+            detail: None,
+            shadowed: shadowed.as_ref().map(Denial::reason),
+            decided_by: match authorization.as_ref().filter(|it| it.allowed) {
+                Some(what) => format!("policy {}", names(what)),
+                None => of_rule(),
+            },
+            rule,
+            authorization,
+        },
+        Verdict::Refused(refusal) => {
+            let denial = refusal.denial;
+            let decided_by = match (&denial, &authorization) {
+                (Denial::NotPermitted, Some(what)) if !what.errors.is_empty() => {
+                    format!("an error in a policy: {}", what.errors.join("; "))
+                }
+                (Denial::NotPermitted, Some(what)) if what.policies.is_empty() => {
+                    format!("no policy permits `{}`", what.action)
+                }
+                (Denial::NotPermitted, Some(what)) => format!("policy {}", names(what)),
+                _ => of_rule(),
+            };
+            Explanation {
+                allowed: false,
+                rule,
+                reason: Some(denial.reason()),
+                status: Some(denial.status().as_u16()),
+                close: Some(denial.close_code()),
+                detail: Some(denial.detail().into_owned()),
+                shadowed: None,
+                decided_by,
+                authorization,
+            }
+        }
+    })
 }
 
 fn header_value(text: &str) -> Result<HeaderValue, String> {

@@ -59,6 +59,7 @@ fn a_blind_tunnel_takes_no_memory_per_message_and_a_literal_path_none_per_reques
         websocket: false,
         content_length: None,
         has_body: false,
+        tls: sealgate_policy::TlsFacts::default(),
     };
     let identity = Arc::new(Identity::new(IdentityParts::default()));
     let room = || Evidence { rates: Ok(()), revoked: false, lost: None };

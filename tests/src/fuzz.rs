@@ -468,6 +468,7 @@ fn permit(path: &str, query: Option<&str>) -> Option<RequestPermit> {
         websocket: false,
         content_length: None,
         has_body: false,
+        tls: sealgate_policy::TlsFacts::default(),
     };
     let demands = ANYWHERE.match_request(&facts).ok()?.judge(&facts, None).ok()?;
     settle(demands, Evidence { rates: Ok(()), revoked: false, lost: None }).ok()
@@ -566,11 +567,12 @@ pub fn ciphertext(data: &[u8]) {
         websocket: false,
         content_length: None,
         has_body: true,
+        tls: sealgate_policy::TlsFacts::default(),
     };
     let matched = SEALED.match_request(&facts).expect("the one route");
     let demands = matched.judge(&facts, None).expect("a head without fault");
     let permit = settle(demands, Evidence { rates: Ok(()), revoked: false, lost: None }).expect("a permit");
-    if permit.judge_body(data).is_err() {
+    if permit.judge_body(data, &sealgate_policy::DecisionCache::new(8)).is_err() {
         return;
     }
     let message: Value = serde_json::from_slice(data).expect("JSON");

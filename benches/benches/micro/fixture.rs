@@ -89,6 +89,7 @@ impl Fixture {
             websocket,
             content_length: None,
             has_body: false,
+            tls: sealgate_policy::TlsFacts::default(),
         }
     }
 

@@ -51,6 +51,11 @@ impl Connection {
         }
     }
 
+    /// What policies are told of the handshake.
+    pub fn tls_facts(&self) -> sealgate_policy::TlsFacts {
+        sealgate_policy::TlsFacts { tls13: self.tls.version == "TLSv1.3", client_certificate: false }
+    }
+
     /// Keeps the connection from being idle: a WebSocket over HTTP/2 goes on after its request was answered.
     #[must_use]
     pub fn busy(self: &Arc<Self>) -> Busy {

@@ -11,6 +11,7 @@ use std::{
 
 use arc_swap::{ArcSwap, Cache};
 use ring::error::Unspecified;
+use sealgate_policy::DecisionCache;
 use tokio::{
     net::{TcpListener, TcpStream},
     runtime::LocalOptions,
@@ -32,6 +33,9 @@ use crate::{
 /// Tokens that a core remembers as verified.
 const TOKEN_CACHE_ENTRIES: usize = 16 * 1024;
 
+/// Decisions on access that a core remembers.
+const DECISION_CACHE_ENTRIES: usize = 4 * 1024;
+
 /// WebSockets that a core holds at most.
 const MAX_SOCKETS: u32 = 1 << 20;
 
@@ -46,6 +50,8 @@ pub struct Core {
     pub index: usize,
     /// Tokens verified here.
     pub tokens: TokenCache,
+    /// Decisions on access that no table has.
+    pub decisions: Rc<DecisionCache>,
     /// Connections to backends.
     pub pool: Rc<Pool>,
     /// Live WebSockets of this core.
@@ -68,6 +74,7 @@ impl Core {
             gateway,
             index,
             tokens: TokenCache::new(TOKEN_CACHE_ENTRIES)?,
+            decisions: Rc::new(DecisionCache::new(DECISION_CACHE_ENTRIES)),
             pool: Rc::default(),
             sockets: Sockets::new(MAX_SOCKETS),
             counted: RefCell::default(),

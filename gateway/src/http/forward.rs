@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
-use sealgate_policy::{Denial, RequestPermit};
+use sealgate_policy::{DecisionCache, Denial, RequestPermit};
 
 use super::{
     body::{Fate, RequestBody, ResponseBody},
@@ -43,7 +43,7 @@ pub async fn forward(
 
     let (mut parts, incoming) = request.into_parts();
     let body_timeout = snapshot.policy.connections().body_timeout;
-    let (body, fate) = match take_body(incoming, &permit, body_timeout).await {
+    let (body, fate) = match take_body(incoming, &permit, body_timeout, &core.decisions).await {
         Ok(body) => body,
         Err(denial) => return Err((denial, exchange)),
     };
@@ -94,6 +94,7 @@ async fn take_body(
     incoming: Incoming,
     permit: &RequestPermit,
     patience: std::time::Duration,
+    decisions: &DecisionCache,
 ) -> Result<(RequestBody, Option<Rc<Cell<Fate>>>), Denial> {
     let rule = permit.body();
     if !rule.buffered {
@@ -112,7 +113,7 @@ async fn take_body(
             None => Denial::Malformed { detail: "the body broke off" },
         })?;
     let bytes: Bytes = gathered.to_bytes();
-    let _judged = permit.judge_body(&bytes)?;
+    let _judged = permit.judge_body(&bytes, decisions)?;
     Ok((RequestBody::Held(Some(bytes)), None))
 }
 

@@ -143,7 +143,7 @@ async fn try_open(
     fields.extend(deflate.map(|agreed| (header::SEC_WEBSOCKET_EXTENSIONS, agreed.answer())));
     headers::add_security(&mut fields, snapshot.hsts.as_ref(), exchange.id);
     let record = TunnelRecord { core: core.clone(), connection: connection.clone(), registration };
-    let terms = terms(snapshot, &snapshot_rates(core, snapshot), permit, began);
+    let terms = terms(core, snapshot, &snapshot_rates(core, snapshot), permit, began);
     // Over HTTP/2 the connection goes on, and must not be taken for idle.
     let busy = connection.tls.http2.then(|| connection.busy());
     let open = core.count_open();
@@ -387,9 +387,16 @@ fn snapshot_rates(core: &Core, snapshot: &Snapshot) -> Rc<dyn RateTaker> {
 }
 
 /// What a socket of a session that began at `began` is judged by from now on.
-fn terms(snapshot: &Snapshot, rates: &Rc<dyn RateTaker>, permit: TunnelPermit, began: u64) -> Terms {
+fn terms(
+    core: &Core,
+    snapshot: &Snapshot,
+    rates: &Rc<dyn RateTaker>,
+    permit: TunnelPermit,
+    began: u64,
+) -> Terms {
     Terms {
         rates: rates.clone(),
+        decisions: core.decisions.clone(),
         metrics: snapshot.metrics.of(Some(permit.rule())).tunnel.clone(),
         session_ends: permit.identity().map(|_| snapshot.policy.session().ends_at(began)),
         clock: (tokio::time::Instant::now(), SystemTime::now()),
@@ -429,8 +436,8 @@ async fn judge_renewal(
     let judge = |socket: &OpenSocket, old: Option<&Arc<Identity>>| -> Result<Terms, Denial> {
         old.ok_or(Denial::Internal)?.renewed_by(&new)?;
         socket.began.set(socket.began.get().min(new.began().unwrap_or(u64::MAX)));
-        let permit = socket.opening.judge(&snapshot, Some(new.clone())).map_err(|_| Denial::PolicyChanged)?;
-        Ok(terms(&snapshot, &snapshot_rates(core, &snapshot), permit, socket.began.get()))
+        let permit = socket.opening.judge(core, &snapshot, Some(new.clone())).map_err(|_| Denial::PolicyChanged)?;
+        Ok(terms(core, &snapshot, &snapshot_rates(core, &snapshot), permit, socket.began.get()))
     };
     let terms = registration.with(judge).ok_or(Denial::Internal)??;
     // INVARIANT: found by the new token first, its revocation looked up second, as at the opening.
@@ -461,7 +468,12 @@ impl Opening {
     }
 
     /// Judges the upgrade by another policy. It is not charged again for what it took from rates.
-    fn judge(&self, snapshot: &Snapshot, identity: Option<Arc<Identity>>) -> Result<TunnelPermit, Denial> {
+    fn judge(
+        &self,
+        core: &Core,
+        snapshot: &Snapshot,
+        identity: Option<Arc<Identity>>,
+    ) -> Result<TunnelPermit, Denial> {
         let fields = [(header::ORIGIN, &self.origin), (header::SEC_WEBSOCKET_PROTOCOL, &self.subprotocols)];
         let headers: HeaderMap =
             fields.into_iter().filter_map(|(name, value)| Some((name, value.clone()?))).collect();
@@ -479,11 +491,12 @@ impl Opening {
             websocket: true,
             content_length: None,
             has_body: false,
+            tls: self.connection.tls_facts(),
         };
         // What its token is bound to was proved when the socket was opened, and then its login had to be fresh.
         let proven = identity.as_deref().map_or_else(Binding::default, |identity| identity.binding);
-        let demands =
-            snapshot.policy.match_request(&facts)?.judge(&facts, identity)?.prove(proven, self.opened_at)?;
+        let demands = snapshot.policy.match_request(&facts)?.judge(&facts, identity)?;
+        let demands = demands.prove(proven, self.opened_at, &core.decisions)?;
         let permit = settle(demands, Evidence { rates: Ok(()), revoked: false, lost: None })?;
         Ok(permit.into_tunnel().ok_or(Denial::PolicyChanged)?.of_socket(self.socket))
     }
@@ -503,10 +516,10 @@ pub async fn rejudge(core: &Core) {
     let snapshot = core.snapshot();
     let rates = snapshot_rates(core, &snapshot);
     in_slices(core, |socket, identity| {
-        socket.orders.give(match socket.opening.judge(&snapshot, identity.cloned()) {
+        socket.orders.give(match socket.opening.judge(core, &snapshot, identity.cloned()) {
             Ok(permit) => {
                 *socket.route.borrow_mut() = permit.rule().name.clone();
-                Order::Policy(Box::new(terms(&snapshot, &rates, permit, socket.began.get())))
+                Order::Policy(Box::new(terms(core, &snapshot, &rates, permit, socket.began.get())))
             }
             Err(denial) => {
                 tracing::debug!(reason = denial.reason(), "an open socket is no longer allowed");

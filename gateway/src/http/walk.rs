@@ -93,6 +93,7 @@ async fn admit(
         websocket: target.websocket,
         content_length: target.content_length,
         has_body: !request.body().is_end_stream(),
+        tls: connection.tls_facts(),
     };
     let matched = snapshot.policy.match_request(&facts)?;
     exchange.matched(matched.rule().clone());
@@ -109,7 +110,7 @@ async fn admit(
         None => (None, Binding::default()),
     };
     // Before rates are taken: they are the owner's, and a stolen token must not use them up.
-    let demands = matched.judge(&facts, identity.clone())?.prove(proven, now)?;
+    let demands = matched.judge(&facts, identity.clone())?.prove(proven, now, &core.decisions)?;
     let rate_facts = demands.rate_facts(request.headers());
     let taken = if snapshot.rates.shares(demands.rates()) {
         // In a box, as above: most rates are this gateway's own.

@@ -17,10 +17,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use prometheus::{IntCounter, IntGauge};
-use sealgate_policy::{
-    Denial, Direction, Evidence, Message, MessageKind, MessagePermit, OnLoss, OnRefusal, RateExceeded,
-    RateFacts, RateIndex, Refusal, Renewal, TokenFault, TunnelPermit, settle_message, settle_renewal,
-};
+use sealgate_policy::{DecisionCache, Denial, Direction, Evidence, Message, MessageKind, MessagePermit, OnLoss, OnRefusal, RateExceeded,
+    RateFacts, RateIndex, Refusal, Renewal, TokenFault, TunnelPermit, settle_message, settle_renewal};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep};
 
@@ -87,6 +85,8 @@ pub struct Terms {
     pub permit: TunnelPermit,
     /// Where messages take from their rates: a [`RateIndex`] of the permit points into no other.
     pub rates: Rc<dyn RateTaker>,
+    /// Where decisions that no table has are remembered.
+    pub decisions: Rc<DecisionCache>,
     /// Counters of the permit's rule.
     pub metrics: Arc<TunnelMetrics>,
     /// Unix seconds at which the session ends, whatever happens; `None` for a tunnel that is nobody's.
@@ -277,6 +277,7 @@ where
             desk: Desk {
                 permit: self.terms.permit,
                 rates: self.terms.rates,
+                decisions: self.terms.decisions,
                 metrics: Counted::new(self.terms.metrics),
                 renewer: self.renewer,
                 renewed: Renewed::Never,
@@ -416,6 +417,7 @@ where
         self.ends = Ends::of(&terms);
         self.desk.permit = terms.permit;
         self.desk.rates = terms.rates;
+        self.desk.decisions = terms.decisions;
         self.desk.metrics = Counted::new(terms.metrics);
     }
 
@@ -647,6 +649,7 @@ where
 struct Desk {
     permit: TunnelPermit,
     rates: Rc<dyn RateTaker>,
+    decisions: Rc<DecisionCache>,
     metrics: Counted,
     renewer: Rc<dyn Renewer>,
     renewed: Renewed,
@@ -747,7 +750,10 @@ impl Desk {
             }
         };
         // The clock is read for few messages.
-        let demands = if demands.wants_step_up() { demands.at(crate::clock::unix_now()) } else { demands };
+        let demands = match demands.needs_moment() {
+            true => demands.at(crate::clock::unix_now(), &self.decisions),
+            false => demands,
+        };
         // A revocation reaches an open tunnel as an order.
         let evidence = Evidence { rates, revoked: false, lost: self.rates.lost() };
         match demands.is_renewal() {

@@ -1,5 +1,6 @@
 //! Document → Policy: names resolved, ranges checked, matchers and schemas built. Nothing is live until all is.
 
+mod authz;
 mod ciphertext;
 mod rules;
 mod schemas;
@@ -15,7 +16,9 @@ use std::time::Duration;
 use http::HeaderName;
 use ring::digest;
 
+use crate::authz::{Authz, SharedJudges};
 use crate::bundle::Bundle;
+use crate::compile::authz::AuthzState;
 use crate::compile::rules::Known;
 use crate::compile::schemas::SchemaFiles;
 use crate::document::{
@@ -31,7 +34,7 @@ use crate::policy::{
     Sender, SessionPolicy, Source, TlsPolicy, TlsVersions, Upstream, UpstreamTls,
 };
 use crate::routes::{Host, Routes};
-use crate::rule::SecondFactor;
+use crate::rule::RoleRule;
 use crate::source::{self, Sources};
 use crate::units::{DurationText, SizeText};
 
@@ -68,6 +71,8 @@ impl Policy {
 
 fn compile(bundle: &Bundle, variables: &BTreeMap<String, String>) -> Result<Policy, Vec<PolicyError>> {
     let (schemas, mut errors) = SchemaFiles::read(bundle);
+    let (authz, more) = Authz::read(bundle);
+    errors.extend(more);
     let mut sources = match source::load(bundle, variables) {
         Ok(sources) => sources,
         Err(more) => {
@@ -88,7 +93,8 @@ fn compile(bundle: &Bundle, variables: &BTreeMap<String, String>) -> Result<Poli
     };
     let mut compiler =
         Compiler { sources: &sources, bundle, schemas: &schemas, errors, rule_names: HashMap::new() };
-    let policy = compiler.policy(&document, hash(bundle, variables));
+    let authz = AuthzState::of(bundle, authz);
+    let policy = compiler.policy(&document, authz, hash(bundle, variables));
     if compiler.errors.is_empty() { Ok(policy) } else { Err(compiler.errors) }
 }
 
@@ -123,7 +129,7 @@ struct Compiler<'a> {
 }
 
 impl Compiler<'_> {
-    fn policy(&mut self, document: &Document, hash: String) -> Policy {
+    fn policy(&mut self, document: &Document, authz: AuthzState, hash: String) -> Policy {
         let session = self.session(&document.session);
         let certificates =
             each(&document.certificate, "/certificate", |at, certificate| self.certificate(at, certificate));
@@ -141,11 +147,13 @@ impl Compiler<'_> {
         let ciphertexts =
             each(&document.ciphertext, "/ciphertext", |at, rule| self.ciphertext(at, rule, &mut names));
 
-        let factors = self.second_factors(&document.role);
+        let role_rules = self.role_rules(&document.role);
         let mut known = Known {
             upstreams: &upstreams,
             rates: &rates,
-            factors,
+            role_rules,
+            authz,
+            judges: SharedJudges::default(),
             ciphertexts: &ciphertexts,
             rules: Vec::new(),
             any_auth: false,
@@ -366,15 +374,29 @@ impl Compiler<'_> {
         session
     }
 
-    fn second_factors(&mut self, documents: &[RoleDocument]) -> Arc<[SecondFactor]> {
+    fn role_rules(&mut self, documents: &[RoleDocument]) -> Arc<[RoleRule]> {
         for (index, role) in documents.iter().enumerate() {
+            if role.require_amr.is_empty() && role.excludes.is_empty() {
+                self.error(&format!("/role/{index}"), "expected require_amr or excludes");
+            }
+            for (other, name) in role.excludes.iter().enumerate() {
+                let pointer = format!("/role/{index}/excludes/{other}");
+                if *name == role.name {
+                    self.error(&pointer, "a role cannot exclude itself");
+                } else if role.excludes.iter().take(other).any(|it| it == name) {
+                    self.error(&pointer, "stands twice");
+                }
+            }
             if documents.iter().take(index).any(|other| other.name == role.name) {
                 self.error(&format!("/role/{index}/name"), format!("`{}` is defined twice", role.name));
             }
         }
-        let factor =
-            |role: &RoleDocument| SecondFactor { role: role.name.clone(), amr: role.require_amr.clone() };
-        documents.iter().map(factor).collect()
+        let rule = |role: &RoleDocument| RoleRule {
+            role: role.name.clone(),
+            amr: role.require_amr.clone(),
+            excludes: role.excludes.clone(),
+        };
+        documents.iter().map(rule).collect()
     }
 
     fn dpop(&mut self, document: &DpopDocument, session: &SessionPolicy, demanded: bool) -> DpopPolicy {

@@ -6,12 +6,14 @@ use std::sync::Arc;
 
 use http::Method;
 
+use crate::authz::{Decision, SharedJudges};
+use crate::compile::authz::{Asker, AuthzState, Takes};
 use crate::compile::ciphertext::Named;
 use crate::compile::{Compiler, DAY, GIB, HOUR, KIB, MIB, MILLISECOND, SECOND, mode, sender};
 use crate::document::{
     AtLimitDocument, AuthDocument, BodyDocument, CompressionDocument, DirectionDocument, Hosts,
     InspectDocument, KindDocument, MaxOpenDocument, MessageDocument, MethodDocument, ModeDocument, NameText,
-    OnRefusalDocument, QueryDocument, RouteDocument, SenderDocument, StepUpDocument, TicketDocument,
+    OnRefusalDocument, QueryDocument, ResourceDocument, RouteDocument, SenderDocument, StepUpDocument, TicketDocument,
     WebsocketDocument,
 };
 use crate::json::{self, Schema};
@@ -21,7 +23,7 @@ use crate::policy::{Mode, Rate, RateIndex, RateKey, RuleId, Upstream, UpstreamIn
 use crate::routes::{Host, Routes};
 use crate::rule::{
     AtLimit, Authentication, BodyRule, Compression, Kinds, MaxOpen, MessageRule, MessageTable, OnRefusal,
-    QueryRule, RateList, RenewRule, Rule, SecondFactor, StepUp, TicketRule, TunnelLimits, TunnelRule,
+    QueryRule, RateList, RenewRule, RoleRule, Rule, StepUp, TicketRule, TunnelLimits, TunnelRule,
 };
 use crate::source::{child, hint};
 
@@ -48,7 +50,9 @@ struct Common<'d> {
 pub(super) struct Known<'a> {
     pub(super) upstreams: &'a [Upstream],
     pub(super) rates: &'a [Rate],
-    pub(super) factors: Arc<[SecondFactor]>,
+    pub(super) role_rules: Arc<[RoleRule]>,
+    pub(super) authz: AuthzState,
+    pub(super) judges: SharedJudges,
     pub(super) ciphertexts: &'a [Named],
     pub(super) rules: Vec<Arc<Rule>>,
     pub(super) any_auth: bool,
@@ -99,6 +103,8 @@ impl Compiler<'_> {
                 );
             }
         }
+        let takes = Takes::Request { query: d.query.is_some(), body: rule.body.buffered };
+        rule.authorization = self.decide(&common, d.resource.as_ref(), takes, known);
         let mut methods = Vec::new();
         for (index, method) in d.methods.iter().enumerate() {
             let method = match method {
@@ -229,7 +235,8 @@ impl Compiler<'_> {
             ticket: None,
             roles: common.roles.to_vec(),
             step_up: self.step_up(at, common.step_up, authentication),
-            factors: Arc::clone(&known.factors),
+            role_rules: Arc::clone(&known.role_rules),
+            authorization: None,
             cost: self.cost(at, common.cost, &rates, known.rates),
             rates,
             query,
@@ -239,6 +246,29 @@ impl Compiler<'_> {
             body_schema: None,
             tunnel: None,
         }
+    }
+
+    fn decide(
+        &mut self,
+        common: &Common<'_>,
+        resource: Option<&ResourceDocument>,
+        takes: Takes,
+        known: &mut Known<'_>,
+    ) -> Option<Decision> {
+        let authentication = match common.auth {
+            AuthDocument::None => Authentication::None,
+            AuthDocument::Required => Authentication::Required,
+        };
+        let asker = Asker {
+            at: &common.at,
+            authentication,
+            action: common.action,
+            resource,
+            path: common.path,
+            name: &common.name.0,
+            takes,
+        };
+        self.decision(&asker, known)
     }
 
     /// Puts a finished rule where its host, path and methods say.
@@ -409,6 +439,8 @@ impl Compiler<'_> {
         };
         let mut rule = self.rule(&common, known);
         rule.tunnel = Some(self.tunnel(&common.at, d, rule.authentication, known));
+        let takes = Takes::Request { query: d.query.is_some(), body: false };
+        rule.authorization = self.decide(&common, d.resource.as_ref(), takes, known);
         self.place(&common, None, rule, known, routes);
     }
 
@@ -417,7 +449,7 @@ impl Compiler<'_> {
         at: &str,
         document: &WebsocketDocument,
         authentication: Authentication,
-        known: &Known<'_>,
+        known: &mut Known<'_>,
     ) -> TunnelRule {
         let d = document;
         let inspect = d.inspect.unwrap_or(if d.message.is_empty() {
@@ -590,7 +622,7 @@ impl Compiler<'_> {
         document: &WebsocketDocument,
         inspect: InspectDocument,
         authentication: Authentication,
-        known: &Known<'_>,
+        known: &mut Known<'_>,
     ) -> [Option<MessageTable>; 2] {
         let d = document;
         let pointer = d.type_pointer.as_deref().unwrap_or("/type");
@@ -628,7 +660,8 @@ impl Compiler<'_> {
                 }
                 let of_client = direction == DirectionDocument::ToUpstream;
                 let message_rates = if of_client { d.message_rates.as_slice() } else { &[] };
-                let rule = self.message(&at_message, message, message_rates, authentication, known);
+                let rule =
+                    self.message(&at_message, message, &d.path, message_rates, authentication, known);
                 if types.insert(Box::from(message.name.as_str()), rule).is_some() {
                     let message = format!("`{}` is defined twice for one direction", message.name);
                     self.error(&child(&at_message, "type"), message);
@@ -646,9 +679,10 @@ impl Compiler<'_> {
         &mut self,
         at: &str,
         document: &MessageDocument,
+        path: &str,
         message_rates: &[String],
         authentication: Authentication,
-        known: &Known<'_>,
+        known: &mut Known<'_>,
     ) -> MessageRule {
         let d = document;
         let own = self.rates(&format!("{at}/rates"), &d.rates, authentication, true, known.rates);
@@ -675,6 +709,18 @@ impl Compiler<'_> {
             self.error(&format!("{at}/activity"), "only what the user sends is activity");
         }
         let rates = RateList { all, enforced };
+        let authorization = self.decision(
+            &Asker {
+                at,
+                authentication,
+                action: d.action.as_deref(),
+                resource: d.resource.as_ref(),
+                path,
+                name: &d.name,
+                takes: Takes::Message,
+            },
+            known,
+        );
         MessageRule {
             name: d.name.as_str().into(),
             ciphertext: self.ciphertext_rule(
@@ -685,6 +731,7 @@ impl Compiler<'_> {
             ),
             schema: self.schema(&format!("{at}/schema"), d.schema.as_deref()),
             action: d.action.as_deref().map(Into::into),
+            authorization,
             cost: self.cost(at, d.cost, &rates, known.rates),
             rates,
             step_up: self.step_up(at, d.step_up.as_ref(), authentication),

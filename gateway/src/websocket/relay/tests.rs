@@ -90,6 +90,7 @@ fn terms(permit: TunnelPermit, metrics: Arc<TunnelMetrics>, now: u64) -> Terms {
     Terms {
         permit,
         rates: Rc::new(TwoOfEach::default()),
+        decisions: Rc::new(sealgate_policy::DecisionCache::new(8)),
         metrics,
         session_ends: None,
         clock: (Instant::now(), UNIX_EPOCH + Duration::from_secs(now)),
@@ -150,6 +151,7 @@ fn permit(keys: &str, identity: Option<Identity>) -> TunnelPermit {
         websocket: true,
         content_length: None,
         has_body: false,
+        tls: sealgate_policy::TlsFacts::default(),
     };
     let demands = policy.match_request(&facts).unwrap().judge(&facts, identity.map(Arc::new)).unwrap();
     settle(demands, Evidence { rates: Ok(()), revoked: false, lost: None }).unwrap().into_tunnel().unwrap()
