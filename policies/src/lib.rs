@@ -53,6 +53,4 @@ pub use rule::{
     TunnelLimits,
 };
 pub use units::parse_duration;
-pub use verdict::{
-    Authorization, DecidingPolicy, Explanation, Question, TestOutcome, explain, run_tests,
-};
+pub use verdict::{Authorization, DecidingPolicy, Explanation, Question, TestOutcome, explain, run_tests};

@@ -1391,13 +1391,20 @@ direction = "to-upstream"
         let post = |body| ask(Method::POST, "/checked").roles(&["user"]).body(body);
         let permit = post("{}").permit(&policy);
         assert_eq!(*permit.body(), BodyRule { max_bytes: 64, buffered: true });
-        assert!(permit.judge_body(b"{\"a\":1}", &DecisionCache::new(8)).is_ok_and(|permit| permit.shadowed().is_none()));
+        assert!(
+            permit
+                .judge_body(b"{\"a\":1}", &DecisionCache::new(8))
+                .is_ok_and(|permit| permit.shadowed().is_none())
+        );
         let schema = |pointer: &str| Denial::Schema { pointer: pointer.into() };
         assert_eq!(permit.judge_body(b"{\"a\":\"x\"}", &DecisionCache::new(8)).unwrap_err(), schema("/a"));
         assert_eq!(permit.judge_body(b"{\"b\":1}", &DecisionCache::new(8)).unwrap_err(), schema(""));
         assert_eq!(permit.judge_body(b"{", &DecisionCache::new(8)).unwrap_err(), Denial::NotJson);
         assert_eq!(permit.judge_body(b"", &DecisionCache::new(8)).unwrap_err(), Denial::NotJson);
-        assert_eq!(permit.judge_body(&[b' '; 65], &DecisionCache::new(8)).unwrap_err(), Denial::BodyTooLarge { limit: 64 });
+        assert_eq!(
+            permit.judge_body(&[b' '; 65], &DecisionCache::new(8)).unwrap_err(),
+            Denial::BodyTooLarge { limit: 64 }
+        );
         // Declared too long, missing, or brought where none is taken.
         let long = post("{                                                                }");
         assert_eq!(long.rule(&policy), Err(Denial::BodyTooLarge { limit: 64 }));
@@ -1477,7 +1484,10 @@ direction = "to-upstream"
         let demands = ask().roles(&["user"]).judge(&policy).unwrap();
         let permit = settle(demands, exceeded(1)).unwrap();
         assert_eq!(permit.shadowed().map(Denial::reason), Some("rate-exceeded"));
-        assert_eq!(permit.judge_body(b"no", &DecisionCache::new(8)).unwrap().shadowed(), Some(&Denial::NotJson));
+        assert_eq!(
+            permit.judge_body(b"no", &DecisionCache::new(8)).unwrap().shadowed(),
+            Some(&Denial::NotJson)
+        );
         // Sizes and revocation are enforced all the same.
         assert!(permit.judge_body(&[b' '; 65], &DecisionCache::new(8)).is_err());
         let demands = ask().roles(&["user"]).judge(&policy).unwrap();
@@ -1676,7 +1686,11 @@ on_refusal = "answer"
             (r#"{"type":"send","to":["open:1"],"text":"hello"}"#, Some(Denial::PlaintextRefused)),
             (r#"{"type":"send","to":"other:1","text":"hello"}"#, Some(Denial::PlaintextRefused)),
         ] {
-            assert_eq!(send.judge_body(message.as_bytes(), &DecisionCache::new(8)).err(), refused, "{message}");
+            assert_eq!(
+                send.judge_body(message.as_bytes(), &DecisionCache::new(8)).err(),
+                refused,
+                "{message}"
+            );
             for direction in [Direction::ToUpstream, Direction::ToClient] {
                 let judged = tunnel.judge_message(&text(direction, message.as_bytes()));
                 let refused = refused.clone().map(|denial| Refusal { denial, action: OnRefusal::Answer });

@@ -389,9 +389,7 @@ impl<'t> Asked<'t> {
                 tunnel.judge_message(&Message { direction: sent.direction(), kind, payload: &payload })?;
             let of_message = match demands.is_renewal() {
                 true => settle_renewal(demands, room())?.shadowed().cloned(),
-                false => {
-                    settle_message(demands.at(self.now, &self.decisions), room())?.shadowed().cloned()
-                }
+                false => settle_message(demands.at(self.now, &self.decisions), room())?.shadowed().cloned(),
             };
             shadowed = shadowed.or(of_message);
         }
@@ -420,9 +418,7 @@ impl<'t> Asked<'t> {
         let places = Places { path: path.as_str(), query: facts.query, document: document.as_ref() };
         let found = decision.resource.find(places);
         let evaluated = match &found {
-            Some(found) => {
-                decision.evaluate(&Sample::of(identity, facts.peer, facts.tls, self.now, found))
-            }
+            Some(found) => decision.evaluate(&Sample::of(identity, facts.peer, facts.tls, self.now, found)),
             None => Evaluated { allowed: false, policies: Vec::new(), errors: Vec::new() },
         };
         let text = |text: Option<&std::borrow::Cow<'_, str>>| text.map(ToString::to_string);
@@ -444,8 +440,10 @@ impl<'t> Asked<'t> {
 
 /// A date and time of TOML, in UTC, as unix seconds.
 fn unix_seconds(datetime: toml::value::Datetime) -> Result<u64, String> {
-    let bad = || format!("`{datetime}` is no date and time in UTC from 1970 on, such as 2026-01-05T20:00:00Z");
-    let (Some(date), Some(time), Some(toml::value::Offset::Z)) = (datetime.date, datetime.time, datetime.offset)
+    let bad =
+        || format!("`{datetime}` is no date and time in UTC from 1970 on, such as 2026-01-05T20:00:00Z");
+    let (Some(date), Some(time), Some(toml::value::Offset::Z)) =
+        (datetime.date, datetime.time, datetime.offset)
     else {
         return Err(bad());
     };

@@ -7,10 +7,11 @@ use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use http::{HeaderMap, Method};
+use http::header::SEC_WEBSOCKET_PROTOCOL;
+use http::{HeaderMap, HeaderValue, Method};
 use sealgate_policy::{
-    Bundle, Direction, Evidence, Identity, IdentityParts, Message, MessageKind, Policy, RequestFacts, settle,
-    settle_message,
+    Binding, Bundle, DecisionCache, Direction, Evidence, Identity, IdentityParts, Message, MessageKind,
+    Policy, RequestFacts, settle, settle_message,
 };
 
 struct Counting;
@@ -61,14 +62,25 @@ fn a_blind_tunnel_takes_no_memory_per_message_and_a_literal_path_none_per_reques
         has_body: false,
         tls: sealgate_policy::TlsFacts::default(),
     };
-    let identity = Arc::new(Identity::new(IdentityParts::default()));
+    let roles = vec!["clerk".to_owned(), "user".to_owned()];
+    let identity = Arc::new(Identity::new(IdentityParts { roles, ..IdentityParts::default() }));
+    let decisions = DecisionCache::new(8);
     let room = || Evidence { rates: Ok(()), revoked: false, lost: None };
 
     let judge = |facts: &RequestFacts<'_>| {
         let demands = policy.match_request(facts).unwrap().judge(facts, Some(Arc::clone(&identity))).unwrap();
+        let demands = demands.prove(Binding::default(), 1, &decisions).unwrap();
         settle(demands, room()).unwrap()
     };
+    // Where the table of access is asked too, which knows roles.
     assert_eq!(taken(|| drop(judge(&facts))), 0);
+    facts.path = "/v1/stream";
+    facts.websocket = true;
+    let stream = HeaderMap::from_iter([(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("im.v1.json"))]);
+    facts.headers = &stream;
+    assert_eq!(taken(|| drop(judge(&facts))), 0);
+    facts.path = "/v1/echo";
+    facts.headers = &headers;
 
     facts.websocket = true;
     let tunnel = judge(&facts).into_tunnel().unwrap();

@@ -436,7 +436,8 @@ async fn judge_renewal(
     let judge = |socket: &OpenSocket, old: Option<&Arc<Identity>>| -> Result<Terms, Denial> {
         old.ok_or(Denial::Internal)?.renewed_by(&new)?;
         socket.began.set(socket.began.get().min(new.began().unwrap_or(u64::MAX)));
-        let permit = socket.opening.judge(core, &snapshot, Some(new.clone())).map_err(|_| Denial::PolicyChanged)?;
+        let permit =
+            socket.opening.judge(core, &snapshot, Some(new.clone())).map_err(|_| Denial::PolicyChanged)?;
         Ok(terms(core, &snapshot, &snapshot_rates(core, &snapshot), permit, socket.began.get()))
     };
     let terms = registration.with(judge).ok_or(Denial::Internal)??;

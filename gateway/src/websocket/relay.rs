@@ -17,8 +17,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use prometheus::{IntCounter, IntGauge};
-use sealgate_policy::{DecisionCache, Denial, Direction, Evidence, Message, MessageKind, MessagePermit, OnLoss, OnRefusal, RateExceeded,
-    RateFacts, RateIndex, Refusal, Renewal, TokenFault, TunnelPermit, settle_message, settle_renewal};
+use sealgate_policy::{
+    DecisionCache, Denial, Direction, Evidence, Message, MessageKind, MessagePermit, OnLoss, OnRefusal,
+    RateExceeded, RateFacts, RateIndex, Refusal, Renewal, TokenFault, TunnelPermit, settle_message,
+    settle_renewal,
+};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep};
 

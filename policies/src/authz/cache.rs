@@ -72,7 +72,8 @@ impl DecisionCache {
             return entry.allowed;
         }
         let allowed = decide();
-        let worth = |place: &Option<Entry>| place.as_ref().map(|entry| u32::MAX - now.wrapping_sub(entry.used));
+        let worth =
+            |place: &Option<Entry>| place.as_ref().map(|entry| u32::MAX - now.wrapping_sub(entry.used));
         if let Some(place) = set.iter_mut().min_by_key(|place| worth(place)) {
             let (identity, key) = (Arc::clone(identity), key.as_slice().into());
             *place = Some(Entry { serial, identity, key, allowed, used: now });

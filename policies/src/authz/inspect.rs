@@ -89,13 +89,8 @@ impl Facts {
     /// All there are.
     pub(crate) fn all() -> Self {
         let mut all = Self::default();
-        let single = [
-            Fact::Roles,
-            Fact::Subject,
-            Fact::Resource,
-            Fact::ResourceDepartment,
-            Fact::ResourceOwner,
-        ];
+        let single =
+            [Fact::Roles, Fact::Subject, Fact::Resource, Fact::ResourceDepartment, Fact::ResourceOwner];
         single.into_iter().chain(Fact::PRINCIPAL).chain(Fact::CONTEXT).for_each(|fact| all.add(fact));
         all
     }
@@ -127,6 +122,8 @@ pub(crate) enum Dimension {
 pub(crate) struct Inspection {
     pub(crate) touched: Facts,
     pub(crate) dimensions: Vec<Dimension>,
+    /// Whether a policy asks for the action, other than in its head.
+    pub(crate) asks_action: bool,
     /// Why a table cannot be made.
     pub(crate) obstacle: Option<String>,
 }
@@ -196,7 +193,7 @@ impl Inspector {
         match operator {
             "Value" => {}
             "Var" => match argument.as_str() {
-                Some("action") => {}
+                Some("action") => self.found.asks_action = true,
                 Some("resource") => self.resource_id(),
                 Some("principal") => self.opaque(Fact::Subject, "compares the principal itself"),
                 _ => self.anything("uses the context as a whole"),
@@ -211,7 +208,7 @@ impl Inspector {
                 (Some(_), None) => self.anything("an attribute of an unknown form"),
                 (None, _) => self.expression(left),
             },
-            "is" if argument.get("in").is_none() && variable(left).is_some() => {}
+            "is" if argument.get("in").is_none() && variable(left).is_some_and(|it| it != "action") => {}
             "in" if variable(left) == Some("principal") && roles(right).is_some() => {
                 roles(right).into_iter().flatten().for_each(|name| self.role(name));
             }
@@ -351,7 +348,9 @@ impl Inspector {
         });
         let known = match known {
             Some(known) => known,
-            None => return self.dimension(Dimension::Acr(sorted(classes.iter().map(|&it| it.into()).collect()))),
+            None => {
+                return self.dimension(Dimension::Acr(sorted(classes.iter().map(|&it| it.into()).collect())));
+            }
         };
         known.extend(classes.iter().map(|&class| Box::from(class)));
         *known = sorted(std::mem::take(known));
@@ -401,6 +400,7 @@ impl Inspector {
     /// Something that this does not understand: it may look at anything.
     fn anything(&mut self, why: &str) {
         self.found.touched = Facts::all();
+        self.found.asks_action = true;
         self.found.obstacle.get_or_insert_with(|| why.to_owned());
     }
 }

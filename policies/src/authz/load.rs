@@ -8,14 +8,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use cedar_policy::{
-    EntityId, EntityUid, PolicyId, PolicySet, Request, Schema, SchemaFragment, ValidationMode, Validator,
+    EntityId, EntityUid, Policy, PolicyId, PolicySet, Request, Schema, SchemaFragment, ValidationMode,
+    Validator,
 };
 use miette::Diagnostic;
 
 use crate::authz::inspect::{Facts, Inspection};
 use crate::authz::resource::{Field, Found, ResourceRule};
 use crate::authz::table::Table;
-use crate::authz::{Authz, Decision, Judge, Sample, TlsFacts, TypeNames, context, full};
+use crate::authz::{Action, Authz, Decision, Judge, Sample, TlsFacts, TypeNames, context, entities, full};
 use crate::bundle::Bundle;
 use crate::errors::PolicyError;
 use crate::source::hint;
@@ -131,7 +132,19 @@ impl Authz {
         let mut actions: Vec<_> =
             schema.actions().map(|action| AsRef::<str>::as_ref(action.id()).to_owned()).collect();
         actions.sort_unstable();
-        Some(Self { schema, policies: read.policies, places: read.places, actions, action_entities, names })
+        let applies = read.policies.policies().map(|policy| {
+            let cases = policy.get_valid_request_envs(&schema);
+            (policy.clone(), cases.map(|case| (case.action().clone(), case.resource().clone())).collect())
+        });
+        Some(Self {
+            applies: applies.collect(),
+            schema,
+            policies: read.policies,
+            places: read.places,
+            actions,
+            action_entities,
+            names,
+        })
     }
 
     /// What a rule asks. Answers for the same action on the same type of resource share one table (`shared`).
@@ -144,9 +157,9 @@ impl Authz {
         resource: ResourceRule,
         shared: &mut SharedJudges,
     ) -> Result<Decision, (Culprit, String)> {
-        let action =
-            EntityUid::from_type_name_and_id(self.names.action.clone(), EntityId::new(action_name));
-        let Some(kinds) = self.schema.resources_for_action(&action) else {
+        let uid = EntityUid::from_type_name_and_id(self.names.action.clone(), EntityId::new(action_name));
+        let action = Action { entity: self.action_entities.get(&uid).cloned(), uid };
+        let Some(kinds) = self.schema.resources_for_action(&action.uid) else {
             let known: Vec<_> = self.actions.iter().map(String::as_str).collect();
             let message = format!("the schema has no action `{action_name}`{}", hint(action_name, &known));
             return Err((Culprit::Action, message));
@@ -159,15 +172,30 @@ impl Authz {
             let message = format!("`{action_name}` does not apply to a {kind}{}", hint(&kind, &known));
             return Err((Culprit::Resource, message));
         }
+        self.check(&action, &resource).map_err(|message| (Culprit::Resource, message))?;
         let fixed = if let Field::Fixed(id) = &resource.id { Some(id.clone()) } else { None };
-        let attributes = (resource.department.is_some(), resource.owner.is_some());
-        let named = fixed.as_deref().filter(|_| self.names_resources());
-        let key = (action_name.to_owned(), resource.kind.to_string(), attributes, named.map(str::to_owned));
-        let judge = match shared.0.get(&key) {
+        let mut applying: Vec<_> = Vec::new();
+        for (policy, cases) in &self.applies {
+            if cases.contains(&(action.uid.clone(), resource.kind.clone())) {
+                applying.push(policy);
+            }
+        }
+        let key = |of_action: bool| JudgeKey {
+            policies: applying.iter().map(|policy| policy.id().to_string()).collect(),
+            action: of_action.then(|| action_name.to_owned()),
+            kind: resource.kind.to_string(),
+            attributes: (resource.department.is_some(), resource.owner.is_some()),
+            fixed: fixed
+                .as_deref()
+                .map(|id| if self.names_resources() { id.to_owned() } else { String::new() }),
+        };
+        let known = shared.0.get(&key(false)).or_else(|| shared.0.get(&key(true)));
+        let judge = match known {
             Some(judge) => Arc::clone(judge),
             None => {
-                let judge = Arc::new(self.judge(&action, &resource, fixed.as_deref())?);
-                shared.0.insert(key, Arc::clone(&judge));
+                let judge = self.judge(&action, &applying, &resource, fixed.as_deref());
+                let judge = Arc::new(judge.map_err(|message| (Culprit::Action, message))?);
+                shared.0.insert(key(judge.inspection.asks_action), Arc::clone(&judge));
                 judge
             }
         };
@@ -192,40 +220,22 @@ impl Authz {
 
     fn judge(
         &self,
-        action: &EntityUid,
+        action: &Action,
+        applying: &[&Policy],
         resource: &ResourceRule,
         fixed: Option<&str>,
-    ) -> Result<Judge, (Culprit, String)> {
-        let mut policies = PolicySet::new();
-        for policy in self.policies.policies() {
-            // Those that Cedar's validator does not find false whatever is asked.
-            let mut cases = policy.get_valid_request_envs(&self.schema);
-            if cases.any(|case| case.action() == action && *case.resource() == resource.kind) {
-                // INVARIANT: ids are unique, as they come from one set.
-                policies.add(policy.clone()).map_err(|error| (Culprit::Action, error.to_string()))?;
-            }
-        }
+    ) -> Result<Judge, String> {
+        // INVARIANT: ids are unique, as they come from one set.
+        let policies =
+            PolicySet::from_policies(applying.iter().copied().cloned()).map_err(|error| error.to_string())?;
         let inspection = Inspection::of(&policies, fixed.is_some());
-        let mut judge = Judge {
-            policies,
-            action: self.action_entities.get(action).cloned(),
-            inspection,
-            table: None,
-            privileged: true,
-        };
-        let example = Found {
-            id: Cow::Borrowed(fixed.unwrap_or("example")),
-            department: resource.department.as_ref().map(|_| Cow::Borrowed("example")),
-            owner: resource.owner.as_ref().map(|_| Cow::Borrowed("example")),
-        };
-        self.check(&judge, action, resource, &example).map_err(|message| (Culprit::Resource, message))?;
+        let mut judge = Judge { policies, inspection, table: None, privileged: true };
         if judge.inspection.obstacle.is_none() {
-            let decide = |sample: &Sample<'_>| {
-                judge.evaluate(&self.names, action, &resource.kind, sample).allowed
-            };
-            judge.table = Table::build(&judge.inspection.dimensions, &example, decide);
+            let decide =
+                |sample: &Sample<'_>| judge.evaluate(&self.names, action, &resource.kind, sample).allowed;
+            judge.table = Table::build(&judge.inspection.dimensions, &example(resource), decide);
             if judge.table.is_none() {
-                judge.inspection.obstacle = Some("too many cases".to_owned());
+                judge.inspection.obstacle = Some("can tell too many cases apart".to_owned());
             }
         }
         judge.privileged = judge.table.as_ref().is_none_or(|table| !table.allows_without_role());
@@ -234,13 +244,8 @@ impl Authz {
 
     /// Holds an example of what will be asked against the schema: policies were validated on the promise that all
     /// requests keep it.
-    fn check(
-        &self,
-        judge: &Judge,
-        action: &EntityUid,
-        resource: &ResourceRule,
-        example: &Found<'_>,
-    ) -> Result<(), String> {
+    fn check(&self, action: &Action, resource: &ResourceRule) -> Result<(), String> {
+        let example = &example(resource);
         let (roles, amr) = (["example".to_owned()], ["example".to_owned()]);
         let sample = Sample {
             subject: "example",
@@ -261,9 +266,9 @@ impl Authz {
         for sample in [sample, bare] {
             let all = Facts::all();
             let (user, resource, _) =
-                judge.entities(&self.names, &resource.kind, &sample, &all, Some(&self.schema))?;
+                entities(&self.names, action, &resource.kind, &sample, &all, Some(&self.schema))?;
             let context = context(&sample, &all)?;
-            Request::new(user, action.clone(), resource, context, Some(&self.schema))
+            Request::new(user, action.uid.clone(), resource, context, Some(&self.schema))
                 .map_err(|error| full(&error))?;
         }
         Ok(())
@@ -279,11 +284,31 @@ pub(crate) enum Culprit {
     Resource,
 }
 
-/// By action, type of resource, its attributes, and its id where that matters.
+/// Judges so far, by all that a table depends on.
 #[derive(Default)]
 pub(crate) struct SharedJudges(HashMap<JudgeKey, Arc<Judge>>);
 
-type JudgeKey = (String, String, (bool, bool), Option<String>);
+#[derive(PartialEq, Eq, Hash)]
+struct JudgeKey {
+    policies: Vec<String>,
+    /// Where a policy asks for it.
+    action: Option<String>,
+    kind: String,
+    /// Whether the resource has a department, and an owner.
+    attributes: (bool, bool),
+    /// The resource's id where it never changes; empty where no policy names any.
+    fixed: Option<String>,
+}
+
+/// A resource as the rule will find it.
+fn example(rule: &ResourceRule) -> Found<'static> {
+    let id = if let Field::Fixed(id) = &rule.id { id.to_string() } else { "example".to_owned() };
+    Found {
+        id: Cow::Owned(id),
+        department: rule.department.as_ref().map(|_| Cow::Borrowed("example")),
+        owner: rule.owner.as_ref().map(|_| Cow::Borrowed("example")),
+    }
+}
 
 fn read_schema(sources: &[Source<'_>], errors: &mut Vec<PolicyError>) -> Option<Schema> {
     let mut fragments = Vec::new();
@@ -332,13 +357,15 @@ fn read_policies(sources: &[Source<'_>], errors: &mut Vec<PolicyError>) -> Read 
             }
         };
         if let Some(template) = parsed.templates().next() {
-            let message = format!("a template, with {}; nothing here links templates", template.slots().count());
+            let message =
+                format!("a template, with {}; nothing here links templates", template.slots().count());
             errors.push(source.error(0, message));
         }
         for policy in parsed.policies() {
             let offset = offset_of(policy);
             let Some(id) = policy.annotation("id").filter(|id| !id.is_empty() && id.len() <= 128) else {
-                let message = "expected @id(\"…\"): what records and `sealgate policy explain` call the policy";
+                let message =
+                    "expected @id(\"…\"): what records and `sealgate policy explain` call the policy";
                 errors.push(source.error(offset, message.to_owned()));
                 continue;
             };
@@ -364,6 +391,6 @@ fn read_policies(sources: &[Source<'_>], errors: &mut Vec<PolicyError>) -> Read 
 }
 
 /// Where a policy begins in its file.
-fn offset_of(policy: &cedar_policy::Policy) -> usize {
+fn offset_of(policy: &Policy) -> usize {
     policy.as_ref().loc().map_or(0, |loc| loc.start())
 }

@@ -61,6 +61,8 @@ pub struct TlsFacts {
 pub(crate) struct Authz {
     pub(crate) schema: Schema,
     pub(crate) policies: PolicySet,
+    /// What each policy may apply to: action and type of resource. Cedar's validator finds it false for all others.
+    pub(crate) applies: Vec<(cedar_policy::Policy, HashSet<(EntityUid, EntityTypeName)>)>,
     /// Where each policy stands.
     pub(crate) places: HashMap<String, Where>,
     /// Ids of all actions of the schema.
@@ -143,17 +145,24 @@ pub(crate) struct Decision {
     /// This one's and no other's, over all policies of the process: what was decided under one counts under no other.
     serial: u64,
     authz: Arc<Authz>,
-    action: EntityUid,
+    action: Action,
     pub(crate) action_name: Arc<str>,
     pub(crate) resource: ResourceRule,
     judge: Arc<Judge>,
 }
 
-/// How an action on a type of resource is decided.
+/// An action, and the groups that it is in.
+#[derive(Clone)]
+struct Action {
+    uid: EntityUid,
+    entity: Option<Entity>,
+}
+
+/// How an action on a type of resource is decided; the same for all actions that the same policies may apply to, unless one
+/// of them asks for the action.
 pub(crate) struct Judge {
     /// Those of the policies that may apply.
     policies: PolicySet,
-    action: Option<Entity>,
     inspection: Inspection,
     /// Where the facts are few.
     table: Option<Table>,
@@ -253,21 +262,21 @@ impl Judge {
     fn evaluate(
         &self,
         names: &TypeNames,
-        action: &EntityUid,
+        action: &Action,
         kind: &EntityTypeName,
         sample: &Sample<'_>,
     ) -> Evaluated {
         let touched = &self.inspection.touched;
-        let outcome = self.entities(names, kind, sample, touched, None).and_then(|(user, resource, entities)| {
+        let asked = entities(names, action, kind, sample, touched, None);
+        let outcome = asked.and_then(|(user, resource, entities)| {
             let context = context(sample, touched)?;
-            let request = Request::new(user, action.clone(), resource, context, None)
+            let request = Request::new(user, action.uid.clone(), resource, context, None)
                 .map_err(|error| error.to_string())?;
             Ok(Authorizer::new().is_authorized(&request, &self.policies, &entities))
         });
         match outcome {
             Ok(response) => {
-                let errors: Vec<_> =
-                    response.diagnostics().errors().map(|error| error.to_string()).collect();
+                let errors: Vec<_> = response.diagnostics().errors().map(|error| error.to_string()).collect();
                 Evaluated {
                     allowed: response.decision() == CedarDecision::Allow && errors.is_empty(),
                     policies: response.diagnostics().reason().map(ToString::to_string).collect(),
@@ -277,48 +286,48 @@ impl Judge {
             Err(error) => Evaluated { allowed: false, policies: Vec::new(), errors: vec![error] },
         }
     }
+}
 
-    /// Principal, resource and action as Cedar wants them, with what the policies look at.
-    fn entities(
-        &self,
-        names: &TypeNames,
-        kind: &EntityTypeName,
-        sample: &Sample<'_>,
-        touched: &Facts,
-        schema: Option<&Schema>,
-    ) -> Result<(EntityUid, EntityUid, Entities), String> {
-        let uid = |name: &EntityTypeName, id: &str| {
-            EntityUid::from_type_name_and_id(name.clone(), EntityId::new(id))
-        };
-        let text = |text: &str| RestrictedExpression::new_string(text.to_owned());
-        let mut attributes = HashMap::new();
-        let mut add = |fact: Fact, value: Option<RestrictedExpression>| {
-            if let Some(value) = value.filter(|_| touched.contains(&fact)) {
-                attributes.insert(fact.name().to_owned(), value);
-            }
-        };
-        add(Fact::Issuer, Some(text(sample.issuer)));
-        add(Fact::Department, sample.department.map(text));
-        add(Fact::Acr, sample.acr.map(text));
-        add(Fact::Amr, Some(RestrictedExpression::new_set(sample.amr.iter().map(|method| text(method)))));
-        add(Fact::LoginAge, sample.login_age.map(RestrictedExpression::new_long));
-        let roles: HashSet<_> = sample.roles.iter().map(|role| uid(&names.role, role)).collect();
-        let user = uid(&names.user, sample.subject);
-        let principal = Entity::new(user.clone(), attributes, roles).map_err(|error| error.to_string())?;
+/// Principal, resource and action as Cedar wants them, with what the policies look at.
+fn entities(
+    names: &TypeNames,
+    action: &Action,
+    kind: &EntityTypeName,
+    sample: &Sample<'_>,
+    touched: &Facts,
+    schema: Option<&Schema>,
+) -> Result<(EntityUid, EntityUid, Entities), String> {
+    let uid =
+        |name: &EntityTypeName, id: &str| EntityUid::from_type_name_and_id(name.clone(), EntityId::new(id));
+    let text = |text: &str| RestrictedExpression::new_string(text.to_owned());
+    let mut attributes = HashMap::new();
+    let mut add = |fact: Fact, value: Option<RestrictedExpression>| {
+        if let Some(value) = value.filter(|_| touched.contains(&fact)) {
+            attributes.insert(fact.name().to_owned(), value);
+        }
+    };
+    add(Fact::Issuer, Some(text(sample.issuer)));
+    add(Fact::Department, sample.department.map(text));
+    add(Fact::Acr, sample.acr.map(text));
+    add(Fact::Amr, Some(RestrictedExpression::new_set(sample.amr.iter().map(|method| text(method)))));
+    add(Fact::LoginAge, sample.login_age.map(RestrictedExpression::new_long));
+    let roles: HashSet<_> = sample.roles.iter().map(|role| uid(&names.role, role)).collect();
+    let user = uid(&names.user, sample.subject);
+    let principal = Entity::new(user.clone(), attributes, roles).map_err(|error| error.to_string())?;
 
-        let found = sample.resource;
-        let department = found.department.as_deref().map(|it| ("department".to_owned(), text(it)));
-        let owner = found.owner.as_deref().map(|it| {
-            ("owner".to_owned(), RestrictedExpression::new_entity_uid(uid(&names.user, it)))
-        });
-        let resource_uid = uid(kind, &found.id);
-        let attributes = department.into_iter().chain(owner).collect();
-        let resource = Entity::new(resource_uid.clone(), attributes, HashSet::new())
-            .map_err(|error| error.to_string())?;
-        let all = [principal, resource].into_iter().chain(self.action.clone());
-        let entities = Entities::from_entities(all, schema).map_err(|error| full(&error))?;
-        Ok((user, resource_uid, entities))
-    }
+    let found = sample.resource;
+    let department = found.department.as_deref().map(|it| ("department".to_owned(), text(it)));
+    let owner = found
+        .owner
+        .as_deref()
+        .map(|it| ("owner".to_owned(), RestrictedExpression::new_entity_uid(uid(&names.user, it))));
+    let resource_uid = uid(kind, &found.id);
+    let attributes = department.into_iter().chain(owner).collect();
+    let resource =
+        Entity::new(resource_uid.clone(), attributes, HashSet::new()).map_err(|error| error.to_string())?;
+    let all = [principal, resource].into_iter().chain(action.entity.clone());
+    let entities = Entities::from_entities(all, schema).map_err(|error| full(&error))?;
+    Ok((user, resource_uid, entities))
 }
 
 fn context(sample: &Sample<'_>, touched: &Facts) -> Result<Context, String> {

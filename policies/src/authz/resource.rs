@@ -56,11 +56,7 @@ pub(crate) struct Found<'a> {
 impl Found<'_> {
     pub(crate) fn into_owned(self) -> Found<'static> {
         let owned = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
-        Found {
-            id: owned(self.id),
-            department: self.department.map(owned),
-            owner: self.owner.map(owned),
-        }
+        Found { id: owned(self.id), department: self.department.map(owned), owner: self.owner.map(owned) }
     }
 }
 
@@ -104,9 +100,8 @@ impl Field {
             }
             Self::Query(name) => {
                 let pairs = places.query?.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-                let mut named = pairs.filter(|(key, _)| {
-                    decoded(key, path::form_decoded).is_some_and(|key| *key == **name)
-                });
+                let mut named = pairs
+                    .filter(|(key, _)| decoded(key, path::form_decoded).is_some_and(|key| *key == **name));
                 let (_, value) = named.next()?;
                 if named.next().is_some() {
                     return None;

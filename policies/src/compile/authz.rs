@@ -138,7 +138,8 @@ impl Compiler<'_> {
 }
 
 fn field(text: &str, asker: &Asker<'_>) -> Result<Field, String> {
-    let expected = || "expected \"path:NAME\", \"query:NAME\", \"body:/POINTER\", \"message:/POINTER\" or \"is:TEXT\"";
+    let expected =
+        || "expected \"path:NAME\", \"query:NAME\", \"body:/POINTER\", \"message:/POINTER\" or \"is:TEXT\"";
     let (place, rest) =
         text.split_once(':').filter(|(_, rest)| !rest.is_empty()).ok_or_else(|| expected().to_owned())?;
     let pointer = || {

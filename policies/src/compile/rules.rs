@@ -13,8 +13,8 @@ use crate::compile::{Compiler, DAY, GIB, HOUR, KIB, MIB, MILLISECOND, SECOND, mo
 use crate::document::{
     AtLimitDocument, AuthDocument, BodyDocument, CompressionDocument, DirectionDocument, Hosts,
     InspectDocument, KindDocument, MaxOpenDocument, MessageDocument, MethodDocument, ModeDocument, NameText,
-    OnRefusalDocument, QueryDocument, ResourceDocument, RouteDocument, SenderDocument, StepUpDocument, TicketDocument,
-    WebsocketDocument,
+    OnRefusalDocument, QueryDocument, ResourceDocument, RouteDocument, SenderDocument, StepUpDocument,
+    TicketDocument, WebsocketDocument,
 };
 use crate::json::{self, Schema};
 use crate::matcher::{ContentTypes, Origins};
@@ -660,8 +660,7 @@ impl Compiler<'_> {
                 }
                 let of_client = direction == DirectionDocument::ToUpstream;
                 let message_rates = if of_client { d.message_rates.as_slice() } else { &[] };
-                let rule =
-                    self.message(&at_message, message, &d.path, message_rates, authentication, known);
+                let rule = self.message(&at_message, message, &d.path, message_rates, authentication, known);
                 if types.insert(Box::from(message.name.as_str()), rule).is_some() {
                     let message = format!("`{}` is defined twice for one direction", message.name);
                     self.error(&child(&at_message, "type"), message);
