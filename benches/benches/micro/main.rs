@@ -3,6 +3,7 @@
 //! `cargo bench -p sealgate-benches`; `-- message` runs the groups whose names hold `message`. All judge by
 //! the policy that the comparison uses, `benches/policy/`.
 
+mod access;
 mod fixture;
 mod frames;
 mod message;
@@ -19,6 +20,7 @@ fn main() -> anyhow::Result<()> {
     let mut criterion = Criterion::default().configure_from_args();
     permit::measure(&mut criterion, &fixture)?;
     message::measure(&mut criterion, &fixture)?;
+    access::measure(&mut criterion)?;
     token::measure(&mut criterion, &fixture)?;
     rates::measure(&mut criterion, &fixture)?;
     frames::measure(&mut criterion)?;
