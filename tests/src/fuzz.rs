@@ -24,8 +24,8 @@ use sealgate::websocket::handshake::{
 };
 use sealgate::websocket::message::{Assembler, Forward, Scratch, Step, WireFault};
 use sealgate_policy::{
-    Binding, Bundle, Denial, Evidence, Identity, IdentityParts, MessageKind, Policy, ProofFault,
-    RequestFacts, RequestPermit, TunnelLimits, settle,
+    Binding, Bundle, DecisionCache, Denial, Evidence, Identity, IdentityParts, MessageKind, Policy,
+    ProofFault, RequestFacts, RequestPermit, TunnelLimits, settle,
 };
 use serde_json::Value;
 
@@ -50,6 +50,7 @@ pub const TARGETS: [Target; 13] = [
     ("ciphertext", ciphertext),
     ("revocation_record", revocation_record),
     ("journal", journal),
+    ("access", access),
 ];
 
 const LIMITS: TunnelLimits = TunnelLimits {
@@ -540,6 +541,101 @@ pub fn opening(data: &[u8]) {
     }
     let names = offered_subprotocols(&headers).expect("they were read before");
     assert!(names.len() <= MAX_SUBPROTOCOLS && names.iter().all(|name| !name.starts_with(BEARER_PREFIX)));
+}
+
+static OWN: LazyLock<Policy> = LazyLock::new(|| {
+    let toml = "version = 1\n[[issuer]]\nname = \"i\"\nissuer = \"https://i.example\"\naudience = [\"a\"]\n\
+                algorithms = [\"ES256\"]\njwks = \"file:/jwks.json\"\n\
+                [[upstream]]\nname = \"backend\"\nendpoints = [\"unix:/backend.sock\"]\n\
+                [[route]]\nname = \"page\"\npath = \"/u/{user}\"\nmethods = [\"GET\"]\nupstream = \"backend\"\n\
+                action = \"read\"\nquery = {}\n\
+                resource = { type = \"Page\", owner = \"path:user\", department = \"query:dept\" }\n\
+                [[route]]\nname = \"post\"\npath = \"/b\"\nmethods = [\"POST\"]\nupstream = \"backend\"\n\
+                action = \"read\"\nbody = { max_bytes = \"1MiB\", schema = \"schemas/any.json\" }\n\
+                resource = { type = \"Page\", owner = \"body:/user\", department = \"body:/in/0\" }\n";
+    let schema = "entity Role; entity Page { owner: User, department: String };\n\
+                  entity User in [Role] { issuer: String, department?: String, acr?: String, amr: Set<String>,\n\
+                  login_age?: Long };\n\
+                  action \"read\" appliesTo { principal: User, resource: Page, context: { address: ipaddr,\n\
+                  tls_version: String, client_certificate: Bool, token_age?: Long, now: datetime, hour: Long,\n\
+                  weekday: Long } };\n";
+    let cedar = "@id(\"own\") permit (principal, action, resource) when { resource.owner == principal &&\n\
+                 principal has department && principal.department == resource.department };\n";
+    let files = [
+        ("policy.toml", toml),
+        ("authz.cedar", cedar),
+        ("authz.cedarschema", schema),
+        ("schemas/any.json", "true"),
+    ];
+    let files = files.map(|(name, text)| (name.to_owned(), text.as_bytes().to_owned())).into();
+    let bundle = Bundle { root: PathBuf::from("/"), files };
+    Policy::compile(&bundle, &BTreeMap::new()).unwrap_or_else(|errors| panic!("{errors}"))
+});
+
+/// A path, a query and a body, a line each but the last.
+///
+/// What is permitted to somebody about his own is about his own by another reading too: the one name in the path, the one
+/// parameter of that name in the query, the fields of the body.
+pub fn access(data: &[u8]) {
+    let mut parts = data.splitn(3, |byte| *byte == b'\n');
+    let (path, query, body) = (parts.next(), parts.next(), parts.next().unwrap_or_default());
+    let (Some(Ok(path)), Some(Ok(query))) = (path.map(std::str::from_utf8), query.map(std::str::from_utf8))
+    else {
+        return;
+    };
+    let alice = IdentityParts {
+        subject: "alice".into(),
+        department: Some("sales".into()),
+        ..IdentityParts::default()
+    };
+    let alice = std::sync::Arc::new(Identity::new(alice));
+    let decisions = DecisionCache::new(8);
+    let judge = |method: &Method, path: &str, query, headers: &HeaderMap, has_body| {
+        let facts = RequestFacts {
+            peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            host: "localhost",
+            method,
+            path,
+            query,
+            headers,
+            websocket: false,
+            content_length: None,
+            has_body,
+            tls: sealgate_policy::TlsFacts::default(),
+        };
+        let demands = OWN.match_request(&facts)?.judge(&facts, Some(alice.clone()))?;
+        let demands = demands.prove(Binding::default(), 0, &decisions)?;
+        settle(demands, Evidence { rates: Ok(()), revoked: false, lost: None })
+    };
+    if let Ok(permit) = judge(&Method::GET, path, Some(query), &HeaderMap::new(), false) {
+        // What goes upstream, decoded by hand.
+        let name = percent_decoded(permit.path().strip_prefix("/u/").expect("the one route"));
+        assert_eq!(name.as_deref(), Some("alice"), "{}", permit.path());
+        let pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+        let decoded = |text: &str| percent_decoded(&text.replace('+', " "));
+        let named: Vec<_> = pairs.filter(|(key, _)| decoded(key).as_deref() == Some("dept")).collect();
+        assert!(matches!(named[..], [(_, value)] if decoded(value).as_deref() == Some("sales")), "{query}");
+    }
+    let mut headers = HeaderMap::new();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let permit = judge(&Method::POST, "/b", None, &headers, true).expect("the body decides");
+    if permit.judge_body(body, &decisions).is_ok() {
+        let body: Value = serde_json::from_slice(body).expect("JSON");
+        let at = |pointer: &str| body.pointer(pointer).and_then(Value::as_str);
+        assert_eq!((at("/user"), at("/in/0")), (Some("alice"), Some("sales")));
+    }
+}
+
+fn percent_decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('%') {
+        bytes.extend(before.bytes());
+        bytes.push(u8::from_str_radix(after.get(..2)?, 16).ok()?);
+        rest = &after[2..];
+    }
+    bytes.extend(rest.bytes());
+    String::from_utf8(bytes).ok()
 }
 
 static SEALED: LazyLock<Policy> = LazyLock::new(|| {
