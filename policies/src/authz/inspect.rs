@@ -302,11 +302,12 @@ impl Inspector {
             ("context", "weekday") => self.finite(Fact::Weekday, Dimension::Weekday),
             ("resource", "department") => self.opaque(Fact::ResourceDepartment, "uses resource.department"),
             ("resource", "owner") => self.opaque(Fact::ResourceOwner, "uses resource.owner"),
-            _ => match fact(variable, name) {
-                Some(fact) => self.opaque(fact, &format!("uses {variable}.{name}")),
-                // Never there: evaluating it is an error, as far as it gets.
-                None => {}
-            },
+            _ => {
+                // What is never there is an error to evaluate, whoever asks.
+                if let Some(fact) = fact(variable, name) {
+                    self.opaque(fact, &format!("uses {variable}.{name}"));
+                }
+            }
         }
     }
 
