@@ -89,6 +89,7 @@ pub struct RouteMatch {
 #[derive(Debug)]
 pub struct RequestDemands {
     subject: Subject,
+    asked: Asked,
     /// What the sender has proved to hold; nothing, until he was asked.
     proven: Option<Binding>,
 }
@@ -97,6 +98,7 @@ pub struct RequestDemands {
 #[derive(Debug)]
 pub struct RequestPermit {
     subject: Subject,
+    asked: Asked,
 }
 
 /// Proof that a WebSocket may be opened. Made by [`RequestPermit::into_tunnel`] only.
@@ -121,11 +123,16 @@ struct Subject {
     address: IpAddr,
     tls: TlsFacts,
     identity: Option<Arc<Identity>>,
+    shadowed: Option<Denial>,
+}
+
+/// What it takes to ask the Cedar policies about a request, and no open socket carries along.
+#[derive(Debug)]
+struct Asked {
     /// The query, where it takes it to tell what a request is about.
     query: Option<Box<str>>,
-    /// Unix seconds; nothing, until that was asked.
-    judged_at: Option<u64>,
-    shadowed: Option<Denial>,
+    /// Unix seconds; nothing, until [`RequestDemands::prove`] was called.
+    at: Option<u64>,
 }
 
 /// What the gateway found out by doing: rates taken, revocations looked up.
@@ -213,17 +220,9 @@ impl RouteMatch {
         let identity = identity.filter(|_| rule.authentication == Authentication::Required);
         let shadowed = noted(rule.mode, judge_head(&rule, facts, identity.as_deref()))?;
         let asks_query = rule.authorization.as_ref().is_some_and(|decision| decision.resource.needs_query());
-        let subject = Subject {
-            query: facts.query.filter(|_| asks_query).map(Into::into),
-            rule,
-            path,
-            address: facts.peer,
-            tls: facts.tls,
-            identity,
-            judged_at: None,
-            shadowed,
-        };
-        Ok(RequestDemands { subject, proven: None })
+        let asked = Asked { query: facts.query.filter(|_| asks_query).map(Into::into), at: None };
+        let subject = Subject { rule, path, address: facts.peer, tls: facts.tls, identity, shadowed };
+        Ok(RequestDemands { subject, asked, proven: None })
     }
 }
 
@@ -344,10 +343,10 @@ impl RequestDemands {
     /// before any rate is taken.
     pub fn prove(mut self, proven: Binding, now: u64, decisions: &DecisionCache) -> Result<Self, Denial> {
         self.subject.check_binding(&proven)?;
-        self.subject.judged_at = Some(now);
+        self.asked.at = Some(now);
         let rule = &self.subject.rule;
         if let Some(decision) = rule.authorization.as_ref().filter(|it| !it.resource.needs_body()) {
-            let note = noted(rule.mode, self.subject.authorize(decision, None, now, decisions))?;
+            let note = noted(rule.mode, self.subject.authorize(decision, &self.asked, None, now, decisions))?;
             self.subject.shadowed = self.subject.shadowed.take().or(note);
         }
         let rule = &self.subject.rule;
@@ -377,19 +376,17 @@ impl Subject {
         Ok(())
     }
 
-    fn places<'a>(&'a self, document: Option<&'a Value>) -> Places<'a> {
-        Places { path: self.path.as_str(), query: self.query.as_deref(), document }
-    }
-
     /// Asks the Cedar policies; `document` is the body, where the resource stands in it.
     fn authorize(
         &self,
         decision: &Decision,
+        asked: &Asked,
         document: Option<&Value>,
         now: u64,
         decisions: &DecisionCache,
     ) -> Result<(), Denial> {
-        let found = decision.resource.find(self.places(document)).ok_or(Denial::ResourceMissing)?;
+        let places = Places { path: self.path.as_str(), query: asked.query.as_deref(), document };
+        let found = decision.resource.find(places).ok_or(Denial::ResourceMissing)?;
         self.authorize_found(decision, &found, now, decisions)
     }
 
@@ -429,9 +426,9 @@ impl Subject {
 /// must be, or whose sender did not prove to hold what it is bound to; [`Denial::NotPermitted`] and [`Denial::StepUpNeeded`]
 /// where [`RequestDemands::prove`] was not asked; [`Denial::Revoked`]; [`Denial::ContactLost`]; [`Denial::RateExceeded`] unless rate or rule only counts.
 pub fn settle(demands: RequestDemands, evidence: Evidence) -> Result<RequestPermit, Denial> {
-    let RequestDemands { mut subject, proven } = demands;
+    let RequestDemands { mut subject, asked, proven } = demands;
     subject.check_binding(&proven.unwrap_or_default())?;
-    if subject.rule.authorization.is_some() && subject.judged_at.is_none() {
+    if subject.rule.authorization.is_some() && asked.at.is_none() {
         return Err(Denial::NotPermitted);
     }
     if let (Some(step_up), None) = (&subject.rule.step_up, proven) {
@@ -443,7 +440,7 @@ pub fn settle(demands: RequestDemands, evidence: Evidence) -> Result<RequestPerm
         || rule.authorization.as_ref().is_some_and(Decision::is_privileged);
     let note = weigh(&evidence, &subject, privileged, &rule.rates)?;
     subject.shadowed = subject.shadowed.or(note);
-    Ok(RequestPermit { subject })
+    Ok(RequestPermit { subject, asked })
 }
 
 /// `privileged` is what wants more than a token.
@@ -531,8 +528,8 @@ impl RequestPermit {
                 judge_content(ciphertext, schema, &value)?;
                 match rule.authorization.as_ref().filter(|it| it.resource.needs_body()) {
                     Some(decision) => {
-                        let now = self.subject.judged_at.ok_or(Denial::NotPermitted)?;
-                        self.subject.authorize(decision, Some(&value), now, decisions)
+                        let now = self.asked.at.ok_or(Denial::NotPermitted)?;
+                        self.subject.authorize(decision, &self.asked, Some(&value), now, decisions)
                     }
                     None => Ok(()),
                 }
@@ -823,7 +820,8 @@ impl<'t> MessageDemands<'t> {
     fn authorize(&mut self, decision: Option<&Decision>, message: &Value) -> Result<(), Denial> {
         let Some(decision) = decision else { return Ok(()) };
         let subject = &self.tunnel.subject;
-        let found = decision.resource.find(subject.places(Some(message))).ok_or(Denial::ResourceMissing)?;
+        let places = Places { path: subject.path.as_str(), query: None, document: Some(message) };
+        let found = decision.resource.find(places).ok_or(Denial::ResourceMissing)?;
         if decision.needs_time() || !decision.is_tabulated() {
             self.resource = Some(found.into_owned());
             return Ok(());

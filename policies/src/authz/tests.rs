@@ -453,7 +453,7 @@ fn answers_are_remembered_for_the_same_question_only() {
     ask(&identity, 2, "open", far, 1);
     assert_eq!(asked.get(), 5, "another token, another policy");
     // Bounded, and still right when it overflows.
-    for number in 0..10_000_u32 {
+    for number in 0..200_u32 {
         let id: &'static str = if number % 2 == 0 { "open" } else { "closed" };
         let address = (number | 0x0b00_0000).to_be_bytes();
         assert_eq!(ask(&identity, 1, id, address, 1), id == "open");
