@@ -36,7 +36,7 @@ use crate::tokens::now;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 14] = [
     ("websocket_frames", websocket_frames),
     ("inflate", inflate),
     ("extension_offer", extension_offer),

@@ -182,6 +182,11 @@ fn p1_every_role_may_do_what_the_matrix_says_and_nothing_else() {
                 (Some(request), None) => {
                     let (method, path) = request.split_once(' ').expect("method and path");
                     let curl = gateway.curl(&who.fill(path)).http1().method(method).token(&token);
+                    // A ticket is for a page.
+                    let curl = match row.action == "ticket.issue" {
+                        true => curl.header(&format!("Origin: {}", gateway.url("").trim_end_matches('/'))),
+                        false => curl,
+                    };
                     match &row.body {
                         Some(body) => curl.json(body).send(),
                         None => curl.send(),
@@ -319,7 +324,8 @@ fn p6_no_spelling_of_another_id_reaches_the_backend() {
     // Two readers may disagree which of the two counts.
     wire.send(frame(0x81, br#"{"type":"history.read","user":"erin","user":"bob"}"#));
     let back = wire.message().expect("a close");
-    assert_eq!((back.opcode, bundle.upstream.frames().len()), (8, 0));
+    let messages = bundle.upstream.frames().iter().filter(|frame| frame.opcode != 8).count();
+    assert_eq!((back.opcode, messages), (8, 0));
 }
 
 #[test]
