@@ -72,6 +72,7 @@ impl AdminService {
             scrape::serve(scrape, self.gateway.clone()),
             check_upstreams(&self.gateway),
             keep_house(&self.gateway),
+            self.gateway.keep_sessions(),
             shared::follow(&self.gateway),
         );
         Ok(())
@@ -159,6 +160,7 @@ async fn keep_house(gateway: &Gateway) {
         gateway.journal.forget_expired(clock::unix_now());
         gateway.proofs.forget_expired(clock::unix_now());
         gateway.tickets.forget_expired(clock::unix_now());
+        gateway.sessions.forget_expired(clock::unix_now());
         gateway.shared.forget_expired(clock::unix_now());
         if let Err(error) = gateway.outliving.tickets.rotate() {
             tracing::error!(%error, "ticket keys could not be replaced; no tickets are given until they can");

@@ -51,6 +51,9 @@ pub struct Metrics {
     message_bytes: IntCounterVec,
     message_refusals: IntCounterVec,
     closes: IntCounterVec,
+    sessions: IntGauge,
+    sessions_remembered: IntGauge,
+    sessions_ended: IntCounterVec,
     reloads: IntCounterVec,
     reload_success: IntGauge,
     reload_time: IntGauge,
@@ -309,6 +312,22 @@ impl Metrics {
                     &["code", "by"]
                 )
             ),
+            sessions: metric!(r, gauge("sealgate_sessions_live", "Sessions that run.")),
+            sessions_remembered: metric!(
+                r,
+                gauge(
+                    "sealgate_sessions_remembered",
+                    "Sessions that run or have ended and are remembered until their tokens are gone."
+                )
+            ),
+            sessions_ended: metric!(
+                r,
+                counters(
+                    "sealgate_sessions_ended_total",
+                    "Sessions ended before their lifetime, as far as this gateway knew them.",
+                    &["reason"]
+                )
+            ),
             reloads: metric!(
                 r,
                 counters("sealgate_policy_reloads_total", "Attempts to load a policy.", &["result"])
@@ -361,6 +380,9 @@ impl Metrics {
             shared: SharedMetrics::new(r)?,
             registry: registry.clone(),
         };
+        for denial in [Denial::SessionIdle, Denial::SessionReplaced] {
+            metrics.sessions_ended(&denial, 0);
+        }
         for reason in Denial::ALL_REASONS {
             metrics.denials.with_label_values(&[*reason]);
         }
@@ -458,6 +480,18 @@ impl Metrics {
             _ => "other".to_owned(),
         };
         self.closes.with_label_values(&[label.as_str(), by]).inc();
+    }
+
+    /// So many sessions ended, for that reason.
+    pub fn sessions_ended(&self, denial: &Denial, count: usize) {
+        self.sessions_ended.with_label_values(&[denial.reason()]).inc_by(count as u64);
+    }
+
+    /// So many sessions run, so many are remembered.
+    pub fn sessions(&self, live: usize, remembered: usize) {
+        for (gauge, count) in [(&self.sessions, live), (&self.sessions_remembered, remembered)] {
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
     }
 
     /// The endpoints of an upstream were probed.

@@ -90,6 +90,8 @@ pub enum Denial {
     SessionReplaced,
     /// The session has lasted as long as any may.
     SessionEnded,
+    /// The subject has as many sessions as its roles allow, and the policy rejects one more.
+    TooManySessions,
     /// A renewal brought the token of another subject or session, or one bound to another key.
     RenewalMismatch,
     /// A renewal brought other roles or another authentication: only a new socket can tell the upstream.
@@ -294,6 +296,7 @@ impl Denial {
         "session-idle",
         "session-replaced",
         "session-ended",
+        "too-many-sessions",
         "renewal-mismatch",
         "rights-changed",
         "step-up-needed",
@@ -371,6 +374,7 @@ impl Denial {
             Self::SessionIdle             => row("session-idle",            401, 4408, "Session idle for too long"),
             Self::SessionReplaced         => row("session-replaced",        401, 4409, "Session replaced"),
             Self::SessionEnded            => row("session-ended",           401, 4401, "Session ended"),
+            Self::TooManySessions         => row("too-many-sessions",       429, 4429, "Too many sessions"),
             Self::RenewalMismatch         => row("renewal-mismatch",        403, 4403, "Token of another session"),
             Self::RightsChanged           => row("rights-changed",          403, 1012, "Rights changed"),
             Self::StepUpNeeded { .. }     => row("step-up-needed",          401, 4412, "Stronger authentication needed"),
@@ -469,6 +473,7 @@ impl Denial {
             Self::SessionIdle => "this session was idle for too long; log in again".into(),
             Self::SessionReplaced => "a newer session or connection took the place of this one".into(),
             Self::SessionEnded => "the session has lasted as long as any may; log in again".into(),
+            Self::TooManySessions => "as many sessions of yours are open as may be; end another".into(),
             Self::RenewalMismatch => "the new token is not of this session".into(),
             Self::RightsChanged => "your rights changed; connect again".into(),
             Self::StepUpNeeded { .. } => "this needs a stronger or fresher login".into(),
@@ -522,6 +527,8 @@ impl Denial {
             | Self::Restarting
             | Self::UpstreamUnavailable
             | Self::UpstreamTimeout => Some(1),
+            // Somebody has to log out, or to be idle.
+            Self::TooManySessions => Some(60),
             _ => None,
         }
     }
@@ -661,6 +668,7 @@ mod tests {
             Denial::SessionIdle,
             Denial::SessionReplaced,
             Denial::SessionEnded,
+            Denial::TooManySessions,
             Denial::RenewalMismatch,
             Denial::RightsChanged,
             Denial::StepUpNeeded { challenge: "max_age=\"60\"".into() },

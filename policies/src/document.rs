@@ -284,13 +284,42 @@ pub(crate) struct ClaimsDocument {
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "session")]
 pub(crate) struct SessionDocument {
-    /// A session ends without activity for so long, "1m" to "30d"; default "15m".
+    /// A session ends without activity for so long, "1s" to "30d"; default "15m". Activity are requests of routes and messages
+    /// of types that say so (`activity`), and the opening of a socket; over all gateways, where `[shared]` is. A session that
+    /// ended stays so (401, open sockets close with 4408), however many tokens are renewed for it. A session is what has one
+    /// `sid`; without, one login (`auth_time`); without either, one token.
     pub(crate) idle: Option<DurationText>,
     /// A session ends so long after login (`auth_time`, else the token's `iat`), "1m" to "400d"; default "12h".
     /// Requests are refused then and sockets closed, however often tokens are renewed.
     pub(crate) lifetime: Option<DurationText>,
     /// Tolerated difference of clocks, "0s" to "5m"; default "30s".
     pub(crate) skew: Option<DurationText>,
+    /// Sessions remembered at the same time, ended ones too until their tokens are gone; more are refused (503), so that none is
+    /// forgotten. Default 1000000.
+    #[schemars(range(min = 1_000, max = 100_000_000))]
+    pub(crate) max_sessions: Option<u32>,
+    /// How many sessions one subject may have at the same time, by role; default any number.
+    #[serde(default)]
+    pub(crate) limit: Vec<SessionLimitDocument>,
+}
+
+/// Sessions that one subject may have at the same time, over all gateways where `[shared]` is. Sessions of all its roles count;
+/// of several limits that apply to a new session the smallest holds. Idle sessions count no more, and neither do tokens that
+/// tell of no session (`sid`) or login (`auth_time`).
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "session-limit")]
+pub(crate) struct SessionLimitDocument {
+    /// For whom: a role as tokens name it; default everybody.
+    #[schemars(length(min = 1))]
+    pub(crate) role: Option<String>,
+    /// So many sessions.
+    #[schemars(range(min = 1, max = 1000))]
+    pub(crate) max: u32,
+    /// "reject" refuses the new session with 429, "replace-oldest" ends the oldest: its requests are refused (401), its sockets
+    /// close with 4409; default "reject".
+    #[serde(default)]
+    pub(crate) at_limit: AtLimitDocument,
 }
 
 /// Proofs of possession (RFC 9449).

@@ -1,8 +1,10 @@
 //! Who a verified token speaks for, and the headers that tell the upstream.
 
+use std::fmt;
 use std::sync::Arc;
 
 use http::{HeaderName, HeaderValue};
+use ring::digest;
 
 use crate::denial::Denial;
 
@@ -50,6 +52,8 @@ pub struct Identity {
     pub expires_at: u64,
     /// What its sender must prove to hold (`cnf`).
     pub binding: Binding,
+    /// Names the session over all gateways.
+    pub session_id: SessionId,
     /// `X-Sealgate-*`, built once, so that forwarding only clones (a `HeaderValue` is reference-counted).
     pub upstream_headers: Vec<(HeaderName, HeaderValue)>,
 }
@@ -83,6 +87,58 @@ pub struct Binding {
     pub certificate: Option<[u8; 32]>,
 }
 
+/// Names a session: the same for all its tokens on all gateways, and no other session's. 128 bits of a SHA-256 of `iss` and
+/// `sid`; without `sid`, of `iss`, `sub` and `auth_time`, which is a login; without either, of one token.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionId(pub u128);
+
+impl SessionId {
+    fn of(parts: &IdentityParts) -> Self {
+        let IdentityParts { issuer, subject, session, token_id, auth_time, issued_at, .. } = parts;
+        match (session, auth_time) {
+            (Some(session), _) => Self::digest(&[b"sid", issuer.as_bytes(), session.as_bytes()]),
+            (None, Some(login)) => {
+                Self::digest(&[b"login", issuer.as_bytes(), subject.as_bytes(), &login.to_be_bytes()])
+            }
+            (None, None) => Self::digest(&[
+                b"token",
+                issuer.as_bytes(),
+                subject.as_bytes(),
+                token_id.as_deref().unwrap_or_default().as_bytes(),
+                &issued_at.unwrap_or(0).to_be_bytes(),
+            ]),
+        }
+    }
+
+    /// Names a subject in the same way.
+    pub fn of_subject(issuer: &str, subject: &str) -> Self {
+        Self::digest(&[b"subject", issuer.as_bytes(), subject.as_bytes()])
+    }
+
+    /// Each part with its length before it, so that no two lists look alike.
+    fn digest(parts: &[&[u8]]) -> Self {
+        let mut context = digest::Context::new(&digest::SHA256);
+        for part in parts {
+            context.update(&u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
+            context.update(part);
+        }
+        Self(context.finish().as_ref().iter().take(16).fold(0, |id, byte| id << 8 | u128::from(*byte)))
+    }
+}
+
+/// 32 hexadecimal digits.
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SessionId({self})")
+    }
+}
+
 impl Identity {
     /// Takes the claims of a verified token and builds the headers for the upstream.
     ///
@@ -107,6 +163,7 @@ impl Identity {
             upstream_headers.extend(header_value(&joined).map(|value| (ROLES, value)));
         }
         Self {
+            session_id: SessionId::of(&parts),
             issuer: parts.issuer,
             subject: parts.subject,
             session: parts.session,
@@ -128,6 +185,11 @@ impl Identity {
     /// When the session began, unix seconds: `auth_time`, or `iat` where the token has none; `None` if it has neither.
     pub fn began(&self) -> Option<u64> {
         self.auth_time.or(self.issued_at)
+    }
+
+    /// Whether the token tells of a session or a login that other tokens may belong to as well.
+    pub fn names_session(&self) -> bool {
+        self.session.is_some() || self.auth_time.is_some()
     }
 
     /// Whether `new`, the identity of a later token, may take this one's place in an open socket.
@@ -152,6 +214,7 @@ impl Identity {
             auth_time: _,
             issued_at: _,
             expires_at: _,
+            session_id: _,
             upstream_headers: _,
         } = self;
         let same_session = (issuer, subject, session) == (&new.issuer, &new.subject, &new.session);
@@ -239,6 +302,48 @@ mod tests {
         ];
         for change in changes {
             assert_eq!(judged(change), Err(Denial::RightsChanged));
+        }
+    }
+
+    #[test]
+    fn a_session_has_one_name_whatever_its_tokens_and_no_other_has_it() {
+        let parts = || IdentityParts {
+            issuer: "https://id.example".into(),
+            subject: "alice".into(),
+            session: Some("s1".into()),
+            token_id: Some("t1".into()),
+            auth_time: Some(1),
+            issued_at: Some(2),
+            ..IdentityParts::default()
+        };
+        let named = |change: fn(&mut IdentityParts)| {
+            let mut parts = parts();
+            change(&mut parts);
+            Identity::new(parts).session_id
+        };
+        let renewed: fn(&mut IdentityParts) = |it| {
+            (it.token_id, it.auth_time, it.issued_at) = (Some("t2".into()), Some(50), Some(60));
+            it.roles = vec!["user".into()];
+        };
+        assert_eq!(named(|_| {}), named(renewed));
+        let login = named(|it| it.session = None);
+        assert_eq!(login, named(|it| (it.session, it.token_id, it.issued_at) = (None, None, Some(9))));
+        let all = [
+            named(|_| {}),
+            login,
+            named(|it| it.session = Some("s2".into())),
+            named(|it| it.issuer = "https://other.example".into()),
+            named(|it| (it.session, it.auth_time) = (None, Some(2))),
+            named(|it| (it.session, it.subject) = (None, "bob".into())),
+            named(|it| (it.session, it.auth_time) = (None, None)),
+            named(|it| (it.session, it.auth_time, it.token_id) = (None, None, Some("t2".into()))),
+            named(|it| (it.session, it.auth_time, it.issued_at) = (None, None, Some(3))),
+            // Borders between parts are no part of them.
+            named(|it| (it.issuer, it.session) = ("https://id.examples".into(), Some("1".into()))),
+            SessionId::of_subject("https://id.example", "alice"),
+        ];
+        for (index, one) in all.iter().enumerate() {
+            assert!(all.iter().skip(index + 1).all(|other| other != one), "{index}");
         }
     }
 

@@ -36,7 +36,7 @@ pub use bundle::{Bundle, BundleError};
 pub use denial::{Denial, ProofFault, TokenFault};
 pub use document::json_schema;
 pub use errors::{PolicyError, PolicyErrors};
-pub use identity::{Binding, IDENTITY_HEADER_PREFIX, IDENTITY_HEADERS, Identity, IdentityParts};
+pub use identity::{Binding, IDENTITY_HEADER_PREFIX, IDENTITY_HEADERS, Identity, IdentityParts, SessionId};
 pub use permit::{
     BodyPermit, ConnectionFacts, ConnectionPermit, Direction, Evidence, Message, MessageDemands, MessageKind,
     MessagePermit, RateExceeded, Refusal, Renewal, RequestDemands, RequestFacts, RequestPermit, RouteMatch,
@@ -45,8 +45,8 @@ pub use permit::{
 pub use policy::{
     Algorithm, AuditPolicy, AuditRequests, Balance, CertificateSource, ClaimNames, ConnectionPolicy,
     DpopPolicy, Endpoint, Group, Health, Issuer, JwksSource, Mode, OnLoss, OnRateError, Policy, Rate,
-    RateFacts, RateIndex, RateKey, RuleId, Sender, SessionPolicy, SharedMode, SharedPolicy, SharedServer,
-    Source, TlsPolicy, TlsVersions, Upstream, UpstreamIndex, UpstreamTls,
+    RateFacts, RateIndex, RateKey, RuleId, Sender, SessionLimit, SessionPolicy, SharedMode, SharedPolicy,
+    SharedServer, Source, TlsPolicy, TlsVersions, Upstream, UpstreamIndex, UpstreamTls,
 };
 pub use rule::{
     AtLimit, Authentication, BodyRule, Compression, MaxOpen, OnRefusal, RenewRule, Rule, TicketRule,

@@ -14,7 +14,7 @@ use http::{HeaderMap, HeaderName};
 use crate::denial::Denial;
 use crate::identity::Identity;
 use crate::routes::Routes;
-use crate::rule::Rule;
+use crate::rule::{AtLimit, Rule};
 
 /// One immutable snapshot of all rules. Share it in an `Arc`; judge one connection, request or message by one.
 #[derive(Debug)]
@@ -285,16 +285,39 @@ pub struct ClaimNames {
 /// `[session]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionPolicy {
-    /// Without activity for so long, a session ends (row S-1). 1 min to 30 d; default 15 min.
+    /// Without activity for so long, a session ends (row S-1). 1 s to 30 d; default 15 min.
     pub idle: Duration,
     /// A session ends so long after it began ([`Identity::began`](crate::Identity::began)), whatever happens. 1 min to
     /// 400 d; default 12 h.
     pub lifetime: Duration,
     /// Tolerated difference of clocks. 0 to 5 min; default 30 s.
     pub skew: Duration,
+    /// Sessions remembered at the same time. 1,000 to 100,000,000; default 1,000,000. More are refused.
+    pub max_sessions: u32,
+    /// How many sessions a subject may have; the strictest first.
+    pub limits: Vec<SessionLimit>,
+}
+
+/// `[[session.limit]]`: sessions that one subject may have at the same time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionLimit {
+    /// For whom; `None` for everybody.
+    pub role: Option<String>,
+    /// So many. 1 to 1,000.
+    pub max: u32,
+    /// What becomes of one more.
+    pub at_limit: AtLimit,
 }
 
 impl SessionPolicy {
+    /// The limit that holds for a session that begins with this identity: the smallest of those for its roles.
+    pub fn limit_of(&self, identity: &Identity) -> Option<&SessionLimit> {
+        let applies = |limit: &&SessionLimit| {
+            limit.role.as_ref().is_none_or(|role| identity.roles.iter().any(|own| own == role))
+        };
+        self.limits.iter().find(applies).filter(|_| identity.names_session())
+    }
+
     /// When a session that began at `began` ends, whatever happens; both in unix seconds.
     pub fn ends_at(&self, began: u64) -> u64 {
         began.saturating_add(self.lifetime.as_secs())

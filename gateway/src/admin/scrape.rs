@@ -70,6 +70,8 @@ fn answer(gateway: &Gateway, request: &Request<Incoming>) -> Response<Full<Bytes
 
 fn metrics(gateway: &Gateway) -> Response<Full<Bytes>> {
     let snapshot = gateway.current.load();
+    let (live, remembered) = gateway.count_sessions();
+    gateway.metrics().sessions(live, remembered);
     let ages = snapshot.verifier.key_ages(Instant::now());
     gateway.metrics().rates_overflowed(gateway.outliving.rates.overflowed());
     match gateway.metrics().render(gateway.connections.total(), ages) {

@@ -25,7 +25,7 @@ use crate::{
     lock::lock,
     metrics::Metrics,
     reload::{Outliving, PolicySource, Reloader},
-    session::{Journal, KeyFetcher, Proofs, Revocations, Tickets},
+    session::{Journal, KeyFetcher, Proofs, Revocations, Sessions, Tickets},
     shared::Shared,
     upstream::EndpointIds,
 };
@@ -115,6 +115,7 @@ pub fn run(args: &RunArgs, ready: impl FnOnce(&Running)) -> anyhow::Result<u8> {
         sockets: SocketLimits::new(),
         revocations,
         journal,
+        sessions: Sessions::new(),
         shared,
         cores: ways_in,
         tickets: Tickets::default(),

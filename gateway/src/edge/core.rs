@@ -23,7 +23,7 @@ use super::{
     inbox::{Mail, Notice},
 };
 use crate::{
-    http::{Sockets, contact_lost, displace, drain, list, rejudge, revoke, sweep},
+    http::{Sockets, contact_lost, displace, drain, end_sessions, list, rejudge, revoke, sweep},
     reload::Snapshot,
     session::{Revocation, TokenCache},
     upstream::pool::Pool,
@@ -214,6 +214,7 @@ async fn read_inbox(core: Rc<Core>, mut inbox: Inbox) {
                 });
             }
             Mail::Notice(Notice::Displaced(id)) => displace(&core, id),
+            Mail::Notice(Notice::Ended { sessions, end }) => end_sessions(&core, &sessions, end),
             Mail::Notice(Notice::ContactLost) => contact_lost(&core).await,
             Mail::Missed => {
                 sweep(&core).await;

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use sealgate_policy::SessionId;
 use tokio::sync::{Notify, mpsc};
 
-use crate::session::{OwnedTarget, Rows, SessionQuery};
+use crate::session::{OwnedTarget, Rows, SessionEnd, SessionQuery};
 
 /// Notices that wait for one core. More are not kept: the core looks at all its sockets then.
 const NOTICES: usize = 1024;
@@ -23,6 +24,8 @@ pub(super) enum Notice {
     List { query: Arc<SessionQuery>, found: mpsc::Sender<Rows> },
     /// A newer socket took this one's place; see [`SocketGuard::id`](crate::limits::SocketGuard::id).
     Displaced(u64),
+    /// These sessions have ended: close their sockets.
+    Ended { sessions: Arc<[SessionId]>, end: SessionEnd },
     /// Other gateways cannot be heard, and the policy wants sessions' sockets closed then.
     ContactLost,
 }

@@ -10,6 +10,7 @@ mod core;
 pub mod guard;
 mod inbox;
 pub mod listener;
+mod sessions;
 mod stream;
 
 use std::{net::TcpListener, sync::Arc, time::Duration};
@@ -35,7 +36,9 @@ use crate::{
     limits::{ConnectionLimits, Displaced, SocketLimits},
     metrics::Metrics,
     reload::{Outliving, Snapshot},
-    session::{Journal, Listing, Mark, Proofs, Revocation, Revocations, SessionPage, SessionQuery, Tickets},
+    session::{
+        Journal, Listing, Mark, Proofs, Revocation, Revocations, SessionPage, SessionQuery, Sessions, Tickets,
+    },
     shared::Shared,
 };
 
@@ -57,6 +60,8 @@ pub struct Gateway {
     pub revocations: Revocations,
     /// The same on disk.
     pub journal: Journal,
+    /// The clock of each session.
+    pub sessions: Sessions,
     /// What other gateways know.
     pub shared: Arc<Shared>,
     /// How the cores are reached.

@@ -12,5 +12,7 @@ mod walk;
 
 pub use exchange::RequestId;
 pub use headers::Origin;
-pub use tunnel::{OpenSocket, Sockets, contact_lost, displace, drain, list, rejudge, revoke, sweep};
+pub use tunnel::{
+    OpenSocket, Sockets, contact_lost, displace, drain, end_sessions, list, rejudge, revoke, sweep,
+};
 pub use walk::serve;

@@ -15,7 +15,7 @@ use hyper::{body::Incoming, upgrade::Upgraded};
 use hyper_util::rt::TokioIo;
 use sealgate_policy::{
     Binding, Compression, Denial, Evidence, Identity, Mode, OnLoss, RateExceeded, RateFacts, RateIndex,
-    Renewal, RequestFacts, RequestPermit, TunnelPermit, settle,
+    Renewal, RequestFacts, RequestPermit, SessionId, TunnelPermit, settle,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -30,7 +30,7 @@ use crate::{
     edge::{Connection, Core, EdgeStream},
     limits::{Rates, Settling, SocketFacts, SocketGuard},
     reload::Snapshot,
-    session::{Listing, Registration, Registry, Revocation, Rows, SessionQuery},
+    session::{Listing, Registration, Registry, Revocation, Rows, Session, SessionEnd, SessionQuery},
     shared::Shared,
     upstream::{ConnectError, UpstreamStream},
     websocket::{
@@ -52,6 +52,8 @@ pub struct OpenSocket {
     opening: Opening,
     /// When the session began, unix seconds: the earliest that any of its tokens here has said.
     began: Cell<u64>,
+    /// Whose clock its messages move.
+    session: RefCell<Option<Arc<Session>>>,
     /// Name of the rule that it is under.
     route: RefCell<Arc<str>>,
 }
@@ -76,10 +78,11 @@ struct Opening {
 pub async fn open(
     door: Door,
     permit: RequestPermit,
+    session: Option<Arc<Session>>,
     request: Request<Incoming>,
     mut exchange: Exchange,
 ) -> Answer {
-    match try_open(&door, permit, request, &exchange).await {
+    match try_open(&door, permit, session, request, &exchange).await {
         Ok((status, fields)) => {
             exchange.answered(status);
             let mut response = Response::new(ResponseBody::held(bytes::Bytes::new(), None, exchange));
@@ -94,6 +97,7 @@ pub async fn open(
 async fn try_open(
     door: &Door,
     permit: RequestPermit,
+    session: Option<Arc<Session>>,
     mut request: Request<Incoming>,
     exchange: &Exchange,
 ) -> Result<(StatusCode, HeaderMap), Denial> {
@@ -119,12 +123,16 @@ async fn try_open(
         orders: orders.clone(),
         opening,
         began: Cell::new(began),
+        session: RefCell::new(session.clone()),
         route: RefCell::new(permit.rule().name.clone()),
     };
     let registration =
         core.sockets.register(identity.clone(), socket).map(Rc::new).map_err(|_| Denial::Overloaded)?;
     if identity.as_deref().is_some_and(|it| core.gateway.revocations.is_revoked(it, clock::unix_now())) {
         return Err(Denial::Revoked);
+    }
+    if let Some(end) = session.as_deref().and_then(Session::ended) {
+        return Err(end.denial());
     }
     if identity.is_some() && core.gateway.shared.lost(&snapshot.policy) == Some(OnLoss::FailClosed) {
         return Err(Denial::ContactLost);
@@ -143,7 +151,7 @@ async fn try_open(
     fields.extend(deflate.map(|agreed| (header::SEC_WEBSOCKET_EXTENSIONS, agreed.answer())));
     headers::add_security(&mut fields, snapshot.hsts.as_ref(), exchange.id);
     let record = TunnelRecord { core: core.clone(), connection: connection.clone(), registration };
-    let terms = terms(core, snapshot, &snapshot_rates(core, snapshot), permit, began);
+    let terms = terms(core, snapshot, &snapshot_rates(core, snapshot), permit, began, session);
     // Over HTTP/2 the connection goes on, and must not be taken for idle.
     let busy = connection.tls.http2.then(|| connection.busy());
     let open = core.count_open();
@@ -393,12 +401,14 @@ fn terms(
     rates: &Rc<dyn RateTaker>,
     permit: TunnelPermit,
     began: u64,
+    session: Option<Arc<Session>>,
 ) -> Terms {
     Terms {
         rates: rates.clone(),
         decisions: core.decisions.clone(),
         metrics: snapshot.metrics.of(Some(permit.rule())).tunnel.clone(),
         session_ends: permit.identity().map(|_| snapshot.policy.session().ends_at(began)),
+        session,
         clock: (tokio::time::Instant::now(), SystemTime::now()),
         permit,
     }
@@ -431,6 +441,13 @@ async fn judge_renewal(
     let snapshot = core.snapshot();
     let new = verified(core, &snapshot, renewal.token(), clock::unix_now()).await?;
     drop(renewal);
+    // Of the same session, or it would be refused below: then it begins none. No activity: clients renew by themselves.
+    registration
+        .upgrade()
+        .and_then(|registration| registration.with(|_, old| old.map(|old| old.renewed_by(&new))))
+        .flatten()
+        .ok_or(Denial::Internal)??;
+    let session = core.gateway.session(&snapshot.policy, &new, clock::unix_now()).await?;
     // From here on nothing waits, so nothing comes between.
     let registration = registration.upgrade().ok_or(Denial::Internal)?;
     let judge = |socket: &OpenSocket, old: Option<&Arc<Identity>>| -> Result<Terms, Denial> {
@@ -438,11 +455,16 @@ async fn judge_renewal(
         socket.began.set(socket.began.get().min(new.began().unwrap_or(u64::MAX)));
         let permit =
             socket.opening.judge(core, &snapshot, Some(new.clone())).map_err(|_| Denial::PolicyChanged)?;
-        Ok(terms(core, &snapshot, &snapshot_rates(core, &snapshot), permit, socket.began.get()))
+        *socket.session.borrow_mut() = Some(session.clone());
+        let rates = snapshot_rates(core, &snapshot);
+        Ok(terms(core, &snapshot, &rates, permit, socket.began.get(), Some(session.clone())))
     };
     let terms = registration.with(judge).ok_or(Denial::Internal)??;
     // INVARIANT: found by the new token first, its revocation looked up second, as at the opening.
     registration.identify(new.clone());
+    if let Some(end) = session.ended() {
+        return Err(end.denial());
+    }
     if core.gateway.revocations.is_revoked(&new, clock::unix_now()) {
         return Err(Denial::Revoked);
     }
@@ -520,7 +542,8 @@ pub async fn rejudge(core: &Core) {
         socket.orders.give(match socket.opening.judge(core, &snapshot, identity.cloned()) {
             Ok(permit) => {
                 *socket.route.borrow_mut() = permit.rule().name.clone();
-                Order::Policy(Box::new(terms(core, &snapshot, &rates, permit, socket.began.get())))
+                let session = socket.session.borrow().clone();
+                Order::Policy(Box::new(terms(core, &snapshot, &rates, permit, socket.began.get(), session)))
             }
             Err(denial) => {
                 tracing::debug!(reason = denial.reason(), "an open socket is no longer allowed");
@@ -560,7 +583,14 @@ pub fn displace(core: &Core, id: u64) {
     }
 }
 
-/// Holds all open sockets of a core against the revocations and the limits of open sockets.
+/// Closes the open sockets of a core whose sessions have ended.
+pub fn end_sessions(core: &Core, sessions: &[SessionId], end: SessionEnd) {
+    for session in sessions {
+        core.sockets.for_each_of(*session, |socket| socket.orders.give(Order::Close(end.denial())));
+    }
+}
+
+/// Holds all open sockets of a core against the revocations, the ends of sessions, and the limits of open sockets.
 pub async fn sweep(core: &Core) {
     for (id, orders) in &*core.counted.borrow() {
         if !core.gateway.sockets.holds(*id) {
@@ -571,6 +601,8 @@ pub async fn sweep(core: &Core) {
     in_slices(core, |socket, identity| {
         if identity.is_some_and(|identity| core.gateway.revocations.is_revoked(identity, now)) {
             socket.orders.give(Order::Close(Denial::Revoked));
+        } else if let Some(end) = socket.session.borrow().as_deref().and_then(Session::ended) {
+            socket.orders.give(Order::Close(end.denial()));
         }
     })
     .await;

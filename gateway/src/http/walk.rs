@@ -15,7 +15,7 @@ use crate::{
     edge::{Connection, Core},
     limits::RateStanding,
     reload::Snapshot,
-    session::{self, Asked, Scheme, Token, TokenFailure},
+    session::{self, Asked, Scheme, Session, Token, TokenFailure},
     shared::Taken,
 };
 
@@ -49,7 +49,7 @@ pub async fn serve(
         }
     } else if door.target.websocket {
         // In a box: hyper moves this future for every request, and few become a WebSocket.
-        Box::pin(tunnel::open(door, admitted.permit, request, exchange)).await
+        Box::pin(tunnel::open(door, admitted.permit, admitted.session, request, exchange)).await
     } else {
         forward::forward(door, admitted.permit, admitted.standing, request, exchange).await
     };
@@ -70,6 +70,8 @@ pub type Answer = Result<Response<ResponseBody>, (Denial, Exchange)>;
 struct Admitted {
     permit: RequestPermit,
     standing: Option<RateStanding>,
+    /// Whose clock runs; none where the rule wants no token.
+    session: Option<Arc<Session>>,
     target: Target,
 }
 
@@ -129,7 +131,17 @@ async fn admit(
     if let Some(denial) = permit.shadowed() {
         core.gateway.metrics().shadow_denied(denial.reason());
     }
-    Ok(Admitted { permit, standing, target })
+    // Last: what is refused for another reason begins no session, and is nobody's activity.
+    let session = match permit.identity() {
+        None => None,
+        Some(identity) => Some(core.gateway.session(&snapshot.policy, identity, now).await?),
+    };
+    if permit.rule().activity
+        && let Some(session) = &session
+    {
+        session.touch(now);
+    }
+    Ok(Admitted { permit, standing, session, target })
 }
 
 /// Who asks, where the rule wants to know, and by which token; none for a ticket.

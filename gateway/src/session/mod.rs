@@ -2,11 +2,13 @@
 //!
 //! A token's way: [`bearer`] finds it in the request, in the one place where it may stand; the snapshot's [`Verifier`]
 //! turns it into an `Identity`, by way of the core's [`TokenCache`]; if it is bound to a key, [`Proofs`] checks that the
-//! sender holds it; [`Tickets`] stand for a token where a browser cannot send one; [`Revocations`] may know better, the [`Journal`]
+//! sender holds it; [`Tickets`] stand for a token where a browser cannot send one; [`Sessions`] keeps its session's
+//! clock; [`Revocations`] may know better, the [`Journal`]
 //! keeps them over a restart, and the [`Registry`] finds the open sockets of a session that ends.
 
 mod bearer;
 mod cache;
+mod clock;
 mod dpop;
 mod journal;
 mod json;
@@ -24,6 +26,7 @@ mod minting;
 
 pub use bearer::{SUBPROTOCOL_PREFIX, Scheme, Token, bearer};
 pub use cache::TokenCache;
+pub use clock::{Begun, Look, Session, SessionEnd, Sessions};
 pub use dpop::{Accepted, Asked, DPOP, Proofs, proof};
 pub use journal::{Journal, JournalError, Kept, Mark, Place, read_journal};
 pub use jwks::{JwksError, KeyFetcher};

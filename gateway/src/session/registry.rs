@@ -7,7 +7,7 @@ use std::hash::{BuildHasher, Hash, RandomState};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use sealgate_policy::Identity;
+use sealgate_policy::{Identity, SessionId};
 
 use super::revocation::Target;
 
@@ -83,6 +83,19 @@ impl<S> Registry<S> {
         }
     }
 
+    /// Shows each socket of a session to `each`, which only sends.
+    pub fn for_each_of(&self, session: SessionId, mut each: impl FnMut(&S)) {
+        let inner = self.inner.borrow();
+        let key = inner.session_key(session);
+        let places = inner.index.range((key, 0)..=(key, u32::MAX)).map(|&(_, place)| place);
+        let sockets = places.filter_map(|place| inner.places.get(place as usize)?.as_ref());
+        for Socket { identity, sender } in sockets {
+            if identity.as_deref().is_some_and(|identity| identity.session_id == session) {
+                each(sender);
+            }
+        }
+    }
+
     /// Shows a slice of all sockets to `each`: the occupied ones of `places` places from `from` on. Gives where to go
     /// on; nothing at the end. Judging thousands of sockets anew goes slice by slice, so that no message waits behind
     /// it; a socket that comes between slices was judged by the new policy already.
@@ -154,10 +167,16 @@ impl<S> Inner<S> {
         Some(socket)
     }
 
-    fn keys(&self, identity: Option<&Identity>) -> [Option<u64>; 5] {
-        identity.map_or([None; 5], |identity| {
-            Target::all_of(identity).map(|it| it.map(|target| self.key(&target)))
+    fn keys(&self, identity: Option<&Identity>) -> [Option<u64>; 6] {
+        identity.map_or([None; 6], |identity| {
+            let [first, second, third, fourth, fifth] =
+                Target::all_of(identity).map(|it| it.map(|target| self.key(&target)));
+            [first, second, third, fourth, fifth, Some(self.session_key(identity.session_id))]
         })
+    }
+
+    fn session_key(&self, session: SessionId) -> u64 {
+        self.hasher.hash_one(session)
     }
 
     fn key(&self, target: &Target<'_>) -> u64 {
@@ -266,6 +285,23 @@ mod tests {
         drop(first);
         assert_eq!(reached(&registry, by_subject()), [2]);
         assert_eq!(registry.len(), 3);
+    }
+
+    #[test]
+    fn finds_the_sockets_of_a_session_with_or_without_an_id() {
+        let registry = Registry::new(10);
+        let who = [identity("alice", Some("s1"), Some("t1")), identity("alice", None, Some("t2"))];
+        let _first = registry.register(who[0].clone(), 1).unwrap();
+        let _second = registry.register(who[1].clone(), 2).unwrap();
+        let third = registry.register(who[0].clone(), 3).unwrap();
+        let of = |who: &Option<Arc<Identity>>| {
+            let mut reached = Vec::new();
+            registry.for_each_of(who.as_ref().unwrap().session_id, |sender| reached.push(*sender));
+            reached
+        };
+        assert_eq!((of(&who[0]), of(&who[1])), (vec![1, 3], vec![2]));
+        drop(third);
+        assert_eq!(of(&who[0]), [1]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use tokio::sync::{Notify, mpsc};
 
 use super::record::{self, Keys, News};
 use super::servers::{Connection, Fault, Servers};
-use super::{Link, Shared, Standing, rates};
+use super::{Board, Link, Shared, Standing, activity, rates};
 use crate::clock;
 use crate::edge::Gateway;
 use crate::lock::lock;
@@ -46,6 +46,7 @@ pub async fn follow(gateway: &Gateway) {
         match &servers {
             None => {
                 gateway.shared.stand(Standing::Alone);
+                gateway.sessions.note_for_others(false);
                 changed.await;
             }
             Some(servers) => {
@@ -128,6 +129,7 @@ impl Follower<'_> {
         let link = Arc::new(Link {
             connection: commands.clone(),
             keys: keys(self.servers),
+            board: Board::new(commands.clone(), self.servers.policy().key_prefix.clone()),
             deadline: self.servers.policy().deadline,
             suspect: false.into(),
             probe: Notify::new(),
@@ -136,11 +138,12 @@ impl Follower<'_> {
         self.shared.link.store(Some(link.clone()));
         self.gateway.metrics().shared.connected.set(1);
         tracing::info!("in contact with other gateways through Redis");
-        let (never, _, _, ()) = tokio::try_join!(
+        let (never, _, _, (), _) = tokio::try_join!(
             self.read_news(&news, &commands, &mut position),
             self.publish(&commands),
             self.probe(&link),
             rates::answer(&link, asked),
+            activity::follow(self.gateway, self.servers, &commands),
         )?;
         Ok(never)
     }

@@ -7,6 +7,7 @@
 //! Where a request asks Redis itself ([`Shared::take_once`], [`Shared::ask_rates`]), it is one round trip with a deadline, and after
 //! one that was missed nobody asks again until Redis has answered a probe.
 
+mod activity;
 mod follow;
 mod rates;
 mod record;
@@ -24,11 +25,12 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use sealgate_policy::{OnLoss, Policy};
 use tokio::sync::{Notify, mpsc};
 
+pub use self::activity::{Began, Beginning, Board, Change, Cursor, Settled, Together};
 pub use self::follow::follow;
 pub use self::rates::{AskKind, RateAnswer, RateAnswers, RateAsk};
 use self::record::Keys;
-pub use self::servers::Servers;
-use self::servers::{Connection, Fault};
+use self::servers::Connection;
+pub use self::servers::{Fault, Servers};
 use crate::lock::lock;
 use crate::session::{Revocation, encode};
 
@@ -95,6 +97,7 @@ struct Seen {
 struct Link {
     connection: Connection,
     keys: Keys,
+    board: Board,
     deadline: Duration,
     /// An answer was late: nobody asks until a probe was answered.
     suspect: AtomicBool,

@@ -32,7 +32,7 @@ pub struct Servers {
 
 /// Why Redis cannot be asked, or what is wrong with its answer.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Fault {
+pub enum Fault {
     /// The connection broke, or Redis refused.
     #[error("{0}")]
     Redis(#[from] RedisError),

@@ -31,6 +31,7 @@ use super::frame::{self, Opcode, Sender};
 use super::message::{self, Forward, Step, WireFault};
 use super::side::{Intake, Side};
 use crate::limits::Settling;
+use crate::session::Session;
 
 /// Most bytes taken from a peer before what they say is judged and passed on.
 const READ: usize = 64 * 1024;
@@ -94,6 +95,8 @@ pub struct Terms {
     pub metrics: Arc<TunnelMetrics>,
     /// Unix seconds at which the session ends, whatever happens; `None` for a tunnel that is nobody's.
     pub session_ends: Option<u64>,
+    /// The session whose activity the client's messages are.
+    pub session: Option<Arc<Session>>,
     /// The moment when these terms were made, on both clocks: places their dates on the clock of the timers, which no step
     /// of the wall clock moves afterwards.
     pub clock: (Instant, SystemTime),
@@ -190,8 +193,19 @@ struct Waiting {
 /// that the upstream holds something for true that no longer is.
 #[must_use]
 pub fn closes(denial: &Denial) -> bool {
-    use Denial::{PolicyChanged, RenewalMismatch, Revoked, RightsChanged, SessionEnded};
-    matches!(denial, Revoked | RenewalMismatch | RightsChanged | SessionEnded | PolicyChanged)
+    use Denial::{
+        PolicyChanged, RenewalMismatch, Revoked, RightsChanged, SessionEnded, SessionIdle, SessionReplaced,
+    };
+    matches!(
+        denial,
+        Revoked
+            | RenewalMismatch
+            | RightsChanged
+            | SessionEnded
+            | SessionIdle
+            | SessionReplaced
+            | PolicyChanged
+    )
 }
 
 impl Orders {
@@ -281,6 +295,7 @@ where
                 permit: self.terms.permit,
                 rates: self.terms.rates,
                 decisions: self.terms.decisions,
+                session: self.terms.session,
                 metrics: Counted::new(self.terms.metrics),
                 renewer: self.renewer,
                 renewed: Renewed::Never,
@@ -421,6 +436,7 @@ where
         self.desk.permit = terms.permit;
         self.desk.rates = terms.rates;
         self.desk.decisions = terms.decisions;
+        self.desk.session = terms.session;
         self.desk.metrics = Counted::new(terms.metrics);
     }
 
@@ -653,6 +669,7 @@ struct Desk {
     permit: TunnelPermit,
     rates: Rc<dyn RateTaker>,
     decisions: Rc<DecisionCache>,
+    session: Option<Arc<Session>>,
     metrics: Counted,
     renewer: Rc<dyn Renewer>,
     renewed: Renewed,
@@ -739,6 +756,9 @@ impl Desk {
         // What the backend says is not the user's activity (row S-1), whatever a type of both directions declares.
         if permit.activity() && message.direction == Direction::ToUpstream {
             self.active = now;
+            if let Some(session) = &self.session {
+                session.touch(crate::clock::unix_now());
+            }
         }
         Ok(Judged::Accepted(Accepted(())))
     }

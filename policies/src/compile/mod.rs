@@ -22,19 +22,20 @@ use crate::compile::authz::AuthzState;
 use crate::compile::rules::Known;
 use crate::compile::schemas::SchemaFiles;
 use crate::document::{
-    AlgorithmDocument, AuditRequestsDocument, BalanceDocument, CertificateDocument, ConnectionsDocument,
-    Document, DpopDocument, GroupDocument, HealthDocument, IssuerDocument, ModeDocument, NameText,
-    RateDocument, RateKeyDocument, RateOnErrorDocument, RateScopeDocument, RoleDocument, SenderDocument,
-    SessionDocument, TlsDocument, TlsVersionDocument, UpstreamDocument, UpstreamTlsDocument,
+    AlgorithmDocument, AtLimitDocument, AuditRequestsDocument, BalanceDocument, CertificateDocument,
+    ConnectionsDocument, Document, DpopDocument, GroupDocument, HealthDocument, IssuerDocument, ModeDocument,
+    NameText, RateDocument, RateKeyDocument, RateOnErrorDocument, RateScopeDocument, RoleDocument,
+    SenderDocument, SessionDocument, SessionLimitDocument, TlsDocument, TlsVersionDocument, UpstreamDocument,
+    UpstreamTlsDocument,
 };
 use crate::errors::{PolicyError, PolicyErrors};
 use crate::policy::{
     Algorithm, AuditPolicy, AuditRequests, Balance, CertificateSource, ClaimNames, ConnectionPolicy,
     DpopPolicy, Endpoint, Group, Health, Issuer, JwksSource, Mode, OnRateError, Policy, Rate, RateKey,
-    Sender, SessionPolicy, Source, TlsPolicy, TlsVersions, Upstream, UpstreamTls,
+    Sender, SessionLimit, SessionPolicy, Source, TlsPolicy, TlsVersions, Upstream, UpstreamTls,
 };
 use crate::routes::{Host, Routes};
-use crate::rule::RoleRule;
+use crate::rule::{AtLimit, RoleRule};
 use crate::source::{self, Sources};
 use crate::units::{DurationText, SizeText};
 
@@ -364,14 +365,37 @@ impl Compiler<'_> {
 
     fn session(&mut self, document: &SessionDocument) -> SessionPolicy {
         let session = SessionPolicy {
-            idle: self.duration("/session/idle", document.idle, MINUTE * 15, MINUTE..=DAY * 30),
+            idle: self.duration("/session/idle", document.idle, MINUTE * 15, SECOND..=DAY * 30),
             lifetime: self.duration("/session/lifetime", document.lifetime, HOUR * 12, MINUTE..=DAY * 400),
             skew: self.duration("/session/skew", document.skew, SECOND * 30, Duration::ZERO..=MINUTE * 5),
+            max_sessions: document.max_sessions.unwrap_or(1_000_000),
+            limits: self.session_limits(&document.limit),
         };
         if session.idle > session.lifetime {
             self.error("/session/idle", "expected at most session.lifetime");
         }
         session
+    }
+
+    fn session_limits(&mut self, documents: &[SessionLimitDocument]) -> Vec<SessionLimit> {
+        for (index, limit) in documents.iter().enumerate() {
+            if documents.iter().take(index).any(|other| other.role == limit.role) {
+                let whose = limit.role.as_ref().map_or("everybody".to_owned(), |role| format!("`{role}`"));
+                self.error(&format!("/session/limit/{index}"), format!("a second limit for {whose}"));
+            }
+        }
+        let limit = |limit: &SessionLimitDocument| SessionLimit {
+            role: limit.role.clone(),
+            max: limit.max,
+            at_limit: match limit.at_limit {
+                AtLimitDocument::Reject => AtLimit::Reject,
+                AtLimitDocument::ReplaceOldest => AtLimit::ReplaceOldest,
+            },
+        };
+        let mut limits: Vec<_> = documents.iter().map(limit).collect();
+        // The first that applies is the strictest, in whatever order they were typed.
+        limits.sort_by_key(|limit| (limit.max, limit.at_limit == AtLimit::ReplaceOldest));
+        limits
     }
 
     fn role_rules(&mut self, documents: &[RoleDocument]) -> Arc<[RoleRule]> {

@@ -103,6 +103,35 @@ fn the_smallest_policy() {
     assert_eq!(policy.route_names().count(), 0);
 }
 
+#[test]
+fn sessions_at_the_same_time() {
+    let head = "version = 1\n[session]\nidle = \"1s\"\n";
+    let limits = "[[session.limit]]\nmax = 5\n[[session.limit]]\nrole = \"nurse\"\nmax = 2\nat_limit = \"replace-oldest\"\n";
+    let policy =
+        Policy::compile(&bundle(&[("policy.toml", &format!("{head}{limits}"))]), &BTreeMap::new()).unwrap();
+    let limit_of = |roles: &[&str], session: Option<&str>| {
+        let identity = crate::Identity::new(crate::IdentityParts {
+            session: session.map(str::to_owned),
+            roles: roles.iter().map(|role| (*role).to_owned()).collect(),
+            ..crate::IdentityParts::default()
+        });
+        policy.session.limit_of(&identity).map(|limit| (limit.max, limit.at_limit))
+    };
+    assert_eq!(limit_of(&["user"], Some("s")), Some((5, crate::AtLimit::Reject)));
+    assert_eq!(
+        limit_of(&["user", "nurse"], Some("s")),
+        Some((2, crate::AtLimit::ReplaceOldest)),
+        "the smallest"
+    );
+    assert_eq!(limit_of(&["nurse"], None), None, "each token is a session of its own");
+    assert_eq!(policy.session.max_sessions, 1_000_000);
+    let twice = format!("{head}{limits}[[session.limit]]\nrole = \"nurse\"\nmax = 3\n");
+    let message = "a second limit for `nurse`";
+    assert_errors(&[("policy.toml", &twice)], &[("policy.toml", 10, 1, "session.limit[2]", message)]);
+    let none = format!("{head}[[session.limit]]\nmax = 0\n");
+    assert_errors(&[("policy.toml", &none)], &[("policy.toml", 5, 7, "session.limit[0].max", "")]);
+}
+
 /// file, line, column, key, part of the message.
 type Expected<'e> = (&'e str, u32, u32, &'e str, &'e str);
 

@@ -88,6 +88,7 @@ fn open(
 /// Terms made when the wall clock showed `now`.
 fn terms(permit: TunnelPermit, metrics: Arc<TunnelMetrics>, now: u64) -> Terms {
     Terms {
+        session: None,
         permit,
         rates: Rc::new(TwoOfEach::default()),
         decisions: Rc::new(sealgate_policy::DecisionCache::new(8)),
