@@ -74,7 +74,7 @@ fn k6_dev_tells_where_everything_is_and_keeps_keys_private() {
     let path = "/v1/added-by-the-tests";
     assert!(gateway.curl(path).send().problem(404).ends_with("no-route"));
     let rule = "[[route]]\nname = \"added\"\npath = \"/v1/added-by-the-tests\"\nmethods = [\"GET\"]\n\
-                upstream = \"backend\"\nauth = \"required\"\n";
+                upstream = \"backend\"\nauth = \"required\"\naction = \"echo\"\n";
     fs::write(gateway.policy().join("policy.d/tests.toml"), rule).unwrap();
     until("the rule holds", DEADLINE, || (gateway.curl(path).send().status == 401).then_some(()));
 }
