@@ -159,6 +159,8 @@ async fn keep_house(gateway: &Gateway) {
         gateway.revocations.forget_expired(clock::unix_now());
         gateway.journal.forget_expired(clock::unix_now());
         gateway.proofs.forget_expired(clock::unix_now());
+        gateway.blocks.forget_expired(clock::unix_now());
+        gateway.outliving.penalties.forget_expired(Instant::now());
         gateway.tickets.forget_expired(clock::unix_now());
         gateway.sessions.forget_expired(clock::unix_now());
         gateway.shared.forget_expired(clock::unix_now());

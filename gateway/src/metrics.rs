@@ -10,7 +10,7 @@ use prometheus::{
 use sealgate_policy::{Denial, Policy, Rule};
 
 use crate::{
-    limits::RateCounters,
+    limits::{PenaltyCounters, RateCounters},
     websocket::relay::{ReasonCounters, TunnelMetrics},
 };
 
@@ -42,6 +42,8 @@ pub struct Metrics {
     request_seconds: HistogramVec,
     denials: IntCounterVec,
     shadow_denials: IntCounterVec,
+    penalties: IntCounterVec,
+    blocked_addresses: IntGauge,
     rates: IntCounterVec,
     rate_overflows: IntCounter,
     upstream_errors: IntCounterVec,
@@ -264,6 +266,18 @@ impl Metrics {
                     &["rate", "outcome"]
                 )
             ),
+            penalties: metric!(
+                r,
+                counters(
+                    "sealgate_penalty_events_total",
+                    "Failures that counted, waits that followed, attempts that were refused meanwhile.",
+                    &["penalty", "event"]
+                )
+            ),
+            blocked_addresses: metric!(
+                r,
+                gauge("sealgate_blocked_addresses", "Addresses that may not connect for a time.")
+            ),
             rate_overflows: metric!(
                 r,
                 counter(
@@ -406,6 +420,18 @@ impl Metrics {
             shadowed: outcome("shadowed"),
             unanswered: outcome("unanswered"),
         }
+    }
+
+    /// The children of a penalty.
+    #[must_use]
+    pub fn penalty(&self, name: &str) -> PenaltyCounters {
+        let event = |event| self.penalties.with_label_values(&[name, event]);
+        PenaltyCounters { failures: event("failure"), blocks: event("block"), refusals: event("refusal") }
+    }
+
+    /// So many addresses are blocked.
+    pub fn addresses_blocked(&self, count: usize) {
+        self.blocked_addresses.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// How often rates shared cells since the start.

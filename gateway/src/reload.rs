@@ -22,7 +22,7 @@ use zeroize::Zeroizing;
 pub use self::files::watch_files;
 use crate::{
     clock,
-    limits::{RateClock, RateStore, Rates},
+    limits::{Listed, Lists, ListsBuilder, Penalties, PenaltyStore, RateClock, RateStore, Rates},
     metrics::{Metrics, RouteMetrics},
     session::{KeyFetcher, Verifier},
     shared::Servers,
@@ -31,6 +31,9 @@ use crate::{
 
 /// Largest certificate, key or JWKS file.
 const MAX_SECRET_BYTES: u64 = 1024 * 1024;
+
+/// Largest list of addresses.
+const MAX_LIST_BYTES: u64 = 64 * 1024 * 1024;
 
 /// One immutable state of all that a reload can change. A unit of work takes one and keeps it to its
 /// end.
@@ -45,6 +48,10 @@ pub struct Snapshot {
     pub verifier: Verifier,
     /// The policy's rates over the process's cells.
     pub rates: Arc<Rates>,
+    /// The policy's penalties over the process's records.
+    pub penalties: Penalties,
+    /// Addresses that may or may not connect.
+    pub lists: Lists,
     /// Through what it agrees with other gateways. The same for as long as nothing of it changes.
     pub shared: Option<Arc<Servers>>,
     /// Where permits lead.
@@ -119,6 +126,7 @@ pub struct Material {
     policy: Policy,
     certificates: Vec<CertificateEntry>,
     shared: Option<Servers>,
+    lists: Lists,
     fingerprint: [u8; 32],
     files: Vec<PathBuf>,
 }
@@ -167,12 +175,32 @@ impl PolicySource {
             errors.extend(LoadError::all(faults).errors);
             None
         });
+        let mut lists = ListsBuilder::default();
+        let of =
+            |sources: &[Source], verdict| sources.iter().map(|it| (it.clone(), verdict)).collect::<Vec<_>>();
+        let (deny, allow) =
+            (of(&policy.lists().deny, Listed::Denied), of(&policy.lists().allow, Listed::Allowed));
+        for (source, verdict) in deny.into_iter().chain(allow) {
+            let added = read_up_to(&source, MAX_LIST_BYTES).map_err(|error| vec![error]).and_then(|text| {
+                fingerprint.update(&text);
+                let named = |fault| format!("{source}:{fault}");
+                lists.add(&text, verdict).map_err(|faults| faults.into_iter().map(named).collect())
+            });
+            if let Err(faults) = added {
+                errors.extend(
+                    LoadError::all(faults.into_iter().map(|it| format!("lists: {it}")).collect()).errors,
+                );
+            }
+            if let Source::File(path) = source {
+                files.push(path);
+            }
+        }
         if !errors.is_empty() {
             return Err(LoadError { errors });
         }
         let mut digest = [0; 32];
         digest.copy_from_slice(fingerprint.finish().as_ref());
-        Ok(Material { policy, certificates, shared, fingerprint: digest, files })
+        Ok(Material { policy, certificates, shared, lists: lists.build(), fingerprint: digest, files })
     }
 }
 
@@ -189,7 +217,7 @@ impl Material {
 
     /// Builds the snapshot: TLS, upstreams, keys of issuers, rates, counters.
     async fn build(self, gateway: &Outliving, previous: Option<&Snapshot>) -> Result<Snapshot, LoadError> {
-        let Self { policy, certificates, shared, fingerprint, files } = self;
+        let Self { policy, certificates, shared, lists, fingerprint, files } = self;
         let tickets = policy.tls().tickets.then(|| gateway.tickets.clone());
         let tls = tls(&policy, certificates, tickets);
         let upstreams = Upstreams::build(
@@ -226,6 +254,10 @@ impl Material {
             tls,
             verifier,
             rates,
+            penalties: Penalties::build(policy.penalties(), &gateway.penalties, |name| {
+                Some(gateway.metrics.penalty(name))
+            }),
+            lists,
             shared,
             upstreams,
             hsts,
@@ -275,14 +307,18 @@ fn tls(
 
 /// The bytes behind a `file:` or `env:` source, bounded.
 fn read_source(source: &Source) -> Result<Zeroizing<Vec<u8>>, String> {
+    read_up_to(source, MAX_SECRET_BYTES)
+}
+
+fn read_up_to(source: &Source, limit: u64) -> Result<Zeroizing<Vec<u8>>, String> {
     match source {
         Source::File(path) => {
             let fail = |error: std::io::Error| format!("{}: {error}", path.display());
             let file = std::fs::File::open(path).map_err(fail)?;
             let mut bytes = Zeroizing::new(Vec::new());
-            file.take(MAX_SECRET_BYTES + 1).read_to_end(&mut bytes).map_err(fail)?;
-            if bytes.len() as u64 > MAX_SECRET_BYTES {
-                return Err(format!("{}: larger than {MAX_SECRET_BYTES} bytes", path.display()));
+            file.take(limit + 1).read_to_end(&mut bytes).map_err(fail)?;
+            if bytes.len() as u64 > limit {
+                return Err(format!("{}: larger than {limit} bytes", path.display()));
             }
             Ok(bytes)
         }
@@ -297,6 +333,8 @@ fn read_source(source: &Source) -> Result<Zeroizing<Vec<u8>>, String> {
 pub struct Outliving {
     /// Rate limit cells: a reload forgives nobody.
     pub rates: Arc<RateStore>,
+    /// Who failed how often.
+    pub penalties: Arc<PenaltyStore>,
     /// Their clock.
     pub clock: RateClock,
     /// What Prometheus scrapes.

@@ -158,6 +158,11 @@ pub enum Denial {
         /// When one more would be let through.
         retry_after: Duration,
     },
+    /// Too many attempts have failed, and the wait that follows is not over.
+    TooManyFailures {
+        /// When one more would be looked at.
+        retry_after: Duration,
+    },
     /// Nobody can say at present whether a rate that gateways share has room, and the policy would rather refuse
     /// (`on_error = "deny"`).
     LimitUnavailable,
@@ -170,6 +175,8 @@ pub enum Denial {
     TooManySockets,
     /// More control frames per second than allowed.
     ControlFlood,
+    /// A list or a block refuses this address.
+    AddressRefused,
     /// As many connections as the policy allows, in all or from this address.
     TooManyConnections,
     /// The gateway sheds load.
@@ -315,10 +322,12 @@ impl Denial {
         "too-many-fragments",
         "protocol",
         "rate-exceeded",
+        "too-many-failures",
         "limit-unavailable",
         "renewal-too-soon",
         "too-many-sockets",
         "control-flood",
+        "address-refused",
         "too-many-connections",
         "overloaded",
         "policy-changed",
@@ -395,10 +404,12 @@ impl Denial {
             Self::Protocol { .. }         => row("protocol",                400, 1002, "WebSocket protocol error"),
 
             Self::RateExceeded { .. }     => row("rate-exceeded",           429, 4429, "Too many requests"),
+            Self::TooManyFailures { .. }  => row("too-many-failures",       429, 4429, "Too many failures"),
             Self::LimitUnavailable        => row("limit-unavailable",       503, 1013, "Limits cannot be checked"),
             Self::RenewalTooSoon { .. }   => row("renewal-too-soon",        429, 4429, "Renewal too soon"),
             Self::TooManySockets          => row("too-many-sockets",        429, 4429, "Too many sockets"),
             Self::ControlFlood            => row("control-flood",           429, 4429, "Too many control frames"),
+            Self::AddressRefused          => row("address-refused",         403, 1008, "Address refused"),
             Self::TooManyConnections      => row("too-many-connections",    503, 1013, "Too many connections"),
             Self::Overloaded              => row("overloaded",              503, 1013, "Try again later"),
 
@@ -414,6 +425,15 @@ impl Denial {
     /// first word of a close reason. One of [`Denial::ALL_REASONS`].
     pub const fn reason(&self) -> &'static str {
         self.row().reason
+    }
+
+    /// Whether it is what somebody gets who tries out tokens. An old one is no guess, and neither is one from ahead of our clock.
+    pub const fn is_guess(&self) -> bool {
+        match self {
+            Self::TokenInvalid(fault) => !matches!(fault, TokenFault::Expired | TokenFault::NotYetValid),
+            Self::ProofInvalid(_) => true,
+            _ => false,
+        }
     }
 
     /// Status that answers a refused request.
@@ -497,6 +517,10 @@ impl Denial {
             Self::RateExceeded { retry_after, .. } | Self::RenewalTooSoon { retry_after } => {
                 format!("try again in {} s", whole_seconds(*retry_after)).into()
             }
+            Self::TooManyFailures { retry_after } => {
+                format!("too many attempts failed; try again in {} s", whole_seconds(*retry_after)).into()
+            }
+            Self::AddressRefused => "this address may not connect at present".into(),
             Self::LimitUnavailable => "limits cannot be checked at present; try again".into(),
             Self::TooManySockets => "too many connections of yours are open here; close one".into(),
             Self::ControlFlood => "pings, pongs or empty frames come too fast".into(),
@@ -513,9 +537,9 @@ impl Denial {
     /// Delay for `Retry-After` (RFC 9110 §10.2.3), in whole seconds, rounded up; `None` where waiting is no help.
     pub fn retry_after(&self) -> Option<u64> {
         match self {
-            Self::RateExceeded { retry_after, .. } | Self::RenewalTooSoon { retry_after } => {
-                Some(whole_seconds(*retry_after))
-            }
+            Self::RateExceeded { retry_after, .. }
+            | Self::RenewalTooSoon { retry_after }
+            | Self::TooManyFailures { retry_after } => Some(whole_seconds(*retry_after)),
             Self::TokenKeysUnavailable
             | Self::ContactLost
             | Self::LimitUnavailable
@@ -688,6 +712,8 @@ mod tests {
             Denial::Protocol { detail: "a test" },
             Denial::RateExceeded { rate: RateIndex(0), retry_after: Duration::from_millis(1) },
             Denial::LimitUnavailable,
+            Denial::TooManyFailures { retry_after: Duration::from_secs(1) },
+            Denial::AddressRefused,
             Denial::RenewalTooSoon { retry_after: Duration::from_millis(1) },
             Denial::TooManySockets,
             Denial::ControlFlood,

@@ -87,6 +87,10 @@ pub(crate) struct Document {
     #[serde(default)]
     pub(crate) rate: Vec<RateDocument>,
     #[serde(default)]
+    pub(crate) penalty: Vec<PenaltyDocument>,
+    #[serde(default)]
+    pub(crate) lists: ListsDocument,
+    #[serde(default)]
     pub(crate) ciphertext: Vec<CiphertextDocument>,
     #[serde(default)]
     pub(crate) route: Vec<RouteDocument>,
@@ -543,6 +547,95 @@ pub(crate) enum RateKeyDocument {
     Socket,
 }
 
+/// A growing wait for who fails again and again: wrong passwords, tokens that do not count. Meanwhile the routes answer 429, and the
+/// upstream is not asked.
+///
+/// Attempts whose outcome is not known yet count as failures, and so does one whose client left before the answer: parallel guesses
+/// are no more than those one after the other.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "penalty")]
+pub(crate) struct PenaltyDocument {
+    /// Unique name: lower-case letters, digits, "-".
+    pub(crate) name: NameText,
+    /// What is counted apart: "address", "account" (see body.account; whatever its letters' case), or both as one. A success (2xx) forgives
+    /// an account its failures, and never an address.
+    #[schemars(length(min = 1))]
+    pub(crate) per: Vec<PenaltyKeyDocument>,
+    /// Names of routes whose answers count.
+    #[serde(default)]
+    pub(crate) routes: Vec<String>,
+    /// Statuses of the upstream's answers that are failures; default [401].
+    #[schemars(length(min = 1), inner(range(min = 400, max = 599)))]
+    pub(crate) statuses: Option<Vec<u16>>,
+    /// Whether tokens and proofs that the gateway refuses are failures, expired ones apart, on all routes and WebSockets that want one;
+    /// default false. Only per "address".
+    #[serde(default)]
+    pub(crate) tokens: bool,
+    /// The failure that is followed by a wait, the first time; default 5.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub(crate) after: Option<u32>,
+    /// Without a failure for so long all are forgotten, "1s" to "30d"; default "15m". An address is also forgiven one failure in each
+    /// `after`th part of it, because there may be many people behind it.
+    pub(crate) window: Option<DurationText>,
+    /// The first wait, "1s" to "1d"; default "30s". Each further failure doubles it.
+    pub(crate) block: Option<DurationText>,
+    /// The longest wait, block to "30d"; default "1h", or block where that is longer.
+    pub(crate) max_block: Option<DurationText>,
+    /// What is refused meanwhile: "requests" of the routes, or "connections" too, all new ones from the address (see `sealgate
+    /// blocks`); default "requests". "connections" only per "address".
+    #[serde(default)]
+    pub(crate) refuse: PenaltyRefuseDocument,
+    /// How much of an IPv6 address counts as one, in bits; default 64.
+    #[schemars(range(min = 16, max = 64))]
+    pub(crate) ipv6_prefix: Option<u8>,
+    #[serde(default)]
+    pub(crate) mode: ModeDocument,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(rename = "penalty-key")]
+pub(crate) enum PenaltyKeyDocument {
+    Address,
+    Account,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(rename = "penalty-refuse")]
+pub(crate) enum PenaltyRefuseDocument {
+    #[default]
+    Requests,
+    Connections,
+}
+
+/// Addresses that may or may not connect. The longest prefix decides; of two equal ones the denying. Connections are closed before TLS;
+/// requests on connections that are open already get 403.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "lists")]
+pub(crate) struct ListsDocument {
+    /// Lists of addresses that are refused, "file:PATH": an address or a prefix (CIDR) in each line, "#" begins a comment.
+    #[serde(default)]
+    pub(crate) deny: Vec<String>,
+    /// Lists of addresses that are let in, and never blocked for a time.
+    #[serde(default)]
+    pub(crate) allow: Vec<String>,
+    /// What becomes of an address that no list has: "allow" or "deny"; default "allow".
+    #[serde(default)]
+    pub(crate) default: ListsDefaultDocument,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(rename = "lists-default")]
+pub(crate) enum ListsDefaultDocument {
+    #[default]
+    Allow,
+    Deny,
+}
+
 /// End-to-end encrypted conversations, known by the kind in their ids: what is sent in one must be ciphertext.
 ///
 /// A conversation of no listed kind, or that cannot be told, is refused with `plaintext-refused` (422, 4422) like
@@ -734,6 +827,8 @@ pub(crate) struct BodyDocument {
     pub(crate) schema: Option<String>,
     /// Name of a [[ciphertext]] that the body has to keep, before its schema. The body is held for it too.
     pub(crate) ciphertext: Option<String>,
+    /// JSON pointer to the account that a login is for, a string, such as "/username". The body is held for it too.
+    pub(crate) account: Option<String>,
 }
 
 /// What a query may be.

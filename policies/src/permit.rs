@@ -22,7 +22,7 @@ use crate::denial::{Denial, TokenFault};
 use crate::identity::{Binding, Identity};
 use crate::json::{self, Schema};
 use crate::path;
-use crate::policy::{Mode, OnLoss, Policy, RateFacts, RateIndex, Sender, UpstreamIndex};
+use crate::policy::{Mode, OnLoss, PenaltyIndex, Policy, RateFacts, RateIndex, Sender, UpstreamIndex};
 use crate::routes::CanonicalPath;
 use crate::rule::{
     Authentication, BodyRule, CiphertextRule, Compression, MaxOpen, MessageRule, OnRefusal, RateList,
@@ -38,6 +38,8 @@ pub struct ConnectionFacts {
     pub open_total: u32,
     /// Connections open from this address.
     pub open_from_address: u32,
+    /// Whether a list or a block refuses this address.
+    pub refused: bool,
 }
 
 /// Proof that [`Policy::permit_connection`] agreed.
@@ -113,6 +115,7 @@ pub struct TunnelPermit {
 #[derive(Debug)]
 pub struct BodyPermit {
     shadowed: Option<Denial>,
+    account: Option<String>,
 }
 
 /// What every step after the match carries along.
@@ -163,9 +166,12 @@ impl Policy {
     /// Judges a connection before anything is spent on it.
     ///
     /// # Errors
-    /// [`Denial::TooManyConnections`]: close it without an answer.
+    /// [`Denial::AddressRefused`], [`Denial::TooManyConnections`]: close it without an answer.
     pub fn permit_connection(&self, facts: &ConnectionFacts) -> Result<ConnectionPermit, Denial> {
         let limits = &self.connections;
+        if facts.refused {
+            return Err(Denial::AddressRefused);
+        }
         if facts.open_total >= limits.max_total || facts.open_from_address >= limits.max_per_address {
             return Err(Denial::TooManyConnections);
         }
@@ -499,6 +505,11 @@ impl RequestPermit {
         self.subject.path.as_str()
     }
 
+    /// Under which the upstream's answer counts.
+    pub fn penalties(&self) -> &[PenaltyIndex] {
+        &self.subject.rule.penalties
+    }
+
     /// Limit to count while the body flows, and whether it must be held and judged first.
     pub fn body(&self) -> &BodyRule {
         &self.subject.rule.body
@@ -521,10 +532,14 @@ impl RequestPermit {
             return Err(Denial::BodyTooLarge { limit });
         }
         let (ciphertext, schema) = (rule.body_ciphertext.as_ref(), rule.body_schema.as_ref());
-        let judged = match (ciphertext, schema) {
-            (None, None) => Ok(()),
-            // INVARIANT: a resource that stands in the body comes with a schema or ciphertext; `compile` sees to it.
-            _ => json::parse(body).map_err(|_| Denial::NotJson).and_then(|value| {
+        let mut account = None;
+        let judged = match (ciphertext, schema, &rule.body_account) {
+            (None, None, None) => Ok(()),
+            // INVARIANT: a resource that stands in the body comes with a body that is looked into; `compile` sees to it.
+            (_, _, pointer) => json::parse(body).map_err(|_| Denial::NotJson).and_then(|value| {
+                account = pointer
+                    .as_ref()
+                    .and_then(|tokens| json::lookup(&value, tokens)?.as_str().map(str::to_owned));
                 judge_content(ciphertext, schema, &value)?;
                 match rule.authorization.as_ref().filter(|it| it.resource.needs_body()) {
                     Some(decision) => {
@@ -535,7 +550,7 @@ impl RequestPermit {
                 }
             }),
         };
-        Ok(BodyPermit { shadowed: noted(rule.mode, judged)? })
+        Ok(BodyPermit { shadowed: noted(rule.mode, judged)?, account })
     }
 
     /// Permission to open the WebSocket; `None` if the rule is a route.
@@ -561,6 +576,11 @@ fn judge_content(
 }
 
 impl BodyPermit {
+    /// The account that the body is a login for, where the rule says where it stands.
+    pub fn into_account(self) -> Option<String> {
+        self.account
+    }
+
     /// What would have been refused, were the rule not in shadow mode.
     pub fn shadowed(&self) -> Option<&Denial> {
         self.shadowed.as_ref()
@@ -1310,7 +1330,7 @@ direction = "to-upstream"
         let permit = |open_total, open_from_address| {
             let peer = IpAddr::V4(Ipv4Addr::LOCALHOST);
             policy
-                .permit_connection(&ConnectionFacts { peer, open_total, open_from_address })
+                .permit_connection(&ConnectionFacts { peer, open_total, open_from_address, refused: false })
                 .map(|p| p.peer())
         };
         assert!(permit(2, 1).is_ok());

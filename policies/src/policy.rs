@@ -30,6 +30,8 @@ pub struct Policy {
     pub(crate) audit: AuditPolicy,
     pub(crate) upstreams: Vec<Upstream>,
     pub(crate) rates: Vec<Rate>,
+    pub(crate) penalties: Vec<Penalty>,
+    pub(crate) lists: ListsPolicy,
     pub(crate) rules: Vec<Arc<Rule>>,
     pub(crate) routes: Routes,
     pub(crate) http2_websockets: bool,
@@ -89,6 +91,16 @@ impl Policy {
     /// Rates; [`RateIndex`] points into this slice.
     pub fn rates(&self) -> &[Rate] {
         &self.rates
+    }
+
+    /// Penalties; [`PenaltyIndex`] points into this slice.
+    pub fn penalties(&self) -> &[Penalty] {
+        &self.penalties
+    }
+
+    /// Addresses that may or may not connect.
+    pub fn lists(&self) -> &ListsPolicy {
+        &self.lists
     }
 
     /// Rules, routes and websockets; [`RuleId`] points into this slice.
@@ -541,6 +553,58 @@ pub struct Rate {
     pub shared: Option<OnRateError>,
     /// Whether it refuses or only counts.
     pub mode: Mode,
+}
+
+/// Points into [`Policy::penalties`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PenaltyIndex(pub usize);
+
+/// `[[penalty]]`: a growing wait for who fails again and again (row I-4).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Penalty {
+    /// Unique name; a metric label.
+    pub name: Arc<str>,
+    /// Whether addresses are counted apart.
+    pub per_address: bool,
+    /// Whether accounts are; one of the two at least.
+    pub per_account: bool,
+    /// Statuses of the upstream that are failures; default 401.
+    pub statuses: Vec<u16>,
+    /// Whether tokens that the gateway refuses are.
+    pub tokens: bool,
+    /// The failure that is followed by a wait, the first time. 1 to 1,000,000; default 5.
+    pub after: u32,
+    /// Without a failure for so long all are forgotten. 1 s to 30 d; default 15 min.
+    pub window: Duration,
+    /// The first wait; each further failure doubles it. 1 s to 1 d; default 30 s.
+    pub block: Duration,
+    /// The longest wait. `block` to 30 d; default 1 h.
+    pub max_block: Duration,
+    /// Whether new connections from the address are refused meanwhile too.
+    pub refuses_connections: bool,
+    /// How many bits of an IPv6 address count. 16 to 64; default 64.
+    pub ipv6_prefix: u8,
+    /// Whether it refuses or only counts.
+    pub mode: Mode,
+}
+
+impl Penalty {
+    /// For how long new connections from the address are refused while a wait of `block` lasts, and by whose word.
+    pub fn connection_block(&self, block: Duration) -> Option<(Arc<str>, Duration)> {
+        let refuses = self.refuses_connections && self.mode == Mode::Enforce;
+        refuses.then(|| (Arc::clone(&self.name), block))
+    }
+}
+
+/// `[lists]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ListsPolicy {
+    /// Lists of addresses that are refused.
+    pub deny: Vec<Source>,
+    /// Lists of addresses that are let in.
+    pub allow: Vec<Source>,
+    /// Whether an address is refused that no list has.
+    pub denies_others: bool,
 }
 
 /// What becomes of a request while nobody can say how a shared rate stands.

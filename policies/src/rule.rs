@@ -12,7 +12,7 @@ use crate::identity::Identity;
 use crate::json::Schema;
 use crate::matcher::{ContentTypes, Origins};
 use crate::permit::Direction;
-use crate::policy::{Mode, RateIndex, RuleId, Sender, UpstreamIndex};
+use crate::policy::{Mode, PenaltyIndex, RateIndex, RuleId, Sender, UpstreamIndex};
 
 /// One rule. Made only by [`Policy::compile`](crate::Policy::compile).
 #[derive(Debug)]
@@ -48,6 +48,9 @@ pub struct Rule {
     pub(crate) body: BodyRule,
     pub(crate) content_types: ContentTypes,
     pub(crate) body_ciphertext: Option<CiphertextRule>,
+    /// Tokens of the JSON pointer to the account in a body.
+    pub(crate) body_account: Option<Vec<String>>,
+    pub(crate) penalties: Vec<PenaltyIndex>,
     pub(crate) body_schema: Option<Schema>,
     pub(crate) tunnel: Option<TunnelRule>,
 }

@@ -13,7 +13,7 @@ pub(crate) fn measure(criterion: &mut Criterion, fixture: &Fixture) -> Result<()
     let mut group = criterion.benchmark_group("permit");
 
     let peer = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    let facts = ConnectionFacts { peer, open_total: 10, open_from_address: 1 };
+    let facts = ConnectionFacts { peer, open_total: 10, open_from_address: 1, refused: false };
     ensure!(fixture.policy.permit_connection(&facts).is_ok());
     group.bench_function("connection", |b| b.iter(|| fixture.policy.permit_connection(black_box(&facts))));
 

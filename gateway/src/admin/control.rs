@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, BufRead as _, Write as _},
+    net::IpAddr,
     os::unix::{fs::PermissionsExt as _, net::UnixListener as StdListener, net::UnixStream as StdStream},
     path::Path,
     sync::Arc,
@@ -19,6 +20,7 @@ use tokio::{
 use crate::{
     clock,
     edge::{Gateway, RevokeReport},
+    limits::{Block, Listed},
     reload::{Cause, LoadError, Report, Request},
     session::{MAX_PAGE, MAX_TTL, Revocation, SessionKey, SessionPage, SessionQuery, Target},
 };
@@ -67,6 +69,20 @@ pub enum Command {
         #[serde(default)]
         ttl: Option<u64>,
     },
+    /// Refuse an address for a time.
+    Block {
+        /// IPv6: its /64.
+        address: IpAddr,
+        /// In seconds, 1 to 400 days.
+        ttl: u64,
+    },
+    /// Let an address in again.
+    Unblock {
+        /// As it was blocked.
+        address: IpAddr,
+    },
+    /// Say which addresses are blocked.
+    Blocks,
 }
 
 /// What a [`Command::Revoke`] ends.
@@ -99,6 +115,25 @@ pub enum Answer {
     Sessions(SessionPage),
     /// Sessions were ended.
     Revoked(RevokeReport),
+    /// An address is blocked.
+    Blocked {
+        /// Unix seconds.
+        until: u64,
+        /// Whether the policy's allow list has it: then it is let in all the same.
+        allowed: bool,
+    },
+    /// An address is blocked no more.
+    Unblocked {
+        /// Whether it was.
+        was_blocked: bool,
+    },
+    /// Which addresses are blocked.
+    Blocks {
+        /// Those that end first, at most 1,000.
+        blocks: Vec<Block>,
+        /// How many there are.
+        count: usize,
+    },
     /// The command was not understood.
     Refused {
         /// Why.
@@ -212,12 +247,36 @@ async fn obey(command: Command, gateway: &Gateway, requests: &mpsc::Sender<Reque
                 Err(message) => Answer::Refused { message },
             }
         }
+        Command::Block { address, ttl } => block(gateway, address, ttl),
+        Command::Unblock { address } => {
+            Answer::Unblocked { was_blocked: gateway.blocks.unblock(address.to_canonical()) }
+        }
+        Command::Blocks => {
+            let (blocks, count) = gateway.blocks.list(clock::unix_now());
+            Answer::Blocks { blocks, count }
+        }
         Command::Revoke { target, issuer, ttl } => {
             match revoke(gateway, &target, issuer.as_deref(), ttl).await {
                 Ok(report) => Answer::Revoked(report),
                 Err(message) => Answer::Refused { message },
             }
         }
+    }
+}
+
+fn block(gateway: &Gateway, address: IpAddr, ttl: u64) -> Answer {
+    if !(1..=MAX_TTL).contains(&ttl) {
+        return Answer::Refused { message: format!("ttl: expected 1 to {MAX_TTL} seconds") };
+    }
+    let (address, now) = (address.to_canonical(), clock::unix_now());
+    let until = now.saturating_add(ttl);
+    let allowed = gateway.current.load().lists.of(address) == Listed::Allowed;
+    match gateway.blocks.block(Block { address, until, penalty: None }, now) {
+        Ok(()) => {
+            tracing::info!(target: "sealgate::audit", activity = "address-blocked", %address, ttl, "by the operator");
+            Answer::Blocked { until, allowed }
+        }
+        Err(error) => Answer::Refused { message: error.to_string() },
     }
 }
 

@@ -73,6 +73,7 @@ fn metrics(gateway: &Gateway) -> Response<Full<Bytes>> {
     let (live, remembered) = gateway.count_sessions();
     gateway.metrics().sessions(live, remembered);
     let ages = snapshot.verifier.key_ages(Instant::now());
+    gateway.metrics().addresses_blocked(gateway.blocks.len());
     gateway.metrics().rates_overflowed(gateway.outliving.rates.overflowed());
     match gateway.metrics().render(gateway.connections.total(), ages) {
         Ok(metrics) => {

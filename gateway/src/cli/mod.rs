@@ -1,5 +1,6 @@
 //! The command line.
 
+mod blocks;
 mod check;
 #[cfg(feature = "dev")]
 mod dev;
@@ -44,6 +45,12 @@ enum Command {
     /// See and end sessions of a running gateway.
     #[command(subcommand)]
     Sessions(sessions::SessionsCommand),
+    /// Refuse an address for a time: its new connections are closed, its requests get 403.
+    Block(blocks::BlockArgs),
+    /// Let an address in again.
+    Unblock(blocks::UnblockArgs),
+    /// Show which addresses are refused for a time, by an operator or a penalty.
+    Blocks(reload::ControlArgs),
     /// Look at policies.
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
@@ -113,6 +120,9 @@ pub fn main() -> ExitCode {
         Command::Reload(args) => reload::reload(&args),
         Command::Status(args) => reload::status(&args),
         Command::Sessions(command) => sessions::sessions(&command),
+        Command::Block(args) => blocks::block(&args),
+        Command::Unblock(args) => blocks::unblock(&args),
+        Command::Blocks(args) => blocks::blocks(&args),
         Command::Policy(command) => policy::policy(command),
         Command::Version { json } => version(json),
         #[cfg(feature = "dev")]

@@ -52,11 +52,10 @@ fn report(args: &ControlArgs, command: &Command) -> anyhow::Result<u8> {
     let answer = args.ask(command)?;
     let code = match &answer {
         Answer::Loaded(_) | Answer::Status(_) => FINE,
-        Answer::Rejected(_) | Answer::Refused { .. } | Answer::Revoked(_) | Answer::Sessions(_) => REFUSED,
+        _ => REFUSED,
     };
     if !args.json {
         match answer {
-            Answer::Revoked(_) | Answer::Sessions(_) => super::complain(NOT_ASKED),
             Answer::Loaded(report) => {
                 let what = if report.changed { "loaded" } else { "loaded, nothing had changed" };
                 println!("{what}: generation {}, hash {}", report.generation, report.hash);
@@ -70,6 +69,7 @@ fn report(args: &ControlArgs, command: &Command) -> anyhow::Result<u8> {
                 eprintln!("not loaded: {} error(s); the policy before stays in force", error.errors.len());
             }
             Answer::Refused { message } => eprintln!("sealgate: {message}"),
+            _ => super::complain(NOT_ASKED),
         }
     }
     Ok(code)

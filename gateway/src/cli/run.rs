@@ -21,7 +21,7 @@ use crate::{
     admin::{AdminService, Parts, control},
     clock,
     edge::{EdgeService, Gateway, Inboxes, listener},
-    limits::{ConnectionLimits, RateClock, RateStore, SocketLimits},
+    limits::{Blocks, ConnectionLimits, PenaltyStore, RateClock, RateStore, SocketLimits},
     lock::lock,
     metrics::Metrics,
     reload::{Outliving, PolicySource, Reloader},
@@ -60,6 +60,7 @@ pub fn run(args: &RunArgs, ready: impl FnOnce(&Running)) -> anyhow::Result<u8> {
     raise_descriptor_limit();
     let outliving = Arc::new(Outliving {
         rates: RateStore::new(RATE_CELLS),
+        penalties: PenaltyStore::new(),
         metrics: Metrics::new()?,
         endpoints: EndpointIds::default(),
         tickets: sealgate_keys::TicketKeys::new()?,
@@ -113,6 +114,7 @@ pub fn run(args: &RunArgs, ready: impl FnOnce(&Running)) -> anyhow::Result<u8> {
         current: reloader.current(),
         connections: ConnectionLimits::new(),
         sockets: SocketLimits::new(),
+        blocks: Blocks::default(),
         revocations,
         journal,
         sessions: Sessions::new(),

@@ -26,7 +26,9 @@ use super::{
     connection::{Connection, TlsFacts},
     stream::EdgeStream,
 };
-use crate::{http::serve as serve_request, limits::ConnectionGuard, reload::Snapshot, tls::ServerStream};
+use crate::{
+    clock, http::serve as serve_request, limits::ConnectionGuard, reload::Snapshot, tls::ServerStream,
+};
 
 /// How long a connection that was told to end may take over it.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -43,6 +45,7 @@ pub(super) fn permit(
         peer: peer.ip(),
         open_total: counted.others_in_total(),
         open_from_address: counted.others_from_address(),
+        refused: core.gateway.refuses(snapshot, peer.ip(), clock::unix_now()),
     };
     let permit = snapshot.policy.permit_connection(&facts)?;
     Ok((permit, counted))

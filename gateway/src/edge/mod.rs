@@ -13,7 +13,11 @@ pub mod listener;
 mod sessions;
 mod stream;
 
-use std::{net::TcpListener, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, TcpListener},
+    sync::Arc,
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -33,7 +37,7 @@ pub use self::{
 };
 use crate::{
     clock,
-    limits::{ConnectionLimits, Displaced, SocketLimits},
+    limits::{Block, Blocks, ConnectionLimits, Displaced, Listed, SocketLimits},
     metrics::Metrics,
     reload::{Outliving, Snapshot},
     session::{
@@ -56,6 +60,8 @@ pub struct Gateway {
     pub connections: Arc<ConnectionLimits>,
     /// Open WebSockets of rules that limit them, by session, subject and address.
     pub sockets: Arc<SocketLimits>,
+    /// Addresses that may not connect for a time.
+    pub blocks: Blocks,
     /// Sessions, subjects and tokens that ended before their time.
     pub revocations: Revocations,
     /// The same on disk.
@@ -81,6 +87,25 @@ impl Gateway {
     #[must_use]
     pub fn metrics(&self) -> &Metrics {
         &self.outliving.metrics
+    }
+
+    /// Whether a list of the policy or a block refuses the address, at `now` (unix seconds).
+    pub fn refuses(&self, snapshot: &Snapshot, address: IpAddr, now: u64) -> bool {
+        match snapshot.lists.of(address) {
+            Listed::Denied => true,
+            Listed::Allowed => false,
+            Listed::Nowhere => snapshot.policy.lists().denies_others || self.blocks.is_blocked(address, now),
+        }
+    }
+
+    /// Blocks an address by a penalty's word.
+    pub fn penalize(&self, address: IpAddr, (penalty, block): (Arc<str>, Duration)) {
+        let now = clock::unix_now();
+        let until = now.saturating_add(block.as_secs().max(1));
+        let block = Block { address, until, penalty: Some(penalty) };
+        if let Err(error) = self.blocks.block(block, now) {
+            tracing::warn!(%error, "an address that a penalty blocks is not");
+        }
     }
 
     /// Ends what the revocation means: enters it, so that no such token counts any more, then closes the open sockets

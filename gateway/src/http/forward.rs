@@ -1,12 +1,12 @@
 //! From a permit to a backend's answer.
 
-use std::{cell::Cell, rc::Rc};
+use std::{cell::Cell, rc::Rc, time::Instant};
 
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
-use sealgate_policy::{DecisionCache, Denial, RequestPermit};
+use sealgate_policy::{DecisionCache, Denial, Mode, RequestPermit};
 
 use super::{
     body::{Fate, RequestBody, ResponseBody},
@@ -15,7 +15,9 @@ use super::{
     walk::{Answer, Door},
 };
 use crate::{
-    limits::RateStanding,
+    edge::Core,
+    limits::{Attempts, RateStanding},
+    reload::Snapshot,
     upstream::{
         ConnectError,
         http1::{Head, Http1Error},
@@ -43,8 +45,12 @@ pub async fn forward(
 
     let (mut parts, incoming) = request.into_parts();
     let body_timeout = snapshot.policy.connections().body_timeout;
-    let (body, fate) = match take_body(incoming, &permit, body_timeout, &core.decisions).await {
+    let (body, fate, account) = match take_body(incoming, &permit, body_timeout, &core.decisions).await {
         Ok(body) => body,
+        Err(denial) => return Err((denial, exchange)),
+    };
+    let attempts = match begin_attempts(&permit, &snapshot, account.as_deref(), &core) {
+        Ok(attempts) => attempts,
         Err(denial) => return Err((denial, exchange)),
     };
     headers::strip_request(&mut parts.headers, identity.is_some());
@@ -67,6 +73,9 @@ pub async fn forward(
     let answered = match core.pool.send(upstream, endpoint, &head, body).await {
         Ok(answered) => answered,
         Err(error) => {
+            if let Some(attempts) = attempts {
+                attempts.unanswered(Instant::now());
+            }
             let denial = denial_for(&error, fate.as_deref(), permit.body().max_bytes);
             if denial.status().is_server_error() {
                 core.gateway.metrics().upstream_failed(&upstream.name);
@@ -76,6 +85,9 @@ pub async fn forward(
         }
     };
     exchange.answered(answered.status);
+    if let Some(block) = attempts.and_then(|attempts| attempts.answered(answered.status, Instant::now())) {
+        core.gateway.penalize(permit.address(), block);
+    }
     let id = exchange.id;
     let mut response = Response::new(ResponseBody::streamed(answered.body, exchange));
     *response.status_mut() = answered.status;
@@ -89,20 +101,43 @@ pub async fn forward(
     Ok(response)
 }
 
-/// The body as it may go upstream: judged whole if the rule has a schema, otherwise counted on its way.
+/// Begins what the upstream's answer decides: whether somebody failed.
+fn begin_attempts(
+    permit: &RequestPermit,
+    snapshot: &Snapshot,
+    account: Option<&str>,
+    core: &Core,
+) -> Result<Option<Attempts>, Denial> {
+    if permit.penalties().is_empty() {
+        return Ok(None);
+    }
+    match snapshot.penalties.begin(permit.penalties(), permit.address(), account, Instant::now()) {
+        Ok(attempts) => Ok(Some(attempts)),
+        Err(retry_after) => {
+            let denial = Denial::TooManyFailures { retry_after };
+            if permit.rule().mode == Mode::Enforce {
+                return Err(denial);
+            }
+            core.gateway.metrics().shadow_denied(denial.reason());
+            Ok(None)
+        }
+    }
+}
+
+/// The body as it may go upstream, and the account that it names: judged whole if the rule has a schema, otherwise counted on its way.
 async fn take_body(
     incoming: Incoming,
     permit: &RequestPermit,
     patience: std::time::Duration,
     decisions: &DecisionCache,
-) -> Result<(RequestBody, Option<Rc<Cell<Fate>>>), Denial> {
+) -> Result<(RequestBody, Option<Rc<Cell<Fate>>>, Option<String>), Denial> {
     let rule = permit.body();
     if !rule.buffered {
         if incoming.is_end_stream() {
-            return Ok((RequestBody::Empty, None));
+            return Ok((RequestBody::Empty, None, None));
         }
         let (body, fate) = RequestBody::streamed(incoming, rule.max_bytes, patience);
-        return Ok((body, Some(fate)));
+        return Ok((body, Some(fate), None));
     }
     let limit = usize::try_from(rule.max_bytes).unwrap_or(usize::MAX);
     let gathered = Box::pin(tokio::time::timeout(patience, Limited::new(incoming, limit).collect()))
@@ -113,8 +148,8 @@ async fn take_body(
             None => Denial::Malformed { detail: "the body broke off" },
         })?;
     let bytes: Bytes = gathered.to_bytes();
-    let _judged = permit.judge_body(&bytes, decisions)?;
-    Ok((RequestBody::Held(Some(bytes)), None))
+    let account = permit.judge_body(&bytes, decisions)?.into_account();
+    Ok((RequestBody::Held(Some(bytes)), None, account))
 }
 
 fn denial_for(error: &SendError, fate: Option<&Cell<Fate>>, max_bytes: u64) -> Denial {

@@ -1,6 +1,11 @@
 //! The request walk: facts, token, judgement, and only then the way to a backend.
 
-use std::{convert::Infallible, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use http::{Request, Response};
 use hyper::body::{Body as _, Incoming};
@@ -38,6 +43,12 @@ pub async fn serve(
     let admitted = match admit(&core, &connection, &snapshot, &request, &mut exchange).await {
         Ok(admitted) => admitted,
         Err(denial) => {
+            let address = connection.peer.ip();
+            if denial.is_guess()
+                && let Some(block) = snapshot.penalties.token_failed(address, Instant::now())
+            {
+                core.gateway.penalize(address, block);
+            }
             return Ok(refusal::response(&denial, &snapshot, Some(request.into_body()), exchange));
         }
     };
@@ -97,8 +108,17 @@ async fn admit(
         has_body: !request.body().is_end_stream(),
         tls: connection.tls_facts(),
     };
+    if core.gateway.refuses(snapshot, facts.peer, now) {
+        return Err(Denial::AddressRefused);
+    }
     let matched = snapshot.policy.match_request(&facts)?;
     exchange.matched(matched.rule().clone());
+    if snapshot.penalties.judges_tokens()
+        && matched.authentication() == Authentication::Required
+        && let Some(retry_after) = snapshot.penalties.token_wait(facts.peer, Instant::now())
+    {
+        return Err(Denial::TooManyFailures { retry_after });
+    }
     let (identity, proven) = match identify(core, snapshot, &matched, &facts, now).await? {
         Some((token, identity)) => {
             exchange.identified(identity.clone());

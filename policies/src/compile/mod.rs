@@ -2,6 +2,7 @@
 
 mod authz;
 mod ciphertext;
+mod limits;
 mod rules;
 mod schemas;
 mod shared;
@@ -145,6 +146,9 @@ impl Compiler<'_> {
             self.rate(at, rate, &mut names, document.shared.is_some())
         });
         let mut names = HashMap::new();
+        let penalties =
+            each(&document.penalty, "/penalty", |at, penalty| self.penalty(at, penalty, &mut names));
+        let mut names = HashMap::new();
         let ciphertexts =
             each(&document.ciphertext, "/ciphertext", |at, rule| self.ciphertext(at, rule, &mut names));
 
@@ -155,6 +159,7 @@ impl Compiler<'_> {
             role_rules,
             authz,
             judges: SharedJudges::default(),
+            penalties: &document.penalty,
             ciphertexts: &ciphertexts,
             rules: Vec::new(),
             any_auth: false,
@@ -166,6 +171,8 @@ impl Compiler<'_> {
         for (index, websocket) in document.websocket.iter().enumerate() {
             self.websocket(format!("/websocket/{index}"), websocket, &mut known, &mut routes);
         }
+        let names: Vec<_> = document.route.iter().map(|route| route.name.0.as_str()).collect();
+        self.check_penalties(&document.penalty, &names);
         if known.any_auth && issuers.is_empty() {
             self.error("/issuer", "a rule wants a token, and there is no [[issuer]] whose tokens count");
         }
@@ -194,6 +201,8 @@ impl Compiler<'_> {
             },
             upstreams,
             rates,
+            penalties,
+            lists: self.lists(&document.lists),
             rules,
             routes,
             http2_websockets,

@@ -13,8 +13,8 @@ use crate::compile::{Compiler, DAY, GIB, HOUR, KIB, MIB, MILLISECOND, SECOND, mo
 use crate::document::{
     AtLimitDocument, AuthDocument, BodyDocument, CompressionDocument, DirectionDocument, Hosts,
     InspectDocument, KindDocument, MaxOpenDocument, MessageDocument, MethodDocument, ModeDocument, NameText,
-    OnRefusalDocument, QueryDocument, ResourceDocument, RouteDocument, SenderDocument, StepUpDocument,
-    TicketDocument, WebsocketDocument,
+    OnRefusalDocument, PenaltyDocument, QueryDocument, ResourceDocument, RouteDocument, SenderDocument,
+    StepUpDocument, TicketDocument, WebsocketDocument,
 };
 use crate::json::{self, Schema};
 use crate::matcher::{ContentTypes, Origins};
@@ -53,6 +53,7 @@ pub(super) struct Known<'a> {
     pub(super) role_rules: Arc<[RoleRule]>,
     pub(super) authz: AuthzState,
     pub(super) judges: SharedJudges,
+    pub(super) penalties: &'a [PenaltyDocument],
     pub(super) ciphertexts: &'a [Named],
     pub(super) rules: Vec<Arc<Rule>>,
     pub(super) any_auth: bool,
@@ -105,6 +106,7 @@ impl Compiler<'_> {
         }
         let takes = Takes::Request { query: d.query.is_some(), body: rule.body.buffered };
         rule.authorization = self.decide(&common, d.resource.as_ref(), takes, known);
+        rule.penalties = self.penalties_of(&rule, known.penalties);
         let mut methods = Vec::new();
         for (index, method) in d.methods.iter().enumerate() {
             let method = match method {
@@ -243,6 +245,8 @@ impl Compiler<'_> {
             body: BodyRule { max_bytes: 0, buffered: false },
             content_types: ContentTypes::Any,
             body_ciphertext: None,
+            body_account: None,
+            penalties: Vec::new(),
             body_schema: None,
             tunnel: None,
         }
@@ -309,7 +313,16 @@ impl Compiler<'_> {
     }
 
     fn body(&mut self, at: &str, document: &BodyDocument, ciphertexts: &[Named], rule: &mut Rule) {
-        let buffered = document.schema.is_some() || document.ciphertext.is_some();
+        let looked_into = document.schema.is_some() || document.ciphertext.is_some();
+        let buffered = looked_into || document.account.is_some();
+        rule.body_account = document.account.as_deref().map(|pointer| {
+            let tokens = json::pointer_tokens(pointer).filter(|tokens| !tokens.is_empty());
+            if tokens.is_none() {
+                let message = "expected a JSON pointer (RFC 6901) to a field, such as \"/username\"";
+                self.error(&format!("{at}/body/account"), message);
+            }
+            tokens.unwrap_or_default()
+        });
         // A body that is looked into is held in memory until it is judged.
         let highest = if buffered { 16 * MIB } else { 64 * GIB };
         let max_bytes = self.size(&format!("{at}/body/max_bytes"), Some(document.max_bytes), 0, 1..=highest);

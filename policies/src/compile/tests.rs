@@ -822,6 +822,50 @@ fn headers_and_costs_of_rates_fit() {
 }
 
 #[test]
+fn penalties_and_lists_make_sense() {
+    let text = r#"version = 1
+[[upstream]]
+name = "u"
+endpoints = ["unix:/u"]
+[[penalty]]
+name = "p"
+per = ["account"]
+routes = ["login", "none"]
+tokens = true
+refuse = "connections"
+max_block = "1s"
+[[route]]
+name = "login"
+path = "/login"
+methods = ["POST"]
+upstream = "u"
+auth = "none"
+[lists]
+deny = ["deny.txt"]
+default = "deny"
+"#;
+    assert_errors(
+        &[("policy.toml", text)],
+        &[
+            ("policy.toml", 8, 11, "penalty.p.routes[0]", "expected body.account there"),
+            ("policy.toml", 8, 20, "penalty.p.routes[1]", "unknown route `none`"),
+            ("policy.toml", 9, 10, "penalty.p.tokens", "expected per = [\"address\"]"),
+            ("policy.toml", 10, 10, "penalty.p.refuse", "connections come from addresses"),
+            ("policy.toml", 11, 13, "penalty.p.max_block", "expected \"30s\" to \"30d\""),
+            ("policy.toml", 19, 9, "lists.deny[0]", "expected \"file:PATH\""),
+            ("policy.toml", 20, 11, "lists.default", "nobody could connect"),
+        ],
+    );
+    let fine = "version = 1\n[[upstream]]\nname = \"u\"\nendpoints = [\"unix:/u\"]\n[[penalty]]\nname = \"p\"\nper = [\"account\"]\n\
+                routes = [\"login\"]\nblock = \"2h\"\n[[route]]\nname = \"login\"\npath = \"/login\"\nmethods = [\"POST\"]\nupstream = \"u\"\n\
+                auth = \"none\"\nbody = { max_bytes = \"1KiB\", account = \"/user\" }\n";
+    let policy = Policy::compile(&bundle(&[("policy.toml", fine)]), &BTreeMap::new()).unwrap();
+    let [penalty] = policy.penalties() else { panic!("one penalty") };
+    assert_eq!((penalty.after, &penalty.statuses[..], penalty.max_block), (5, &[401][..], HOUR * 2));
+    assert!(policy.rules()[0].body().buffered);
+}
+
+#[test]
 fn shared_rates_need_somebody_to_share_with() {
     let text = |rate: &str, shared: bool| {
         let shared = if shared { "[shared]\nredis = [\"redis://r:1\"]\n" } else { "" };
