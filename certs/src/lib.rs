@@ -6,6 +6,7 @@
 //! | which cryptography TLS may use, and from which library | [`provider()`], [`ProviderChoice`] |
 //! | server certificates, chosen by SNI and signature scheme | [`CertificateStore`] |
 //! | the TLS configuration made of them | [`server_config`] |
+//! | which client certificates are good | [`ClientTrust`] |
 //! | session tickets, TLS 1.3 only | [`TicketKeys`] |
 //! | a development authority and its certificates | [`dev::DevAuthority`] |
 //! | token signing, ES256 | [`SigningKey`] |
@@ -16,7 +17,7 @@
 //!
 //! ```
 //! use std::{fs, sync::Arc, time::SystemTime};
-//! use sealgate_keys::{CertificateEntry, CertificateStore, ProviderChoice, TicketKeys};
+//! use sealgate_keys::{CertificateEntry, CertificateStore, ClientTrust, ProviderChoice, TicketKeys};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let state = tempfile::tempdir()?;
@@ -32,13 +33,14 @@
 //! let versions = [&rustls::version::TLS13, &rustls::version::TLS12];
 //! let tickets = Some(TicketKeys::new()?);
 //! let config =
-//!     sealgate_keys::server_config(Arc::new(store), provider, &versions, tickets, &[b"h2", b"http/1.1"])?;
+//!     sealgate_keys::server_config(Arc::new(store), provider, &versions, tickets, &[b"h2"], &ClientTrust::none())?;
 //! assert_eq!(config.max_early_data_size, 0);
 //! # Ok(())
 //! # }
 //! ```
 
 mod aead;
+mod client;
 mod data;
 pub mod dev;
 mod files;
@@ -51,6 +53,7 @@ mod store;
 mod testing;
 mod tickets;
 
+pub use client::{ClientDemand, ClientFacts, ClientTrust, ClientTrustError};
 pub use data::{DataKey, DataKeyError, UnsealError};
 pub use files::{FileError, private_dir, read_private, write_private};
 pub use provider::{ProviderChoice, install_default_provider, provider};

@@ -7,18 +7,20 @@ use rustls::crypto::CryptoProvider;
 use rustls::server::NoServerSessionStorage;
 use rustls::{ServerConfig, SupportedProtocolVersion};
 
-use crate::{CertificateStore, TicketKeys};
+use crate::{CertificateStore, ClientTrust, TicketKeys};
 
 /// Tickets after a full TLS 1.3 handshake: two, so that a browser's second connection resumes as well.
 const TICKETS_PER_HANDSHAKE: usize = 2;
 
-/// The TLS configuration of a listener, without client certificates.
+/// The TLS configuration of a listener.
 ///
 /// - **0-RTT is off**: early data can be replayed (RFC 8446 §8).
 /// - **TLS 1.3 resumes** by stateless tickets if `tickets` are given, always with a fresh key exchange.
 /// - **TLS 1.2 never resumes.** A ticket key shared by its sessions would undo their forward secrecy. A store of
 ///   sessions by id would keep their master secrets in memory long after the connections, would have to be
 ///   shared by all cores, and could be filled by strangers. The few clients left on 1.2 pay a full handshake instead.
+/// - **Resumption skips no change** of which client certificates are good: tickets open under the `client` only that
+///   they were sealed under, and under any other lead to a full handshake.
 /// - **Nothing is cached per connection**, so that an idle one stays small.
 ///
 /// `versions` is any of [`rustls::version::TLS12`] and [`rustls::version::TLS13`]; older ones do not exist in rustls.
@@ -33,17 +35,18 @@ pub fn server_config(
     versions: &[&'static SupportedProtocolVersion],
     tickets: Option<Arc<TicketKeys>>,
     alpn: &[&[u8]],
+    client: &ClientTrust,
 ) -> Result<ServerConfig, rustls::Error> {
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(versions)?
-        .with_no_client_auth()
+        .with_client_cert_verifier(client.verifier())
         .with_cert_resolver(store);
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     config.max_early_data_size = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     if let Some(tickets) = tickets {
-        config.ticketer = tickets;
+        config.ticketer = tickets.bound_to(*client.fingerprint());
         config.send_tls13_tickets = TICKETS_PER_HANDSHAKE;
         // Lets a client ask for fewer (RFC 9149), never for more.
         config.max_tls13_tickets = TICKETS_PER_HANDSHAKE;
@@ -57,6 +60,7 @@ mod tests {
     use std::time::{Duration, SystemTime};
 
     use rustls::crypto::aws_lc_rs::cipher_suite;
+    use rustls::sign::SingleCertAndKey;
     use rustls::version::{TLS12, TLS13};
     use rustls::{
         ClientConfig, Error, HandshakeKind, NamedGroup, PeerIncompatible, ProtocolVersion, ServerConfig,
@@ -64,7 +68,7 @@ mod tests {
 
     use super::*;
     use crate::testing::{Authority, Clock, ECDSA, RSA, any_provider, handshake};
-    use crate::{ProviderChoice, provider};
+    use crate::{ClientDemand, ProviderChoice, provider};
 
     const HOUR: u64 = 60 * 60;
     const BOTH: &[&SupportedProtocolVersion] = &[&TLS13, &TLS12];
@@ -101,7 +105,10 @@ mod tests {
             tickets: Option<&Arc<TicketKeys>>,
         ) -> Arc<ServerConfig> {
             let store = Arc::clone(&self.store);
-            Arc::new(server_config(store, any_provider(), versions, tickets.cloned(), ALPN).unwrap())
+            Arc::new(
+                server_config(store, any_provider(), versions, tickets.cloned(), ALPN, &ClientTrust::none())
+                    .unwrap(),
+            )
         }
 
         fn client(&self, versions: &[&'static SupportedProtocolVersion]) -> Arc<ClientConfig> {
@@ -219,8 +226,15 @@ mod tests {
     fn a_group_left_out_by_the_policy_is_refused() {
         let setting = Setting::new();
         let only = |group| provider(&ProviderChoice { groups: vec![group], tls13_only: false });
-        let server =
-            server_config(setting.store.clone(), only(NamedGroup::X25519), BOTH, None, ALPN).unwrap();
+        let server = server_config(
+            setting.store.clone(),
+            only(NamedGroup::X25519),
+            BOTH,
+            None,
+            ALPN,
+            &ClientTrust::none(),
+        )
+        .unwrap();
         let client = Arc::new(setting.authority.client(only(NamedGroup::secp384r1), BOTH));
         let refused = handshake(&client, &Arc::new(server), "chat.example").unwrap_err();
         assert_eq!(refused, Error::PeerIncompatible(PeerIncompatible::NoKxGroupsInCommon));
@@ -230,16 +244,21 @@ mod tests {
     fn tls_1_3_only_refuses_tls_1_2_t_2() {
         let setting = Setting::new();
         let modern = provider(&ProviderChoice { tls13_only: true, ..ProviderChoice::default() });
-        let server = server_config(setting.store.clone(), modern.clone(), &[&TLS13], None, ALPN).unwrap();
+        let server =
+            server_config(setting.store.clone(), modern.clone(), &[&TLS13], None, ALPN, &ClientTrust::none())
+                .unwrap();
         let server = Arc::new(server);
         assert!(handshake(&setting.client(BOTH), &server, "chat.example").is_ok());
         let refused = handshake(&setting.client(&[&TLS12]), &server, "chat.example").unwrap_err();
         assert!(matches!(refused, Error::PeerIncompatible(_)), "{refused}");
 
         // Versions and suites that do not fit are an error when the policy is loaded, not at the handshake.
-        assert!(server_config(setting.store.clone(), modern, &[&TLS12], None, ALPN).is_err());
+        assert!(
+            server_config(setting.store.clone(), modern, &[&TLS12], None, ALPN, &ClientTrust::none())
+                .is_err()
+        );
         let none = provider(&ProviderChoice { groups: vec![NamedGroup::FFDHE2048], tls13_only: false });
-        assert!(server_config(setting.store.clone(), none, BOTH, None, ALPN).is_err());
+        assert!(server_config(setting.store.clone(), none, BOTH, None, ALPN, &ClientTrust::none()).is_err());
     }
 
     #[test]
@@ -275,5 +294,76 @@ mod tests {
         assert!(handshake(&old, &server, "other.example").is_err());
         let client = setting.client(BOTH);
         assert!(handshake(&client, &server, "third.example").is_err());
+    }
+
+    /// A changed client-certificate setting leads to a full handshake; an equal one resumes.
+    #[test]
+    fn tickets_open_under_the_client_trust_they_were_sealed_under_only() {
+        let setting = Setting::new();
+        let (ours, other) = (Authority::new(), Authority::new());
+        let (leaf, key) = ours.client_pair("bot.example");
+        let mut client = setting.authority.client(any_provider(), BOTH);
+        client.client_auth_cert_resolver =
+            Arc::new(SingleCertAndKey::from(rustls::sign::CertifiedKey::new(vec![leaf.clone()], key)));
+        let client = Arc::new(client);
+        let now = SystemTime::now();
+        let trust = |demand, authorities: &str, lists: &[Vec<u8>]| {
+            ClientTrust::build(demand, authorities.as_bytes(), lists, &any_provider(), now).unwrap()
+        };
+        let connect = |trust: &ClientTrust| {
+            let (store, tickets) = (Arc::clone(&setting.store), Arc::clone(&setting.tickets));
+            let server = server_config(store, any_provider(), BOTH, Some(tickets), ALPN, trust).unwrap();
+            handshake(&client, &Arc::new(server), "chat.example")
+        };
+        let request = trust(ClientDemand::Request, &ours.pem(), &[]);
+        let first = connect(&request).unwrap();
+        assert!(!first.resumed());
+        assert_eq!(first.server.peer_certificates().unwrap()[0], leaf);
+        let again = connect(&trust(ClientDemand::Request, &ours.pem(), &[])).unwrap();
+        assert!(again.resumed());
+        assert_eq!(again.server.peer_certificates().unwrap()[0], leaf, "carried in the ticket");
+
+        let changed = [
+            trust(ClientDemand::Require, &ours.pem(), &[]),
+            trust(ClientDemand::Request, &(ours.pem() + &other.pem()), &[]),
+            trust(ClientDemand::Request, &ours.pem(), &[ours.revoke(&[], now)]),
+            ClientTrust::none(),
+        ];
+        for changed in &changed {
+            connect(&request).unwrap();
+            assert!(connect(&request).unwrap().resumed());
+            assert!(!connect(changed).unwrap().resumed(), "{changed:?}");
+        }
+        // What the new setting does not take is refused, with a ticket of the old one in hand.
+        connect(&request).unwrap();
+        let revoked = trust(ClientDemand::Request, &ours.pem(), &[ours.revoke(&[&leaf], now)]);
+        let refused = connect(&revoked).unwrap_err();
+        assert_eq!(refused, Error::InvalidCertificate(rustls::CertificateError::Revoked));
+        connect(&request).unwrap();
+        assert!(connect(&trust(ClientDemand::Request, &other.pem(), &[])).is_err());
+    }
+
+    #[test]
+    fn without_a_certificate_there_is_no_handshake_where_one_is_required() {
+        let setting = Setting::new();
+        let ours = Authority::new();
+        for version in [&TLS13, &TLS12] {
+            for (demand, passes) in [(ClientDemand::Request, true), (ClientDemand::Require, false)] {
+                let trust = ClientTrust::build(
+                    demand,
+                    ours.pem().as_bytes(),
+                    &[[0_u8; 0]; 0],
+                    &any_provider(),
+                    SystemTime::now(),
+                );
+                let store = Arc::clone(&setting.store);
+                let server = server_config(store, any_provider(), BOTH, None, ALPN, &trust.unwrap()).unwrap();
+                let done = handshake(&setting.client(&[version]), &Arc::new(server), "chat.example");
+                assert_eq!(done.is_ok(), passes, "{version:?} {demand:?}");
+                if let Err(error) = done {
+                    assert_eq!(error, Error::NoCertificatesPresented);
+                }
+            }
+        }
     }
 }

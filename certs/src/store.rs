@@ -377,7 +377,7 @@ fn rank(algorithm: SignatureAlgorithm) -> u8 {
     }
 }
 
-fn unix_seconds(time: SystemTime) -> u64 {
+pub(crate) fn unix_seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 

@@ -9,7 +9,8 @@ use rcgen::{
     PKCS_RSA_SHA256, SignatureAlgorithm,
 };
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::sign::SigningKey;
 use rustls::time_provider::TimeProvider;
 use rustls::{
     ClientConfig, ClientConnection, Error, HandshakeKind, ProtocolVersion, RootCertStore, ServerConfig,
@@ -36,6 +37,7 @@ impl Authority {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "test authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign, rcgen::KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate().unwrap();
         let certificate = params.self_signed(&key).unwrap().der().clone();
         Self { certificate, issuer: Issuer::new(params, key) }
@@ -65,6 +67,50 @@ impl Authority {
             chain_pem: certificate.pem().into_bytes(),
             key_pem: Zeroizing::new(key.serialize_pem().into_bytes()),
         }
+    }
+
+    pub(crate) fn pem(&self) -> String {
+        let body = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, &self.certificate);
+        format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n")
+    }
+
+    /// A client's certificate for one DNS name, which is its common name too, and its key.
+    pub(crate) fn client_pair(&self, name: &str) -> (CertificateDer<'static>, Arc<dyn SigningKey>) {
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let der = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        (certificate.der().clone(), any_provider().key_provider.load_private_key(der).unwrap())
+    }
+
+    pub(crate) fn client_leaf(&self, name: &str) -> CertificateDer<'static> {
+        self.client_pair(name).0
+    }
+
+    /// A revocation list, DER, good from `now` for two days.
+    pub(crate) fn revoke(&self, revoked: &[&CertificateDer<'_>], now: SystemTime) -> Vec<u8> {
+        let serial = |der: &&CertificateDer<'_>| {
+            let (_, parsed) = x509_parser::parse_x509_certificate(der).unwrap();
+            rcgen::SerialNumber::from_slice(parsed.raw_serial())
+        };
+        let revoked = revoked.iter().map(serial).map(|serial_number| rcgen::RevokedCertParams {
+            serial_number,
+            revocation_time: now.into(),
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let params = rcgen::CertificateRevocationListParams {
+            this_update: now.into(),
+            next_update: (now + 2 * DAY).into(),
+            crl_number: rcgen::SerialNumber::from(1_u64),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.issuer).unwrap().der().to_vec()
     }
 
     /// A client that trusts this authority and offers what `provider` has.

@@ -29,7 +29,7 @@ const MAX_TICKETS_PER_KEY: u64 = 1 << 32;
 /// A TLS 1.3 ticket holds a secret that is good for resuming only, together with a fresh key exchange (RFC 8446
 /// §2.2), so whoever steals a ticket key opens no recorded traffic. A TLS 1.2 ticket holds the session's master
 /// secret: one stolen key would open every recorded connection. rustls has one ticketer for both, hence the check in
-/// [`encrypt`](ProducesTickets::encrypt), which sees what it is about to seal. A TLS 1.2 client gets an empty ticket,
+/// [`ProducesTickets::encrypt`], which sees what it is about to seal. A TLS 1.2 client gets an empty ticket,
 /// which tells it that there is nothing to resume (RFC 5077 §3.3).
 ///
 /// Keys rotate by the clock: the current one seals, it and its predecessor open. A ticket lives for one rotation
@@ -102,9 +102,41 @@ impl TicketKeys {
     }
 }
 
-impl ProducesTickets for TicketKeys {
+/// Ticket keys for one TLS setting: tickets sealed for another do not open.
+struct BoundTickets {
+    keys: Arc<TicketKeys>,
+    setting: [u8; 32],
+}
+
+impl ProducesTickets for BoundTickets {
     fn enabled(&self) -> bool {
         true
+    }
+
+    fn lifetime(&self) -> u32 {
+        self.keys.lifetime()
+    }
+
+    fn encrypt(&self, state: &[u8]) -> Option<Vec<u8>> {
+        self.keys.encrypt(&self.setting, state)
+    }
+
+    fn decrypt(&self, ticket: &[u8]) -> Option<Vec<u8>> {
+        self.keys.decrypt(&self.setting, ticket)
+    }
+}
+
+impl fmt::Debug for BoundTickets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("BoundTickets(..)")
+    }
+}
+
+impl TicketKeys {
+    /// What seals and opens tickets for one TLS setting, named by `setting`: that of client certificates, so that no
+    /// resumption skips a change of it.
+    pub(crate) fn bound_to(self: Arc<Self>, setting: [u8; 32]) -> Arc<dyn ProducesTickets> {
+        Arc::new(BoundTickets { keys: self, setting })
     }
 
     /// Seconds that clients may keep a ticket: one rotation period.
@@ -113,7 +145,7 @@ impl ProducesTickets for TicketKeys {
     }
 
     /// The ticket for a session's state, unless it is one of TLS 1.2.
-    fn encrypt(&self, state: &[u8]) -> Option<Vec<u8>> {
+    fn encrypt(&self, setting: &[u8; 32], state: &[u8]) -> Option<Vec<u8>> {
         if !is_tls13(state) {
             return None;
         }
@@ -122,18 +154,19 @@ impl ProducesTickets for TicketKeys {
         if key.sealed.fetch_add(1, Ordering::Relaxed) >= MAX_TICKETS_PER_KEY {
             return None; // the next key will be due within the period
         }
-        let sealed = key.key.seal(&key.name, &[&now.as_secs().to_be_bytes(), state]).ok()?;
+        let sealed =
+            key.key.seal(&associated(&key.name, setting), &[&now.as_secs().to_be_bytes(), state]).ok()?;
         Some([key.name.as_slice(), &sealed].concat())
     }
 
     /// The state in a ticket that we issued within the last period; `None` leads to a full handshake.
-    fn decrypt(&self, ticket: &[u8]) -> Option<Vec<u8>> {
+    fn decrypt(&self, setting: &[u8; 32], ticket: &[u8]) -> Option<Vec<u8>> {
         let now = self.clock.current_time()?;
         let (name, sealed) = ticket.split_first_chunk::<NAME_LEN>()?;
         let Keys { current, previous } = self.keys_at(now).ok()?;
         // Names are public, so an ordinary comparison serves.
         let key = [Some(current), previous].into_iter().flatten().find(|key| key.name == *name)?;
-        let opened = key.key.open(name, sealed)?;
+        let opened = key.key.open(&associated(name, setting), sealed)?;
         let (issued, state) = opened.split_first_chunk()?;
         // From the future too: a clock that was set back must not make tickets live longer.
         let age = now.as_secs().checked_sub(u64::from_be_bytes(*issued))?;
@@ -166,6 +199,15 @@ impl TicketKey {
     }
 }
 
+/// What a ticket is bound to beside its contents.
+fn associated(name: &[u8; NAME_LEN], setting: &[u8; 32]) -> [u8; NAME_LEN + 32] {
+    let mut bytes = [0; NAME_LEN + 32];
+    let (front, back) = bytes.split_at_mut(NAME_LEN);
+    front.copy_from_slice(name);
+    back.copy_from_slice(setting);
+    bytes
+}
+
 /// Time from `since` to `now`; none if the clock went back.
 fn age(since: UnixTime, now: UnixTime) -> Duration {
     Duration::from_secs(now.as_secs().saturating_sub(since.as_secs()))
@@ -193,6 +235,7 @@ mod tests {
     use crate::testing::Clock;
 
     const PERIOD: u64 = 3600;
+    const SETTING: &[u8; 32] = &[7; 32];
 
     /// The beginnings of session states as rustls encodes them.
     const TLS13: &[u8] = b"\x00\x03\x04\x13\x02\x20secret";
@@ -214,12 +257,12 @@ mod tests {
     fn seals_tls_1_3_alone() {
         let (_, keys) = keys();
         for state in [TLS13, TLS13_WITH_SNI] {
-            let ticket = keys.encrypt(state).unwrap();
+            let ticket = keys.encrypt(SETTING, state).unwrap();
             assert!(!ticket.windows(6).any(|window| window == b"secret"));
-            assert_eq!(keys.decrypt(&ticket).unwrap(), state);
+            assert_eq!(keys.decrypt(SETTING, &ticket).unwrap(), state);
         }
         for state in [TLS12, TLS12_WITH_SNI] {
-            assert!(keys.encrypt(state).is_none());
+            assert!(keys.encrypt(SETTING, state).is_none());
         }
     }
 
@@ -236,7 +279,7 @@ mod tests {
             b"\x00\x03\x04\xc0\x2b",
         ];
         for state in unknown {
-            assert!(keys.encrypt(state).is_none(), "{state:x?}");
+            assert!(keys.encrypt(SETTING, state).is_none(), "{state:x?}");
         }
     }
 
@@ -246,39 +289,43 @@ mod tests {
         let now = clock.current_time().unwrap();
         let key = keys.keys_at(now).unwrap().current;
         let seal = |state| {
-            let sealed = key.key.seal(&key.name, &[&now.as_secs().to_be_bytes(), state]).unwrap();
+            let sealed = key
+                .key
+                .seal(&associated(&key.name, SETTING), &[&now.as_secs().to_be_bytes(), state])
+                .unwrap();
             [key.name.as_slice(), &sealed].concat()
         };
-        assert!(keys.decrypt(&seal(TLS13)).is_some());
-        assert!(keys.decrypt(&seal(TLS12)).is_none());
+        assert!(keys.decrypt(SETTING, &seal(TLS13)).is_some());
+        assert!(keys.decrypt(SETTING, &seal(TLS12)).is_none());
     }
 
     #[test]
     fn altered_cut_and_foreign_tickets_do_not_open() {
         let (_, keys) = keys();
-        let ticket = keys.encrypt(TLS13).unwrap();
+        let ticket = keys.encrypt(SETTING, TLS13).unwrap();
         for at in 0..ticket.len() {
             let mut altered = ticket.clone();
             altered[at] ^= 1;
-            assert!(keys.decrypt(&altered).is_none(), "byte {at}");
-            assert!(keys.decrypt(&ticket[..at]).is_none(), "cut at {at}");
+            assert!(keys.decrypt(SETTING, &altered).is_none(), "byte {at}");
+            assert!(keys.decrypt(SETTING, &ticket[..at]).is_none(), "cut at {at}");
         }
-        assert!(TicketKeys::new().unwrap().decrypt(&ticket).is_none());
+        assert!(TicketKeys::new().unwrap().decrypt(SETTING, &ticket).is_none());
+        assert!(keys.decrypt(&[8; 32], &ticket).is_none(), "of another setting");
     }
 
     #[test]
     fn a_ticket_lives_for_one_period_over_a_rotation() {
         let (clock, keys) = keys();
         clock.advance(PERIOD - 1);
-        let ticket = keys.encrypt(TLS13).unwrap();
+        let ticket = keys.encrypt(SETTING, TLS13).unwrap();
         clock.advance(1);
-        let next = keys.encrypt(TLS13).unwrap();
+        let next = keys.encrypt(SETTING, TLS13).unwrap();
         assert_ne!(ticket[..NAME_LEN], next[..NAME_LEN], "rotated");
         clock.advance(PERIOD - 1);
-        assert!(keys.decrypt(&ticket).is_some(), "{} s old", PERIOD);
+        assert!(keys.decrypt(SETTING, &ticket).is_some(), "{} s old", PERIOD);
         clock.advance(1);
-        assert!(keys.decrypt(&ticket).is_none(), "{} s old", PERIOD + 1);
-        assert!(keys.decrypt(&next).is_some());
+        assert!(keys.decrypt(SETTING, &ticket).is_none(), "{} s old", PERIOD + 1);
+        assert!(keys.decrypt(SETTING, &next).is_some());
     }
 
     #[test]
@@ -296,12 +343,12 @@ mod tests {
     fn a_clock_set_back_makes_no_ticket_live_longer() {
         let (clock, keys) = keys();
         clock.advance(100);
-        let ticket = keys.encrypt(TLS13).unwrap();
+        let ticket = keys.encrypt(SETTING, TLS13).unwrap();
         clock.set_back(50);
-        assert!(keys.decrypt(&ticket).is_none());
-        assert!(keys.decrypt(&keys.encrypt(TLS13).unwrap()).is_some());
+        assert!(keys.decrypt(SETTING, &ticket).is_none());
+        assert!(keys.decrypt(SETTING, &keys.encrypt(SETTING, TLS13).unwrap()).is_some());
         clock.advance(50);
-        assert!(keys.decrypt(&ticket).is_some());
+        assert!(keys.decrypt(SETTING, &ticket).is_some());
     }
 
     #[test]
@@ -309,10 +356,10 @@ mod tests {
         let (clock, keys) = keys();
         let current = keys.keys.read().unwrap().current.clone();
         current.sealed.store(MAX_TICKETS_PER_KEY - 1, Ordering::Relaxed);
-        assert!(keys.encrypt(TLS13).is_some());
-        assert!(keys.encrypt(TLS13).is_none());
+        assert!(keys.encrypt(SETTING, TLS13).is_some());
+        assert!(keys.encrypt(SETTING, TLS13).is_none());
         clock.advance(PERIOD);
-        assert!(keys.encrypt(TLS13).is_some());
+        assert!(keys.encrypt(SETTING, TLS13).is_some());
     }
 
     #[test]
@@ -329,8 +376,9 @@ mod tests {
         let (clock, keys) = keys();
         clock.advance(PERIOD);
         let names: Vec<_> = std::thread::scope(|scope| {
-            let threads: Vec<_> =
-                (0..8).map(|_| scope.spawn(|| keys.encrypt(TLS13).unwrap()[..NAME_LEN].to_vec())).collect();
+            let threads: Vec<_> = (0..8)
+                .map(|_| scope.spawn(|| keys.encrypt(SETTING, TLS13).unwrap()[..NAME_LEN].to_vec()))
+                .collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
         assert!(names.windows(2).all(|pair| pair[0] == pair[1]));

@@ -8,7 +8,11 @@ use std::{net::SocketAddr, time::Duration};
 use http::{Method, StatusCode};
 use sealgate_policy::{AuditPolicy, AuditRequests, Identity};
 
-use crate::{edge::TlsFacts, http::RequestId, websocket::relay::TunnelEnd};
+use crate::{
+    edge::{Client, TlsFacts},
+    http::RequestId,
+    websocket::relay::TunnelEnd,
+};
 
 /// What is recorded of one request.
 pub struct RequestRecord<'a> {
@@ -18,6 +22,8 @@ pub struct RequestRecord<'a> {
     pub peer: SocketAddr,
     /// How it came.
     pub tls: TlsFacts,
+    /// The certificate that it came with.
+    pub client: Option<&'a Client>,
     /// Its method.
     pub method: &'a Method,
     /// The rule that took it on, if any did.
@@ -55,6 +61,9 @@ pub fn request(policy: &AuditPolicy, record: &RequestRecord<'_>) {
         route = record.route,
         subject = record.identity.map(|identity| identity.subject.as_str()),
         session = record.identity.and_then(|identity| identity.session.as_deref()),
+        client = record.client.map(Client::thumbprint_text),
+        client_subject = record.client.map(|client| client.certificate.subject.as_str()),
+        client_serial = record.client.map(|client| client.certificate.serial.as_str()),
         status = record.status.as_u16(),
         denial = record.denial,
         bytes = record.bytes,
@@ -70,6 +79,8 @@ pub struct TunnelRecord<'a> {
     pub route: &'a str,
     /// Whose it was.
     pub identity: Option<&'a Identity>,
+    /// The certificate that it came with.
+    pub client: Option<&'a Client>,
     /// Who ended it.
     pub by: &'static str,
     /// How it went.
@@ -86,6 +97,9 @@ pub fn tunnel(record: &TunnelRecord<'_>) {
         route = record.route,
         subject = record.identity.map(|identity| identity.subject.as_str()),
         session = record.identity.and_then(|identity| identity.session.as_deref()),
+        client = record.client.map(Client::thumbprint_text),
+        client_subject = record.client.map(|client| client.certificate.subject.as_str()),
+        client_serial = record.client.map(|client| client.certificate.serial.as_str()),
         code = end.code,
         by = record.by,
         denial = end.denial.as_ref().map(sealgate_policy::Denial::reason),

@@ -10,10 +10,14 @@ use std::{collections::BTreeMap, io::Read as _, path::PathBuf, sync::Arc, time::
 use arc_swap::ArcSwap;
 use http::HeaderValue;
 use ring::digest;
-use rustls::{NamedGroup, ServerConfig, version};
-use sealgate_keys::{CertificateEntry, CertificateStore, ProviderChoice, TicketKeys};
+use rustls::{NamedGroup, crypto::CryptoProvider, version};
+use sealgate_keys::{
+    CertificateEntry, CertificateStore, ClientDemand, ClientTrust, ClientTrustError, ProviderChoice,
+    TicketKeys,
+};
 use sealgate_policy::{
-    Bundle, CertificateSource, Group, Policy, PolicyError, PolicyErrors, Source, TlsVersions,
+    Bundle, CertificateSource, ClientAuthentication, ClientMode, Group, Policy, PolicyError, PolicyErrors,
+    Source, TlsVersions,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -22,6 +26,7 @@ use zeroize::Zeroizing;
 pub use self::files::watch_files;
 use crate::{
     clock,
+    edge::{Zone, Zones},
     limits::{Listed, Lists, ListsBuilder, Penalties, PenaltyStore, RateClock, RateStore, Rates},
     metrics::{Metrics, RouteMetrics},
     session::{KeyFetcher, Verifier},
@@ -32,7 +37,7 @@ use crate::{
 /// Largest certificate, key or JWKS file.
 const MAX_SECRET_BYTES: u64 = 1024 * 1024;
 
-/// Largest list of addresses.
+/// Largest list of addresses, bundle of authorities or revocation list.
 const MAX_LIST_BYTES: u64 = 64 * 1024 * 1024;
 
 /// One immutable state of all that a reload can change. A unit of work takes one and keeps it to its
@@ -42,8 +47,8 @@ pub struct Snapshot {
     pub generation: u64,
     /// The rules.
     pub policy: Policy,
-    /// TLS for new connections.
-    pub tls: Arc<ServerConfig>,
+    /// TLS for new connections, and what is asked of clients.
+    pub tls: Zones,
     /// Who may have issued a token, and their keys.
     pub verifier: Verifier,
     /// The policy's rates over the process's cells.
@@ -125,10 +130,18 @@ impl From<PolicyErrors> for LoadError {
 pub struct Material {
     policy: Policy,
     certificates: Vec<CertificateEntry>,
+    clients: Vec<Authorities>,
     shared: Option<Servers>,
     lists: Lists,
     fingerprint: [u8; 32],
     files: Vec<PathBuf>,
+}
+
+/// What the certificates of some clients are verified by; empty where none is asked.
+#[derive(Default)]
+struct Authorities {
+    ca: Zeroizing<Vec<u8>>,
+    crls: Vec<Zeroizing<Vec<u8>>>,
 }
 
 impl PolicySource {
@@ -164,12 +177,30 @@ impl PolicySource {
                 certificates.push(CertificateEntry { names, chain_pem: chain.to_vec(), key_pem });
             }
         }
-        let read = |source: &Source| {
+        let mut read = |source: &Source, most: u64| {
             if let Source::File(path) = source {
                 files.push(path.clone());
             }
-            read_source(source).inspect(|bytes| fingerprint.update(bytes))
+            read_up_to(source, most).inspect(|bytes| fingerprint.update(bytes))
         };
+        let mut clients = Vec::new();
+        for zone in policy.tls().client.all() {
+            let mut found = Authorities::default();
+            if zone.mode != ClientMode::None {
+                for (what, source) in
+                    zone.ca.iter().map(|ca| ("ca", ca)).chain(zone.crls.iter().map(|crl| ("crls", crl)))
+                {
+                    match read(source, MAX_LIST_BYTES) {
+                        Ok(bytes) if what == "ca" => found.ca = bytes,
+                        Ok(bytes) => found.crls.push(bytes),
+                        Err(error) => errors
+                            .push(Fault::Other { message: format!("tls.client.{what}: {source}: {error}") }),
+                    }
+                }
+            }
+            clients.push(found);
+        }
+        let read = |source: &Source| read(source, MAX_SECRET_BYTES);
         let shared = policy.shared().map(|shared| Servers::read(shared, read)).transpose();
         let shared = shared.unwrap_or_else(|faults| {
             errors.extend(LoadError::all(faults).errors);
@@ -200,7 +231,15 @@ impl PolicySource {
         }
         let mut digest = [0; 32];
         digest.copy_from_slice(fingerprint.finish().as_ref());
-        Ok(Material { policy, certificates, shared, lists: lists.build(), fingerprint: digest, files })
+        Ok(Material {
+            policy,
+            certificates,
+            clients,
+            shared,
+            lists: lists.build(),
+            fingerprint: digest,
+            files,
+        })
     }
 }
 
@@ -211,15 +250,15 @@ impl Material {
     ///
     /// Every fault that was found.
     pub fn check(self) -> Result<Policy, LoadError> {
-        tls(&self.policy, self.certificates, None)?;
+        tls(&self.policy, self.certificates, &self.clients, None)?;
         Ok(self.policy)
     }
 
     /// Builds the snapshot: TLS, upstreams, keys of issuers, rates, counters.
     async fn build(self, gateway: &Outliving, previous: Option<&Snapshot>) -> Result<Snapshot, LoadError> {
-        let Self { policy, certificates, shared, lists, fingerprint, files } = self;
+        let Self { policy, certificates, clients, shared, lists, fingerprint, files } = self;
         let tickets = policy.tls().tickets.then(|| gateway.tickets.clone());
-        let tls = tls(&policy, certificates, tickets);
+        let tls = tls(&policy, certificates, &clients, tickets);
         let upstreams = Upstreams::build(
             policy.upstreams(),
             previous.map(|snapshot| &snapshot.upstreams),
@@ -269,11 +308,12 @@ impl Material {
     }
 }
 
-type Tls = (Arc<ServerConfig>, Vec<(String, u64)>);
+type Tls = (Zones, Vec<(String, u64)>);
 
 fn tls(
     policy: &Policy,
     certificates: Vec<CertificateEntry>,
+    clients: &[Authorities],
     tickets: Option<Arc<TicketKeys>>,
 ) -> Result<Tls, LoadError> {
     if certificates.is_empty() {
@@ -300,9 +340,39 @@ fn tls(
     let expiries = store.expiries().map(|(names, at)| (names.to_owned(), at)).collect();
     let versions: &[_] = if tls13_only { &[&version::TLS13] } else { &[&version::TLS13, &version::TLS12] };
     let alpn: &[&[u8]] = if policy.connections().http2 { &[b"h2", b"http/1.1"] } else { &[b"http/1.1"] };
-    let config = sealgate_keys::server_config(Arc::new(store), provider, versions, tickets, alpn)
-        .map_err(LoadError::other)?;
-    Ok((Arc::new(config), expiries))
+    let store = Arc::new(store);
+    let mut zones = Vec::new();
+    for (wanted, found) in wanted.client.all().iter().zip(clients) {
+        let trust = client_trust(wanted, found, &provider)?;
+        let (store, tickets) = (store.clone(), tickets.clone());
+        let config = sealgate_keys::server_config(store, provider.clone(), versions, tickets, alpn, &trust);
+        let config = config.map(Arc::new).map_err(LoadError::other)?;
+        zones.push(Zone { config, trust, forward: wanted.forward });
+    }
+    Ok((Zones::new(wanted.client.clone(), zones).map_err(LoadError::other)?, expiries))
+}
+
+fn client_trust(
+    wanted: &ClientAuthentication,
+    found: &Authorities,
+    provider: &Arc<CryptoProvider>,
+) -> Result<ClientTrust, LoadError> {
+    let demand = match wanted.mode {
+        ClientMode::None => return Ok(ClientTrust::none()),
+        ClientMode::Request => ClientDemand::Request,
+        ClientMode::Require => ClientDemand::Require,
+    };
+    ClientTrust::build(demand, &found.ca, &found.crls, provider, SystemTime::now()).map_err(|faults| {
+        let named = |fault: &ClientTrustError| match (fault, &wanted.ca) {
+            (ClientTrustError::List { list, error }, _) => {
+                let source = wanted.crls.get(*list).map(ToString::to_string).unwrap_or_default();
+                format!("tls.client.crls: {source}: {error}")
+            }
+            (_, Some(ca)) => format!("tls.client.ca: {ca}: {fault}"),
+            (_, None) => format!("tls.client.ca: {fault}"),
+        };
+        LoadError::all(faults.iter().map(named).collect())
+    })
 }
 
 /// The bytes behind a `file:` or `env:` source, bounded.
@@ -481,5 +551,8 @@ impl Reloader {
 
 fn announce(metrics: &Metrics, snapshot: &Snapshot) {
     metrics.policy_loaded(snapshot.generation, snapshot.policy.hash(), clock::unix_now());
+    for warning in snapshot.tls.all().iter().flat_map(|zone| zone.trust.warnings()) {
+        tracing::warn!(%warning, "client certificates");
+    }
     metrics.certificates(snapshot.certificate_expiries.iter().map(|(names, at)| (names.as_str(), *at)));
 }

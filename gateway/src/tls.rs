@@ -18,10 +18,10 @@ use rustls::{
     CommonState,
     client::{ClientConfig, ClientConnectionData, UnbufferedClientConnection},
     pki_types::ServerName,
-    server::{ServerConfig, ServerConnectionData, UnbufferedServerConnection},
+    server::{Acceptor, ServerConfig, ServerConnectionData, UnbufferedServerConnection},
     unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus, WriteTraffic},
 };
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
 /// Ciphertext that is looked at, or made, in one go. rustls bounds a handshake message to 64 KiB, a record to 16 KiB
 /// and a bit.
@@ -116,7 +116,21 @@ impl<I: AsyncRead + AsyncWrite + Unpin> ServerStream<I> {
     /// The peer broke off or broke the rules; it got an alert then, as far as it listens.
     pub async fn accept(config: Arc<ServerConfig>, io: I) -> io::Result<Self> {
         let session = UnbufferedServerConnection::new(config).map_err(invalid)?;
-        TlsStream::new(io, session).shake_hands().await
+        TlsStream::new(io, session).shake_hands(&mut []).await
+    }
+
+    /// As [`ServerStream::accept`], with the configuration that `choose` has for the name that the client asks for (SNI).
+    ///
+    /// # Errors
+    /// As there, and those of `choose`.
+    pub async fn accept_by(
+        choose: impl FnOnce(Option<&str>) -> io::Result<Arc<ServerConfig>>,
+        mut io: I,
+    ) -> io::Result<Self> {
+        let mut hello = Vec::new();
+        let config = choose(read_hello(&mut io, &mut hello).await?.as_deref())?;
+        let session = UnbufferedServerConnection::new(config).map_err(invalid)?;
+        TlsStream::new(io, session).shake_hands(&mut hello).await
     }
 }
 
@@ -127,7 +141,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> ClientStream<I> {
     /// As [`ServerStream::accept`]; a server that cannot be verified breaks the rules.
     pub async fn connect(config: Arc<ClientConfig>, name: ServerName<'static>, io: I) -> io::Result<Self> {
         let session = UnbufferedClientConnection::new(config, name).map_err(invalid)?;
-        TlsStream::new(io, session).shake_hands().await
+        TlsStream::new(io, session).shake_hands(&mut []).await
     }
 }
 
@@ -219,9 +233,14 @@ impl<I, S: Side> TlsStream<I, S> {
 }
 
 impl<I: AsyncRead + AsyncWrite + Unpin, S: Side> TlsStream<I, S> {
-    async fn shake_hands(mut self) -> io::Result<Self> {
+    /// `first` has already come.
+    async fn shake_hands(mut self, first: &mut [u8]) -> io::Result<Self> {
         // A client speaks first.
-        self.take_in(&mut [], &mut ReadBuf::new(&mut []))?;
+        if let Err(error) = self.take_in(first, &mut ReadBuf::new(&mut [])) {
+            // The alert, as far as the peer listens.
+            let _ = poll_fn(|cx| self.poll_out(cx)).await;
+            return Err(error);
+        }
         poll_fn(|cx| self.poll_handshake(cx)).await?;
         Ok(self)
     }
@@ -411,6 +430,42 @@ impl<I: AsyncRead + AsyncWrite + Unpin, S: Side> AsyncWrite for TlsStream<I, S> 
             ready!(this.poll_out(cx))?;
         }
         Pin::new(&mut this.io).poll_shutdown(cx)
+    }
+}
+
+/// Most that a client may send before its ClientHello is whole. Those of browsers, with post-quantum shares, have 2 KiB.
+const MOST_HELLO: usize = 64 * 1024;
+
+/// Reads until a ClientHello is whole, and gives the name in it. All that came stands in `hello`, to be read again.
+async fn read_hello<I: AsyncRead + AsyncWrite + Unpin>(
+    io: &mut I,
+    hello: &mut Vec<u8>,
+) -> io::Result<Option<String>> {
+    let mut acceptor = Acceptor::default();
+    let mut seen = 0;
+    loop {
+        hello.reserve(LEAST_READ);
+        if io.read_buf(hello).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        while let mut rest @ [_, ..] = hello.get(seen..).unwrap_or_default() {
+            seen += acceptor.read_tls(&mut rest)?;
+            match acceptor.accept() {
+                Ok(None) => {}
+                Ok(Some(accepted)) => return Ok(accepted.client_hello().server_name().map(str::to_owned)),
+                Err((error, mut alert)) => {
+                    let mut bytes = Vec::new();
+                    alert.write_all(&mut bytes)?;
+                    let _ = io.write_all(&bytes).await;
+                    return Err(invalid(error));
+                }
+            }
+        }
+        if hello.len() > MOST_HELLO {
+            // A fatal decode_error (RFC 8446 §6.2).
+            let _ = io.write_all(&[21, 3, 3, 0, 2, 2, 50]).await;
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the ClientHello is too long"));
+        }
     }
 }
 

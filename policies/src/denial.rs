@@ -70,6 +70,10 @@ pub enum Denial {
     TooManyTickets,
     /// The token is bound to another client certificate than the connection's, or the connection has none (RFC 8705 §3).
     CertificateMissing,
+    /// The rule wants a client certificate, and the connection has none.
+    ClientCertificateMissing,
+    /// The connection's client certificate is not one that the rule names.
+    ClientCertificateNotAllowed,
     /// The keys to verify the token cannot be had: our fault, so never a 401.
     TokenKeysUnavailable,
     /// What other gateways revoked cannot be known at present, and the policy would rather refuse (`shared.on_loss`).
@@ -293,6 +297,8 @@ impl Denial {
         "too-many-proofs",
         "too-many-tickets",
         "certificate-missing",
+        "client-certificate-missing",
+        "client-certificate-not-allowed",
         "token-keys-unavailable",
         "contact-lost",
         "role-missing",
@@ -373,6 +379,8 @@ impl Denial {
             Self::TooManyProofs           => row("too-many-proofs",         429, 4429, "Too many requests"),
             Self::TooManyTickets          => row("too-many-tickets",        429, 4429, "Too many requests"),
             Self::CertificateMissing      => row("certificate-missing",     401, 4401, "Token of another certificate"),
+            Self::ClientCertificateMissing => row("client-certificate-missing", 403, 4403, "Client certificate missing"),
+            Self::ClientCertificateNotAllowed => row("client-certificate-not-allowed", 403, 4403, "Client certificate not allowed"),
             Self::TokenKeysUnavailable    => row("token-keys-unavailable",  503, 1013, "Token keys unavailable"),
             Self::ContactLost             => row("contact-lost",            503, 1013, "Sessions cannot be checked"),
             Self::RoleMissing             => row("role-missing",            403, 4403, "Not allowed"),
@@ -479,6 +487,8 @@ impl Denial {
             Self::TooManyProofs => "too many proofs of possession at once; try again".into(),
             Self::TooManyTickets => "too many tickets are open; use them, or try again".into(),
             Self::CertificateMissing => "the token is bound to another client certificate".into(),
+            Self::ClientCertificateMissing => "connect with a client certificate".into(),
+            Self::ClientCertificateNotAllowed => "the client certificate may not do this".into(),
             Self::TokenKeysUnavailable => {
                 "tokens cannot be verified at present; keep yours and try again".into()
             }
@@ -682,6 +692,8 @@ mod tests {
             Denial::TooManyProofs,
             Denial::TooManyTickets,
             Denial::CertificateMissing,
+            Denial::ClientCertificateMissing,
+            Denial::ClientCertificateNotAllowed,
             Denial::TokenKeysUnavailable,
             Denial::ContactLost,
             Denial::RoleMissing,

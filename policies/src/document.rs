@@ -115,6 +115,80 @@ pub(crate) struct TlsDocument {
     pub(crate) hsts: Option<HstsDocument>,
     /// TLS 1.3 session tickets; default true.
     pub(crate) tickets: Option<bool>,
+    #[serde(default)]
+    pub(crate) client: ClientAuthDocument,
+}
+
+/// Client certificates (mutual TLS). A certificate that is sent has to be good, whatever the mode: otherwise the handshake fails.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "client-certificates")]
+pub(crate) struct ClientAuthDocument {
+    /// "none" does not ask; "request" asks, and clients may have none; "require" makes no connection without one. Default "none".
+    pub(crate) mode: Option<ClientModeDocument>,
+    /// PEM of the authorities that certificates are trusted by, any number in one file: "file:PATH" or "env:NAME".
+    pub(crate) ca: Option<String>,
+    /// Revocation lists (RFC 5280), PEM or DER: "file:PATH" or "env:NAME". One that is missing or unreadable is an error of the
+    /// policy. With any, every certificate of a chain must be covered by one; where none is, or its nextUpdate has passed,
+    /// certificates are refused until it is replaced. Default none: nothing is looked up.
+    #[serde(default)]
+    pub(crate) crls: Vec<String>,
+    /// What upstreams are told of a certificate: "none", "certificate" (Client-Cert) or "chain" (Client-Cert-Chain too; RFC
+    /// 9440); default "certificate". What clients send in these fields is removed.
+    pub(crate) forward: Option<ForwardDocument>,
+    /// For some names and ports. The name's own comes before a wildcard's, a wildcard's before one without names.
+    #[serde(default, rename = "override")]
+    pub(crate) overrides: Vec<ClientOverrideDocument>,
+}
+
+/// Client certificates for some names or ports. What is left out is as in [tls.client].
+///
+/// A request for a host of another setting than its connection's is answered 421 (RFC 9110 §15.5.20).
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "client-certificates-override")]
+pub(crate) struct ClientOverrideDocument {
+    /// Names that clients ask for (SNI), exact or "*.example.com"; default all.
+    #[serde(default)]
+    pub(crate) names: Vec<String>,
+    /// Ports that clients came to; default all.
+    #[serde(default)]
+    pub(crate) ports: Vec<u16>,
+    /// "none", "request" or "require".
+    pub(crate) mode: Option<ClientModeDocument>,
+    /// PEM of the authorities that certificates are trusted by: "file:PATH" or "env:NAME".
+    pub(crate) ca: Option<String>,
+    /// Revocation lists; taken from [tls.client] only where ca is too.
+    pub(crate) crls: Option<Vec<String>>,
+    /// What upstreams are told: "none", "certificate" or "chain".
+    pub(crate) forward: Option<ForwardDocument>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(rename = "client-mode")]
+pub(crate) enum ClientModeDocument {
+    None,
+    Request,
+    Require,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(rename = "forward-certificate")]
+pub(crate) enum ForwardDocument {
+    None,
+    Certificate,
+    Chain,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(rename = "client-certificate")]
+pub(crate) enum CertificateDemandDocument {
+    #[default]
+    Any,
+    Required,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -235,7 +309,8 @@ pub(crate) struct IssuerDocument {
     pub(crate) skew: Option<DurationText>,
     /// Longest token, "256B" to "64KiB"; default "8KiB".
     pub(crate) max_token_bytes: Option<SizeText>,
-    /// "dpop" takes tokens only that are bound to a key (RFC 9449); default "any". A bound token always needs its proof.
+    /// "dpop" takes tokens only that are bound to a key (RFC 9449), "mtls" those that are bound to a client certificate (RFC
+    /// 8705); default "any". A bound token always needs its proof, or its certificate.
     #[serde(default)]
     pub(crate) sender: SenderDocument,
     #[serde(default)]
@@ -249,6 +324,7 @@ pub(crate) enum SenderDocument {
     #[default]
     Any,
     Dpop,
+    Mtls,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -722,9 +798,16 @@ pub(crate) struct RouteDocument {
     /// Default "required".
     #[serde(default)]
     pub(crate) auth: AuthDocument,
-    /// "dpop" takes tokens only that are bound to a key (RFC 9449); default "any".
+    /// "dpop" takes tokens only that are bound to a key (RFC 9449), "mtls" those bound to a client certificate (RFC 8705); default "any".
     #[serde(default)]
     pub(crate) sender: SenderDocument,
+    /// "required" refuses connections without a client certificate (403); default "any".
+    #[serde(default)]
+    pub(crate) client_certificate: CertificateDemandDocument,
+    /// Names of which a client certificate must have one: "dns:NAME", "dns:*.NAME", "uri:URI", "uri:PREFIX/*", "email:ADDRESS",
+    /// "ip:ADDRESS", "subject:TEXT" (the whole subject, as the audit shows it); default any. Wants client_certificate "required".
+    #[serde(default)]
+    pub(crate) client_names: Vec<String>,
     /// Roles of which one is needed; default none.
     #[serde(default)]
     pub(crate) roles: Vec<String>,
@@ -859,9 +942,16 @@ pub(crate) struct WebsocketDocument {
     /// Default "required".
     #[serde(default)]
     pub(crate) auth: AuthDocument,
-    /// "dpop" takes tokens only that are bound to a key (RFC 9449); default "any".
+    /// "dpop" takes tokens only that are bound to a key (RFC 9449), "mtls" those bound to a client certificate (RFC 8705); default "any".
     #[serde(default)]
     pub(crate) sender: SenderDocument,
+    /// "required" refuses connections without a client certificate (403); default "any".
+    #[serde(default)]
+    pub(crate) client_certificate: CertificateDemandDocument,
+    /// Names of which a client certificate must have one: "dns:NAME", "dns:*.NAME", "uri:URI", "uri:PREFIX/*", "email:ADDRESS",
+    /// "ip:ADDRESS", "subject:TEXT" (the whole subject, as the audit shows it); default any. Wants client_certificate "required".
+    #[serde(default)]
+    pub(crate) client_names: Vec<String>,
     /// Roles of which one is needed; default none.
     #[serde(default)]
     pub(crate) roles: Vec<String>,

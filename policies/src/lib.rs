@@ -14,6 +14,7 @@
 
 mod authz;
 mod bundle;
+mod certificate;
 mod ciphertext;
 mod compile;
 mod denial;
@@ -33,6 +34,10 @@ mod verdict;
 
 pub use authz::{DecisionCache, TlsFacts};
 pub use bundle::{Bundle, BundleError};
+pub use certificate::{
+    CertificateName, ClientAuthentication, ClientCertificate, ClientMode, ClientZone, ClientZones,
+    ForwardCertificate,
+};
 pub use denial::{Denial, ProofFault, TokenFault};
 pub use document::json_schema;
 pub use errors::{PolicyError, PolicyErrors};

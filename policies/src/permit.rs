@@ -17,6 +17,7 @@ use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
 use crate::authz::{Decision, DecisionCache, Found, Places, Sample, TlsFacts};
+use crate::certificate::ClientCertificate;
 use crate::ciphertext::Conversation;
 use crate::denial::{Denial, TokenFault};
 use crate::identity::{Binding, Identity};
@@ -78,6 +79,8 @@ pub struct RequestFacts<'a> {
     pub has_body: bool,
     /// What is known of its TLS connection.
     pub tls: TlsFacts,
+    /// The connection's client certificate, if it has one that TLS has verified.
+    pub certificate: Option<&'a ClientCertificate>,
 }
 
 /// The rule that covers a request, not yet judged by it.
@@ -214,7 +217,7 @@ impl RouteMatch {
     /// Judges the head of a request. `facts` are those that were matched.
     ///
     /// # Errors
-    /// The first [`Denial`] in this order: sizes, token, roles, protocol, origin, content type, query.
+    /// The first [`Denial`] in this order: sizes, client certificate, token, roles, protocol, origin, content type, query.
     pub fn judge(
         self,
         facts: &RequestFacts<'_>,
@@ -247,6 +250,9 @@ fn judge_sizes(rule: &Rule, facts: &RequestFacts<'_>) -> Result<(), Denial> {
 }
 
 fn judge_head(rule: &Rule, facts: &RequestFacts<'_>, identity: Option<&Identity>) -> Result<(), Denial> {
+    if let Some(certificate) = &rule.certificate {
+        certificate.check(facts.certificate)?;
+    }
     if rule.authentication == Authentication::Required {
         let identity = identity.ok_or(Denial::TokenMissing)?;
         if !rule.roles.is_empty() && !rule.roles.iter().any(|role| identity.roles.contains(role)) {
@@ -370,7 +376,12 @@ impl Subject {
     fn check_binding(&self, proven: &Binding) -> Result<(), Denial> {
         let Some(identity) = &self.identity else { return Ok(()) };
         let Binding { key, certificate } = identity.binding;
-        if self.rule.sender == Sender::Dpop && key.is_none() {
+        let unbound = match self.rule.sender {
+            Sender::Any => false,
+            Sender::Dpop => key.is_none(),
+            Sender::Mtls => certificate.is_none(),
+        };
+        if unbound {
             return Err(Denial::TokenInvalid(TokenFault::Unbound));
         }
         if key.is_some() && key != proven.key {
@@ -1209,6 +1220,7 @@ direction = "to-upstream"
 
         fn judge(&self, policy: &Policy) -> Result<RequestDemands, Denial> {
             let facts = RequestFacts {
+                certificate: None,
                 peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
                 host: self.host,
                 method: &self.method,

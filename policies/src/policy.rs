@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName};
 
+use crate::certificate::ClientZones;
 use crate::denial::Denial;
 use crate::identity::Identity;
 use crate::routes::Routes;
@@ -149,6 +150,8 @@ pub struct TlsPolicy {
     pub hsts: Option<String>,
     /// Whether TLS 1.3 tickets are given; default true. TLS 1.2 never gets one.
     pub tickets: bool,
+    /// Who is asked for a certificate.
+    pub client: ClientZones,
 }
 
 /// TLS versions. Older ones cannot be expressed.
@@ -253,6 +256,8 @@ pub enum Sender {
     Any,
     /// A key that each request proves to hold (DPoP, RFC 9449).
     Dpop,
+    /// The client certificate of the connection (mutual TLS, RFC 8705).
+    Mtls,
 }
 
 /// Signature algorithms (RFC 7518, RFC 8037).

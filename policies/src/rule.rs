@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::authz::Decision;
+use crate::certificate::CertificateRule;
 use crate::ciphertext::Ciphertext;
 use crate::denial::Denial;
 use crate::identity::Identity;
@@ -36,6 +37,8 @@ pub struct Rule {
     /// The gateway answers with a ticket; then there is no upstream.
     pub ticket: Option<TicketRule>,
     pub(crate) roles: Vec<String>,
+    /// What client certificate it wants.
+    pub(crate) certificate: Option<CertificateRule>,
     pub(crate) step_up: Option<StepUp>,
     /// What the policy says of roles.
     pub(crate) role_rules: Arc<[RoleRule]>,

@@ -342,6 +342,7 @@ impl<'t> Asked<'t> {
     fn facts(&self) -> RequestFacts<'_> {
         let request = &self.test.request;
         RequestFacts {
+            certificate: None,
             peer: request.peer.unwrap_or(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1))),
             host: request.host.as_deref().unwrap_or("localhost"),
             method: &self.method,

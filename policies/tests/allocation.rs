@@ -51,6 +51,7 @@ fn a_blind_tunnel_takes_no_memory_per_message_and_a_literal_path_none_per_reques
     let policy = Policy::compile(&bundle, &[("state".to_owned(), "/state".to_owned())].into()).unwrap();
     let headers = HeaderMap::new();
     let mut facts = RequestFacts {
+        certificate: None,
         peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
         host: "localhost",
         method: &Method::GET,

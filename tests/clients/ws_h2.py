@@ -1,6 +1,6 @@
 """WebSocket client over HTTP/2 (RFC 8441) for the end-to-end tests: commands in, events out, one JSON object a line.
 
-Usage: ws_h2.py CA-FILE. HTTP/2 is the `h2` package's, frames are those of `websockets`; src/driver.rs names the
+Usage: ws_h2.py CA-FILE [CERTIFICATE-FILE KEY-FILE]. HTTP/2 is the `h2` package's, frames are those of `websockets`; src/driver.rs names the
 commands and events. All sockets of one authority share a connection for as long as it takes new streams.
 """
 
@@ -278,6 +278,8 @@ def act(command):
 async def main():
     tls = ssl.create_default_context(cafile=sys.argv[1])
     tls.set_alpn_protocols(["h2"])
+    if len(sys.argv) > 2:
+        tls.load_cert_chain(sys.argv[2], sys.argv[3])
     reader = asyncio.StreamReader(limit=1 << 26)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     tasks = set()

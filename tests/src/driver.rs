@@ -98,6 +98,11 @@ pub struct Driver {
 impl Driver {
     /// Starts the client; certificates are checked against `ca`.
     pub fn start(client: Client, ca: &Path) -> Driver {
+        Driver::start_as(client, ca, None)
+    }
+
+    /// As [`Driver::start`], with a client certificate and its key; `Client::Http2` only.
+    pub fn start_as(client: Client, ca: &Path, identity: Option<(&Path, &Path)>) -> Driver {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients");
         let mut command = match client {
             Client::Python | Client::Http2 | Client::Chromium => {
@@ -116,8 +121,13 @@ impl Driver {
                 command
             }
         };
+        command.arg(ca);
+        if let Some((certificate, key)) = identity {
+            assert_eq!(client, Client::Http2, "others take no certificate");
+            command.arg(certificate).arg(key);
+        }
         let mut child =
-            command.arg(ca).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap_or_else(|error| {
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap_or_else(|error| {
                 panic!("{client:?} does not start ({error}); ./test installs the clients")
             });
         let input = child.stdin.take();

@@ -460,6 +460,7 @@ pub fn request_target(data: &[u8]) {
 
 fn permit(path: &str, query: Option<&str>) -> Option<RequestPermit> {
     let facts = RequestFacts {
+        certificate: None,
         peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
         host: "localhost",
         method: &Method::GET,
@@ -592,6 +593,7 @@ pub fn access(data: &[u8]) {
     let decisions = DecisionCache::new(8);
     let judge = |method: &Method, path: &str, query, headers: &HeaderMap, has_body| {
         let facts = RequestFacts {
+            certificate: None,
             peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
             host: "localhost",
             method,
@@ -654,6 +656,7 @@ pub fn ciphertext(data: &[u8]) {
     let mut headers = HeaderMap::new();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     let facts = RequestFacts {
+        certificate: None,
         peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
         host: "localhost",
         method: &Method::POST,

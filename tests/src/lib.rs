@@ -28,4 +28,4 @@ pub use redis::Redis;
 pub use rustix::process::Signal;
 pub use tokens::{TokenIssuer, now};
 pub use upstream::{Seen, Upstream};
-pub use wire::{Frame, Wire, frame, unmasked_frame};
+pub use wire::{ALL_VERSIONS, Frame, Wire, client_config, frame, unmasked_frame};

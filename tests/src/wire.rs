@@ -10,8 +10,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion};
 
 use crate::{DEADLINE, Reply};
 
@@ -19,6 +19,36 @@ use crate::{DEADLINE, Reply};
 pub struct Wire {
     stream: StreamOwned<ClientConnection, TcpStream>,
     read: Vec<u8>,
+}
+
+/// TLS 1.3 and 1.2.
+pub const ALL_VERSIONS: &[&SupportedProtocolVersion] = rustls::ALL_VERSIONS;
+
+/// A client that trusts `ca`, with the certificate and key given.
+pub fn client_config(
+    ca: &Path,
+    alpn: &[&str],
+    identity: Option<(&Path, &Path)>,
+    versions: &[&'static SupportedProtocolVersion],
+) -> ClientConfig {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(ca).expect("the authority")).expect("a usable authority");
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(versions)
+        .expect("versions")
+        .with_root_certificates(roots);
+    let mut config = match identity {
+        None => builder.with_no_client_auth(),
+        Some((chain, key)) => {
+            let chain = CertificateDer::pem_file_iter(chain).expect("a chain");
+            let chain = chain.collect::<Result<Vec<_>, _>>().expect("certificates");
+            let key = PrivateKeyDer::from_pem_file(key).expect("a key");
+            builder.with_client_auth_cert(chain, key).expect("a certificate and its key")
+        }
+    };
+    config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    config
 }
 
 /// A WebSocket frame as read.
@@ -52,21 +82,42 @@ impl Frame {
 impl Wire {
     /// Connects with the protocols given for ALPN.
     pub fn connect(address: SocketAddr, ca: &Path, alpn: &[&str]) -> Wire {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(ca).expect("the authority")).expect("a usable authority");
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
-        let name = ServerName::try_from("localhost").expect("a name");
-        let connection = ClientConnection::new(Arc::new(config), name).expect("a client");
+        Wire::with(address, &Arc::new(client_config(ca, alpn, None, ALL_VERSIONS)), "localhost")
+    }
+
+    /// Connects as `config` says, asking for `name`. One configuration for several connections resumes sessions.
+    pub fn with(address: SocketAddr, config: &Arc<ClientConfig>, name: &str) -> Wire {
+        let name = ServerName::try_from(name.to_owned()).expect("a name");
+        let connection = ClientConnection::new(config.clone(), name).expect("a client");
         let socket = TcpStream::connect(address).expect("a connection");
         socket.set_read_timeout(Some(DEADLINE)).expect("a timeout");
         socket.set_nodelay(true).expect("no delay");
         Wire { stream: StreamOwned::new(connection, socket), read: Vec::new() }
+    }
+
+    /// Completes the handshake; an error is what either side found wrong. In TLS 1.3 the server's may come later.
+    pub fn handshake(&mut self) -> std::io::Result<()> {
+        while self.stream.conn.is_handshaking() {
+            self.stream.conn.complete_io(&mut self.stream.sock)?;
+        }
+        Ok(())
+    }
+
+    /// The TLS connection.
+    pub fn tls(&self) -> &ClientConnection {
+        &self.stream.conn
+    }
+
+    /// What ended the connection: the text of the alert, or of whatever it was; `None` if the peer ended it in order.
+    pub fn fault(&mut self) -> Option<String> {
+        let mut buffer = [0; 1024];
+        loop {
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return None,
+                Ok(_) => {}
+                Err(error) => return Some(error.to_string()),
+            }
+        }
     }
 
     /// The stream itself, for a client that we did not write.

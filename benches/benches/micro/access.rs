@@ -48,6 +48,7 @@ pub(crate) fn measure(criterion: &mut Criterion) -> Result<()> {
     let decisions = DecisionCache::new(4096);
     let judge = |policy: &Policy, path: &str, now: u64| -> Result<()> {
         let facts = RequestFacts {
+            certificate: None,
             peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
             host: "localhost",
             method: &Method::GET,

@@ -80,6 +80,7 @@ impl Fixture {
 
     pub(crate) fn facts<'a>(&'a self, path: &'a str, websocket: bool) -> RequestFacts<'a> {
         RequestFacts {
+            certificate: None,
             peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
             host: "localhost",
             method: &Method::GET,

@@ -2,6 +2,7 @@
 
 use std::{
     future::poll_fn,
+    io,
     net::SocketAddr,
     pin::{Pin, pin},
     rc::Rc,
@@ -15,6 +16,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::HandshakeKind;
 use sealgate_policy::{ConnectionFacts, ConnectionPermit, ConnectionPolicy, Denial};
 use tokio::{
     net::TcpStream,
@@ -23,7 +25,8 @@ use tokio::{
 
 use super::{
     Core,
-    connection::{Connection, TlsFacts},
+    clients::{Client, NoZone},
+    connection::{Asked, Connection, TlsFacts},
     stream::EdgeStream,
 };
 use crate::{
@@ -66,28 +69,91 @@ pub(super) async fn serve(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY");
     }
-    let handshake = ServerStream::accept(snapshot.tls.clone(), stream);
+    let handshake = shake_hands(&snapshot, stream);
     let limit = snapshot.policy.connections().handshake_timeout;
     let tls = tokio::select! {
         outcome = tokio::time::timeout(limit, handshake) => outcome,
         () = core.drain.notified() => return,
     };
     match tls {
-        Ok(Ok(tls)) => {
+        Ok(Ok((tls, asked, client))) => {
             let facts = tls_facts(&tls);
             metrics.handshake_done(facts.version);
-            let connection = Arc::new(Connection::new(peer, facts, permit, counted));
+            let shown = (asked, client);
+            let connection = Arc::new(Connection::new(peer, facts, shown, &snapshot, permit, counted));
             drop(snapshot);
+            let _certified = connection.client.is_some().then(|| core.certify(&connection));
             serve_http(core.clone(), tls, connection).await;
         }
-        Ok(Err(error)) => {
-            metrics.handshake_failed("error");
-            tracing::debug!(%peer, %error, "TLS handshake failed");
-        }
+        Ok(Err(error)) => match refused_certificate(&error) {
+            Some(reason) => {
+                metrics.handshake_failed(reason);
+                tracing::info!(
+                    target: "sealgate::audit",
+                    activity = "client-certificate-refused",
+                    %peer,
+                    reason,
+                    %error,
+                );
+            }
+            None => {
+                metrics.handshake_failed("error");
+                tracing::debug!(%peer, %error, "TLS handshake failed");
+            }
+        },
         Err(_) => {
             metrics.handshake_failed("timeout");
             tracing::debug!(%peer, "TLS handshake took too long");
         }
+    }
+}
+
+/// The handshake of a client, by what the policy wants of it.
+async fn shake_hands(
+    snapshot: &Snapshot,
+    stream: TcpStream,
+) -> io::Result<(ServerStream<TcpStream>, Asked, Option<Client>)> {
+    let port = stream.local_addr()?.port();
+    let missing = |error: NoZone| io::Error::other(error);
+    let mut name = None;
+    let tls = if snapshot.tls.by_name() {
+        // In a box: few policies ask for certificates by name.
+        Box::pin(ServerStream::accept_by(
+            |asked| {
+                name = asked.map(Box::from);
+                snapshot.tls.of(asked, port).map(|zone| zone.config.clone()).map_err(missing)
+            },
+            stream,
+        ))
+        .await?
+    } else {
+        let zone = snapshot.tls.of(None, port).map_err(missing)?;
+        ServerStream::accept(zone.config.clone(), stream).await?
+    };
+    let session = tls.session();
+    let asked = Asked { name, port };
+    let Some(chain) = session.peer_certificates() else { return Ok((tls, asked, None)) };
+    let client =
+        Client::read(chain).ok_or_else(|| io::Error::other("the client certificate cannot be read"))?;
+    if session.handshake_kind() == Some(HandshakeKind::Resumed) {
+        // It came in the ticket, and rustls does not look at it again: time has passed since.
+        let zone = snapshot.tls.of(asked.name.as_deref(), port).map_err(missing)?;
+        if !client.is_good(zone) {
+            let error = rustls::Error::InvalidCertificate(rustls::CertificateError::Expired);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+        }
+    }
+    Ok((tls, asked, Some(client)))
+}
+
+/// Whether a handshake failed for the client's certificate, and how.
+fn refused_certificate(error: &io::Error) -> Option<&'static str> {
+    match error.get_ref()?.downcast_ref::<rustls::Error>()? {
+        rustls::Error::NoCertificatesPresented => Some("client-certificate-missing"),
+        rustls::Error::InvalidCertificate(_) | rustls::Error::InvalidCertRevocationList(_) => {
+            Some("client-certificate-refused")
+        }
+        _ => None,
     }
 }
 
@@ -157,6 +223,9 @@ where
 {
     let mut serving = pin!(serving);
     let mut drain = pin!(core.drain.notified());
+    let mut ending = pin!(connection.ending.notified());
+    // Past this it ends, even in the middle of a request.
+    let mut last = None;
     let mut closing = core.draining();
     if closing {
         close(serving.as_mut());
@@ -173,8 +242,14 @@ where
                 close(serving.as_mut());
                 continue;
             }
+            if last.is_none() && ending.as_mut().poll(cx).is_ready() {
+                (closing, last) = (true, Some(Instant::now() + FAREWELL));
+                close(serving.as_mut());
+                continue;
+            }
             // The timer is only ever moved forward when it fires: a request costs no timer operation.
-            let Some(deadline) = connection.clock.deadline(limits).map(Instant::from_std) else {
+            let deadline = last.or_else(|| connection.clock.deadline(limits).map(Instant::from_std));
+            let Some(deadline) = deadline else {
                 return Poll::Pending;
             };
             if deadline < armed {

@@ -3,15 +3,17 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
 
-use sealgate_policy::{ConnectionPermit, ConnectionPolicy};
+use sealgate_policy::{ConnectionPermit, ConnectionPolicy, Denial};
+use tokio::sync::Notify;
 
-use crate::{http::Origin, limits::ConnectionGuard};
+use super::clients::Client;
+use crate::{http::Origin, limits::ConnectionGuard, lock::lock, reload::Snapshot};
 
 /// A judged connection. Shared by its stream, its requests and its tunnel, all on one core; atomic
 /// only because an upgraded stream has to be `Send`.
@@ -24,8 +26,27 @@ pub struct Connection {
     pub tls: TlsFacts,
     /// Idle, reading a head, or at work.
     pub clock: Clock,
+    /// The certificate that the client has shown.
+    pub client: Option<Client>,
+    /// What the client asked for and where; which decides what certificate it needs.
+    asked: Asked,
+    /// Generation of the snapshot that last found the client's certificate, or its lack, good.
+    checked: AtomicU64,
+    /// Fingerprint of the trust that it was good under.
+    good_under: Mutex<[u8; 32]>,
+    /// Told when the connection has to end, whatever it is doing.
+    pub ending: Notify,
     _permit: ConnectionPermit,
     _counted: ConnectionGuard,
+}
+
+/// What a client asked for, and where it came to.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// The name it asked for (SNI), lower case; kept only where the policy asks certificates by name.
+    pub name: Option<Box<str>>,
+    /// The listener's port.
+    pub port: u16,
 }
 
 /// What the TLS handshake agreed on.
@@ -40,12 +61,25 @@ pub struct TlsFacts {
 impl Connection {
     /// A connection that was permitted, counted, and has finished its handshake.
     #[must_use]
-    pub fn new(peer: SocketAddr, tls: TlsFacts, permit: ConnectionPermit, counted: ConnectionGuard) -> Self {
+    pub fn new(
+        peer: SocketAddr,
+        tls: TlsFacts,
+        (asked, client): (Asked, Option<Client>),
+        snapshot: &Snapshot,
+        permit: ConnectionPermit,
+        counted: ConnectionGuard,
+    ) -> Self {
+        let zone = snapshot.tls.of(asked.name.as_deref(), asked.port);
         Self {
             peer,
             origin: Origin::of(peer.ip()),
             tls,
             clock: Clock::new(),
+            client,
+            checked: AtomicU64::new(snapshot.generation),
+            good_under: Mutex::new(zone.map_or([0; 32], |zone| *zone.trust.fingerprint())),
+            asked,
+            ending: Notify::new(),
             _permit: permit,
             _counted: counted,
         }
@@ -53,7 +87,64 @@ impl Connection {
 
     /// What policies are told of the handshake.
     pub fn tls_facts(&self) -> sealgate_policy::TlsFacts {
-        sealgate_policy::TlsFacts { tls13: self.tls.version == "TLSv1.3", client_certificate: false }
+        sealgate_policy::TlsFacts {
+            tls13: self.tls.version == "TLSv1.3",
+            client_certificate: self.client.is_some(),
+        }
+    }
+
+    /// Whether the connection may carry a request for `host` at `now` (unix seconds): its client's certificate, or its lack, is
+    /// good under the policy of this moment, and what is asked of clients of `host` was asked of it.
+    ///
+    /// # Errors
+    /// [`Denial::Misdirected`]: on a connection of its own the client will be asked for what is needed (RFC 9110 §15.5.20).
+    pub fn admits(&self, snapshot: &Snapshot, host: &str, now: u64) -> Result<(), Denial> {
+        if self.client.as_ref().is_some_and(|client| client.certificate.expires_at < now)
+            || !self.is_still_good(snapshot)
+        {
+            self.ending.notify_one();
+            return Err(Denial::Misdirected);
+        }
+        if snapshot.tls.only_one() {
+            return Ok(());
+        }
+        let Asked { name, port } = &self.asked;
+        let own = snapshot.tls.of(name.as_deref(), *port).map_err(|_| Denial::Internal)?;
+        let needed = snapshot.tls.of(Some(host), *port).map_err(|_| Denial::Internal)?;
+        if own.trust.fingerprint() == needed.trust.fingerprint() { Ok(()) } else { Err(Denial::Misdirected) }
+    }
+
+    /// Whether the client's certificate, or its lack, is good under this policy. Looked at anew where what is asked has changed.
+    pub fn is_still_good(&self, snapshot: &Snapshot) -> bool {
+        if self.checked.load(Relaxed) == snapshot.generation {
+            return true;
+        }
+        let Ok(zone) = snapshot.tls.of(self.asked.name.as_deref(), self.asked.port) else { return false };
+        let mut good_under = lock(&self.good_under);
+        let good = *good_under == *zone.trust.fingerprint()
+            || match &self.client {
+                Some(client) => client.is_good(zone),
+                None => zone.trust.check(&[], std::time::SystemTime::now()).is_ok(),
+            };
+        if good {
+            *good_under = *zone.trust.fingerprint();
+            self.checked.store(snapshot.generation, Relaxed);
+        }
+        good
+    }
+
+    /// The client's certificate, and what upstreams are told of it.
+    #[must_use]
+    pub fn vouched(&self, snapshot: &Snapshot) -> Option<(&Client, sealgate_policy::ForwardCertificate)> {
+        let client = self.client.as_ref()?;
+        let zone = snapshot.tls.of(self.asked.name.as_deref(), self.asked.port).ok()?;
+        Some((client, zone.forward))
+    }
+
+    /// SHA-256 thumbprint of the client's certificate (RFC 8705 §3.1).
+    #[must_use]
+    pub fn thumbprint(&self) -> Option<[u8; 32]> {
+        self.client.as_ref().map(|client| client.certificate.thumbprint)
     }
 
     /// Keeps the connection from being idle: a WebSocket over HTTP/2 goes on after its request was answered.

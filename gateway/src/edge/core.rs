@@ -2,10 +2,10 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     net::{IpAddr, TcpListener as StdListener},
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use super::{
-    Gateway, Inbox, accept,
+    Client, Connection, Gateway, Inbox, accept,
     inbox::{Mail, Notice},
 };
 use crate::{
@@ -38,6 +38,9 @@ const DECISION_CACHE_ENTRIES: usize = 4 * 1024;
 
 /// WebSockets that a core holds at most.
 const MAX_SOCKETS: u32 = 1 << 20;
+
+/// Certificates that are looked at in one go: each may cost a few signatures.
+const CERTIFIED_SLICE: usize = 16;
 
 /// How long accepting rests when the process has no descriptor left.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
@@ -63,6 +66,9 @@ pub struct Core {
     draining: Cell<bool>,
     snapshot: RefCell<Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
     random: RefCell<fastrand::Rng>,
+    /// Connections whose clients have shown a certificate: by a number of their own.
+    certified: RefCell<BTreeMap<u64, Weak<Connection>>>,
+    next_certified: Cell<u64>,
     open: Rc<Cell<usize>>,
     rejudge: Notify,
 }
@@ -82,6 +88,8 @@ impl Core {
             draining: Cell::new(false),
             snapshot,
             random: RefCell::new(fastrand::Rng::new()),
+            certified: RefCell::default(),
+            next_certified: Cell::new(0),
             open: Rc::default(),
             rejudge: Notify::new(),
         })
@@ -110,10 +118,52 @@ impl Core {
         self.rejudge.notify_one();
     }
 
+    /// Keeps a connection within reach, for as long as the guard lives, to hold its certificate against another policy.
+    pub fn certify(self: &Rc<Self>, connection: &Arc<Connection>) -> CertifiedGuard {
+        let number = self.next_certified.get();
+        self.next_certified.set(number + 1);
+        self.certified.borrow_mut().insert(number, Arc::downgrade(connection));
+        CertifiedGuard(self.clone(), number)
+    }
+
+    /// Ends connections whose client certificates the policy in force does not take any more; in slices, so that nothing waits.
+    async fn recheck_certificates(&self) {
+        let snapshot = self.snapshot();
+        let mut next = Some(0);
+        while let Some(from) = next {
+            let slice: Vec<_> = {
+                let certified = self.certified.borrow();
+                certified.range(from..).take(CERTIFIED_SLICE).map(|(at, it)| (*at, it.clone())).collect()
+            };
+            next = slice.last().map(|(at, _)| at + 1);
+            for connection in slice.iter().filter_map(|(_, connection)| connection.upgrade()) {
+                if !connection.is_still_good(&snapshot) {
+                    tracing::info!(
+                        target: "sealgate::audit",
+                        activity = "client-certificate-withdrawn",
+                        peer = %connection.peer,
+                        client = connection.client.as_ref().map(Client::thumbprint_text),
+                    );
+                    connection.ending.notify_one();
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Counts a connection or tunnel as open until the guard drops.
     pub fn count_open(&self) -> OpenGuard {
         self.open.set(self.open.get() + 1);
         OpenGuard(self.open.clone())
+    }
+}
+
+/// One connection within reach of its core.
+pub struct CertifiedGuard(Rc<Core>, u64);
+
+impl Drop for CertifiedGuard {
+    fn drop(&mut self) {
+        self.0.certified.borrow_mut().remove(&self.1);
     }
 }
 
@@ -193,7 +243,9 @@ async fn follow_policy(core: &Core) {
             changed = changes.changed() => if changed.is_err() { return },
             () = core.rejudge.notified() => {}
         }
+        // Sockets first: they are told why.
         rejudge(core).await;
+        core.recheck_certificates().await;
     }
 }
 

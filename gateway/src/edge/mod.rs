@@ -5,6 +5,7 @@
 //! single-threaded runtime of its own.
 
 mod accept;
+mod clients;
 mod connection;
 mod core;
 pub mod guard;
@@ -30,6 +31,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use self::inbox::Notice;
 pub use self::{
+    clients::{Client, NoZone, Zone, Zones},
     connection::{Clock, Connection, TlsFacts},
     core::Core,
     inbox::{Inbox, Inboxes},

@@ -142,6 +142,7 @@ impl Drop for Exchange {
                 id: self.id,
                 peer: self.connection.peer,
                 tls: self.connection.tls,
+                client: self.connection.client.as_ref(),
                 method: &self.method,
                 route: self.rule.as_deref().map(|rule| &*rule.name),
                 identity: self.identity.as_deref(),

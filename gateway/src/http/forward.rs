@@ -62,6 +62,7 @@ pub async fn forward(
         exchange.id,
         core.random() as u64,
     );
+    headers::add_certificate(&mut parts.headers, connection.vouched(&snapshot));
     let head = Head {
         method: &parts.method,
         path: permit.path(),

@@ -3,10 +3,10 @@
 use std::net::IpAddr;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use sealgate_policy::Identity;
+use sealgate_policy::{ForwardCertificate, Identity};
 
 use super::{exchange::RequestId, target::Target};
-use crate::session;
+use crate::{edge::Client, session};
 
 /// Fields of one hop only (RFC 9110 §7.6.1, RFC 9112 §9).
 const HOP_BY_HOP: [HeaderName; 10] = [
@@ -24,8 +24,10 @@ const HOP_BY_HOP: [HeaderName; 10] = [
 ];
 
 /// What a client may say of itself only through us.
-const OURS: [HeaderName; 9] = [
+const OURS: [HeaderName; 11] = [
     header::FORWARDED,
+    CLIENT_CERT,
+    CLIENT_CERT_CHAIN,
     HeaderName::from_static("x-forwarded-for"),
     HeaderName::from_static("x-forwarded-host"),
     HeaderName::from_static("x-forwarded-proto"),
@@ -42,6 +44,9 @@ const TELLTALE: [HeaderName; 3] = [header::SERVER, header::ALT_SVC, HeaderName::
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const CLIENT_CERT: HeaderName = HeaderName::from_static("client-cert");
+const CLIENT_CERT_CHAIN: HeaderName = HeaderName::from_static("client-cert-chain");
+const CLIENT_THUMBPRINT: HeaderName = HeaderName::from_static("x-sealgate-client-thumbprint");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -82,6 +87,20 @@ pub fn add_trusted(
     headers.insert(header::FORWARDED, origin.forwarded.clone());
     headers.insert(TRACEPARENT, id.traceparent(span));
     headers.insert(REQUEST_ID, id.header());
+}
+
+/// Adds what the backend may trust of the client's certificate (RFC 9440), and its thumbprint, by which a backend that looks at tokens
+/// itself can check them (RFC 8705 §3.1).
+pub fn add_certificate(headers: &mut HeaderMap, vouched: Option<(&Client, ForwardCertificate)>) {
+    let Some((client, forward)) = vouched else { return };
+    if forward == ForwardCertificate::None {
+        return;
+    }
+    headers.insert(CLIENT_CERT, client.own());
+    headers.insert(CLIENT_THUMBPRINT, client.thumbprint());
+    if let (ForwardCertificate::Chain, Some(issuers)) = (forward, client.issuers()) {
+        headers.insert(CLIENT_CERT_CHAIN, issuers);
+    }
 }
 
 /// Where a connection comes from, as backends are told. Made once for each connection.

@@ -76,6 +76,8 @@ fn add_particulars(fields: &mut HeaderMap, denial: &Denial, snapshot: &Snapshot)
                 fields.insert(HeaderName::from_static("dpop-nonce"), nonce);
             }
         }
+        // No token would help.
+        Denial::ClientCertificateMissing | Denial::ClientCertificateNotAllowed => {}
         Denial::MethodNotAllowed { allow } => {
             if let Ok(allow) = HeaderValue::from_str(allow) {
                 fields.insert(header::ALLOW, allow);

@@ -151,7 +151,8 @@ async fn try_open(
     fields.extend(deflate.map(|agreed| (header::SEC_WEBSOCKET_EXTENSIONS, agreed.answer())));
     headers::add_security(&mut fields, snapshot.hsts.as_ref(), exchange.id);
     let record = TunnelRecord { core: core.clone(), connection: connection.clone(), registration };
-    let terms = terms(core, snapshot, &snapshot_rates(core, snapshot), permit, began, session);
+    let rates = snapshot_rates(core, snapshot);
+    let terms = terms(core, snapshot, &rates, permit, began, session, connection);
     // Over HTTP/2 the connection goes on, and must not be taken for idle.
     let busy = connection.tls.http2.then(|| connection.busy());
     let open = core.count_open();
@@ -237,6 +238,7 @@ async fn connect(
         exchange.id,
         core.random() as u64,
     );
+    headers::add_certificate(&mut parts.headers, connection.vouched(snapshot));
     let path_and_query = match parts.uri.query() {
         Some(query) => format!("{}?{query}", permit.path()),
         None => permit.path().to_owned(),
@@ -320,6 +322,7 @@ impl TunnelRecord {
             peer: self.connection.peer,
             route: &rule.name,
             identity: identity.as_deref(),
+            client: self.connection.client.as_ref(),
             by: by(&end),
             end: &end,
         });
@@ -402,12 +405,16 @@ fn terms(
     permit: TunnelPermit,
     began: u64,
     session: Option<Arc<Session>>,
+    connection: &Connection,
 ) -> Terms {
+    // No socket outlives the certificate that it came with.
+    let certified = connection.client.as_ref().map(|client| client.certificate.expires_at);
+    let session_ends = permit.identity().map(|_| snapshot.policy.session().ends_at(began));
     Terms {
         rates: rates.clone(),
         decisions: core.decisions.clone(),
         metrics: snapshot.metrics.of(Some(permit.rule())).tunnel.clone(),
-        session_ends: permit.identity().map(|_| snapshot.policy.session().ends_at(began)),
+        session_ends: session_ends.into_iter().chain(certified).min(),
         session,
         clock: (tokio::time::Instant::now(), SystemTime::now()),
         permit,
@@ -457,7 +464,8 @@ async fn judge_renewal(
             socket.opening.judge(core, &snapshot, Some(new.clone())).map_err(|_| Denial::PolicyChanged)?;
         *socket.session.borrow_mut() = Some(session.clone());
         let rates = snapshot_rates(core, &snapshot);
-        Ok(terms(core, &snapshot, &rates, permit, socket.began.get(), Some(session.clone())))
+        let (session, connection) = (Some(session.clone()), &socket.opening.connection);
+        Ok(terms(core, &snapshot, &rates, permit, socket.began.get(), session, connection))
     };
     let terms = registration.with(judge).ok_or(Denial::Internal)??;
     // INVARIANT: found by the new token first, its revocation looked up second, as at the opening.
@@ -515,9 +523,13 @@ impl Opening {
             content_length: None,
             has_body: false,
             tls: self.connection.tls_facts(),
+            certificate: self.connection.client.as_ref().map(|client| &client.certificate),
         };
-        // What its token is bound to was proved when the socket was opened, and then its login had to be fresh.
-        let proven = identity.as_deref().map_or_else(Binding::default, |identity| identity.binding);
+        self.connection.admits(snapshot, &self.host, clock::unix_now())?;
+        // That its key is the sender's was proved when the socket was opened, and then its login had to be fresh. The certificate is
+        // there to be looked at.
+        let key = identity.as_deref().and_then(|identity| identity.binding.key);
+        let proven = Binding { key, certificate: self.connection.thumbprint() };
         let demands = snapshot.policy.match_request(&facts)?.judge(&facts, identity)?;
         let demands = demands.prove(proven, self.opened_at, &core.decisions)?;
         let permit = settle(demands, Evidence { rates: Ok(()), revoked: false, lost: None })?;
@@ -543,7 +555,9 @@ pub async fn rejudge(core: &Core) {
             Ok(permit) => {
                 *socket.route.borrow_mut() = permit.rule().name.clone();
                 let session = socket.session.borrow().clone();
-                Order::Policy(Box::new(terms(core, &snapshot, &rates, permit, socket.began.get(), session)))
+                let (began, connection) = (socket.began.get(), &socket.opening.connection);
+                let terms = terms(core, &snapshot, &rates, permit, began, session, connection);
+                Order::Policy(Box::new(terms))
             }
             Err(denial) => {
                 tracing::debug!(reason = denial.reason(), "an open socket is no longer allowed");

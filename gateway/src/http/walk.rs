@@ -96,6 +96,7 @@ async fn admit(
     let target = Target::read(request)?;
     // Read once: a request is judged at one moment.
     let now = clock::unix_now();
+    connection.admits(snapshot, &target.host, now)?;
     let facts = RequestFacts {
         peer: connection.peer.ip(),
         host: &target.host,
@@ -107,6 +108,7 @@ async fn admit(
         content_length: target.content_length,
         has_body: !request.body().is_end_stream(),
         tls: connection.tls_facts(),
+        certificate: connection.client.as_ref().map(|client| &client.certificate),
     };
     if core.gateway.refuses(snapshot, facts.peer, now) {
         return Err(Denial::AddressRefused);
@@ -119,18 +121,19 @@ async fn admit(
     {
         return Err(Denial::TooManyFailures { retry_after });
     }
-    let (identity, proven) = match identify(core, snapshot, &matched, &facts, now).await? {
+    let (identity, key) = match identify(core, snapshot, &matched, &facts, now).await? {
         Some((token, identity)) => {
             exchange.identified(identity.clone());
-            let proven = match token {
+            let key = match token {
                 Some(token) => prove(core, snapshot, &target, &facts, token, &identity, now).await?,
                 // It was proved when the ticket was made.
-                None => identity.binding,
+                None => identity.binding.key,
             };
-            (Some(identity), proven)
+            (Some(identity), key)
         }
-        None => (None, Binding::default()),
+        None => (None, None),
     };
+    let proven = Binding { key, certificate: connection.thumbprint() };
     // Before rates are taken: they are the owner's, and a stolen token must not use them up.
     let demands = matched.judge(&facts, identity.clone())?.prove(proven, now, &core.decisions)?;
     let rate_facts = demands.rate_facts(request.headers());
@@ -225,7 +228,7 @@ fn redeem(
     Ok(identity)
 }
 
-/// What the sender of a token proves to hold.
+/// The key that the sender of a token proves to hold.
 async fn prove(
     core: &Core,
     snapshot: &Snapshot,
@@ -234,9 +237,9 @@ async fn prove(
     token: Token<'_>,
     identity: &Identity,
     now: u64,
-) -> Result<Binding, Denial> {
+) -> Result<Option<[u8; 32]>, Denial> {
     if token.scheme() == Scheme::Bearer {
-        return Ok(Binding::default());
+        return Ok(None);
     }
     let key = identity.binding.key.ok_or(Denial::TokenInvalid(TokenFault::Unbound))?;
     let proof = session::proof(facts.headers).map_err(Denial::ProofInvalid)?.ok_or(Denial::ProofMissing)?;
@@ -257,5 +260,5 @@ async fn prove(
             Taken::Unknown => {}
         }
     }
-    Ok(Binding { key: Some(key), certificate: None })
+    Ok(Some(key))
 }

@@ -191,7 +191,8 @@ impl<'a> Unverified<'a> {
         }
         match issuer.sender {
             Sender::Dpop if binding.key.is_none() => Err(TokenFault::Unbound),
-            Sender::Any | Sender::Dpop => Ok(binding),
+            Sender::Mtls if binding.certificate.is_none() => Err(TokenFault::Unbound),
+            Sender::Any | Sender::Dpop | Sender::Mtls => Ok(binding),
         }
     }
 

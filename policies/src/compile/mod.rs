@@ -2,6 +2,7 @@
 
 mod authz;
 mod ciphertext;
+mod client;
 mod limits;
 mod rules;
 mod schemas;
@@ -183,9 +184,11 @@ impl Compiler<'_> {
             || rules.iter().any(|rule| rule.sender == Sender::Dpop);
         let dpop = self.dpop(&document.dpop, &session, demanded);
         let shared = document.shared.as_ref().map(|shared| self.shared(shared));
+        let tls = self.tls(&document.tls);
+        self.wanted_certificates(&tls.client, &issuers, &rules);
         Policy {
             hash,
-            tls: self.tls(&document.tls),
+            tls,
             connections: self.connections(&document.connections),
             certificates,
             issuers,
@@ -315,7 +318,8 @@ impl Compiler<'_> {
             let preload = if hsts.preload { "; preload" } else { "" };
             format!("max-age={}{subdomains}{preload}", age.as_secs())
         });
-        TlsPolicy { versions, groups, hsts, tickets: document.tickets.unwrap_or(true) }
+        let client = self.client_zones(&document.client);
+        TlsPolicy { versions, groups, hsts, tickets: document.tickets.unwrap_or(true), client }
     }
 
     fn connections(&mut self, document: &ConnectionsDocument) -> ConnectionPolicy {
@@ -760,6 +764,7 @@ const fn sender(document: SenderDocument) -> Sender {
     match document {
         SenderDocument::Any => Sender::Any,
         SenderDocument::Dpop => Sender::Dpop,
+        SenderDocument::Mtls => Sender::Mtls,
     }
 }
 

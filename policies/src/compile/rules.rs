@@ -7,14 +7,15 @@ use std::sync::Arc;
 use http::Method;
 
 use crate::authz::{Decision, SharedJudges};
+use crate::certificate::{CertificateRule, NamePattern};
 use crate::compile::authz::{Asker, AuthzState, Takes};
 use crate::compile::ciphertext::Named;
 use crate::compile::{Compiler, DAY, GIB, HOUR, KIB, MIB, MILLISECOND, SECOND, mode, sender};
 use crate::document::{
-    AtLimitDocument, AuthDocument, BodyDocument, CompressionDocument, DirectionDocument, Hosts,
-    InspectDocument, KindDocument, MaxOpenDocument, MessageDocument, MethodDocument, ModeDocument, NameText,
-    OnRefusalDocument, PenaltyDocument, QueryDocument, ResourceDocument, RouteDocument, SenderDocument,
-    StepUpDocument, TicketDocument, WebsocketDocument,
+    AtLimitDocument, AuthDocument, BodyDocument, CertificateDemandDocument, CompressionDocument,
+    DirectionDocument, Hosts, InspectDocument, KindDocument, MaxOpenDocument, MessageDocument,
+    MethodDocument, ModeDocument, NameText, OnRefusalDocument, PenaltyDocument, QueryDocument,
+    ResourceDocument, RouteDocument, SenderDocument, StepUpDocument, TicketDocument, WebsocketDocument,
 };
 use crate::json::{self, Schema};
 use crate::matcher::{ContentTypes, Origins};
@@ -37,6 +38,8 @@ struct Common<'d> {
     upstream: Option<&'d str>,
     auth: AuthDocument,
     sender: SenderDocument,
+    client_certificate: CertificateDemandDocument,
+    client_names: &'d [String],
     roles: &'d [String],
     step_up: Option<&'d StepUpDocument>,
     action: Option<&'d str>,
@@ -76,6 +79,8 @@ impl Compiler<'_> {
             upstream: d.upstream.as_deref(),
             auth: d.auth,
             sender: d.sender,
+            client_certificate: d.client_certificate,
+            client_names: &d.client_names,
             roles: &d.roles,
             step_up: d.step_up.as_ref(),
             action: d.action.as_deref(),
@@ -190,6 +195,26 @@ impl Compiler<'_> {
         Some(StepUp { acr: d.acr.clone(), amr: d.amr.clone(), max_age, challenge })
     }
 
+    fn certificate_rule(&mut self, common: &Common<'_>) -> Option<CertificateRule> {
+        let mut names = Vec::new();
+        for (index, name) in common.client_names.iter().enumerate() {
+            match NamePattern::parse(name) {
+                Ok(name) => names.push(name),
+                Err(message) => self.error(&format!("{}/client_names/{index}", common.at), message),
+            }
+        }
+        if common.client_certificate == CertificateDemandDocument::Required {
+            return Some(CertificateRule { names });
+        }
+        if !common.client_names.is_empty() {
+            self.error(
+                &format!("{}/client_names", common.at),
+                "names are of a client certificate; expected client_certificate = \"required\"",
+            );
+        }
+        None
+    }
+
     /// The part that routes and websockets share.
     fn rule(&mut self, common: &Common<'_>, known: &mut Known<'_>) -> Rule {
         let at = &common.at;
@@ -236,6 +261,7 @@ impl Compiler<'_> {
             activity: true,
             ticket: None,
             roles: common.roles.to_vec(),
+            certificate: self.certificate_rule(common),
             step_up: self.step_up(at, common.step_up, authentication),
             role_rules: Arc::clone(&known.role_rules),
             authorization: None,
@@ -442,6 +468,8 @@ impl Compiler<'_> {
             upstream: Some(&d.upstream),
             auth: d.auth,
             sender: d.sender,
+            client_certificate: d.client_certificate,
+            client_names: &d.client_names,
             roles: &d.roles,
             step_up: d.step_up.as_ref(),
             action: d.action.as_deref(),

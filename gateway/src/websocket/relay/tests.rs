@@ -143,6 +143,7 @@ fn permit(keys: &str, identity: Option<Identity>) -> TunnelPermit {
     ]);
     let policy = Policy::compile(&Bundle { root: "/".into(), files }, &BTreeMap::new()).unwrap();
     let facts = RequestFacts {
+        certificate: None,
         peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
         host: "localhost",
         method: &Method::GET,
