@@ -71,7 +71,7 @@ pub(crate) async fn run(options: &Crowd, mut stage: Stage) -> Result<()> {
     let mut ratios = Vec::new();
     let target = stage.target(&proxy)?;
     for round in 0..options.rounds {
-        let mut before = while_held(&mut crowd, talk(&target, options)).await?;
+        let mut before = while_held(&mut crowd, options.talk(&target)).await?;
         let reload = async {
             change(&stage.policy(), round)?;
             let answer = ask(&proxy.control(), r#"{"command":"reload"}"#).await?;
@@ -79,7 +79,7 @@ pub(crate) async fn run(options: &Crowd, mut stage: Stage) -> Result<()> {
             anyhow::Ok(())
         };
         let (talked, reloaded) =
-            while_held(&mut crowd, async { Ok(tokio::join!(talk(&target, options), reload)) }).await?;
+            while_held(&mut crowd, async { Ok(tokio::join!(options.talk(&target), reload)) }).await?;
         reloaded?;
         let mut during = talked?;
         let p99 = |times: &mut Vec<u32>| percentile(times, 0.99).context("nothing was said");
@@ -125,18 +125,24 @@ async fn revoke(target: &Rc<Target>, proxy: &Proxy, count: usize) -> Result<Vec<
     Ok(times)
 }
 
-/// Sends messages on a beat for a second; gives the microseconds that each echo took.
-async fn talk(target: &Rc<Target>, options: &Crowd) -> Result<Vec<u32>> {
+impl Crowd {
+    async fn talk(&self, target: &Rc<Target>) -> Result<Vec<u32>> {
+        talk(target, self.talking, self.rate, Duration::from_secs(1)).await
+    }
+}
+
+/// Sends `rate` messages per second over `sockets`, on a beat, for a time; gives the microseconds that each echo took.
+pub(crate) async fn talk(target: &Rc<Target>, sockets: u16, rate: f64, time: Duration) -> Result<Vec<u32>> {
     let mut talking = JoinSet::new();
-    let beat = Duration::from_secs_f64(f64::from(options.talking) / options.rate);
+    let beat = Duration::from_secs_f64(f64::from(sockets) / rate);
     let start = tokio::time::Instant::now() + Duration::from_millis(500);
-    for index in 0..options.talking.into() {
+    for index in 0..sockets.into() {
         let mut socket = WebSocket::open(target, PATH, index).await?;
-        let first = start + beat.mul_f64(index as f64 / f64::from(options.talking));
+        let first = start + beat.mul_f64(index as f64 / f64::from(sockets));
         talking.spawn_local(async move {
             let mut times = Vec::new();
             let mut due = first;
-            while due < start + Duration::from_secs(1) {
+            while due < start + time {
                 tokio::time::sleep_until(due).await;
                 let sent = Instant::now();
                 socket.send_message();
@@ -169,7 +175,7 @@ fn change(policy: &Path, round: u16) -> Result<()> {
     Ok(())
 }
 
-async fn ask(control: &Path, command: &str) -> Result<String> {
+pub(crate) async fn ask(control: &Path, command: &str) -> Result<String> {
     let mut stream = UnixStream::connect(control).await?;
     stream.write_all(format!("{command}\n").as_bytes()).await?;
     let mut answer = String::new();
@@ -177,11 +183,11 @@ async fn ask(control: &Path, command: &str) -> Result<String> {
     Ok(answer)
 }
 
-fn micros(time: Duration) -> u32 {
+pub(crate) fn micros(time: Duration) -> u32 {
     u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
 }
 
-fn line(times: &mut [u32]) -> Result<String> {
+pub(crate) fn line(times: &mut [u32]) -> Result<String> {
     let mut at =
         |share| percentile(times, share).map(|us| f64::from(us) / 1000.0).context("nothing was timed");
     Ok(format!("p50 {:.2} ms, p99 {:.2} ms, max {:.2} ms", at(0.5)?, at(0.99)?, at(1.0)?))

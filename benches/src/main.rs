@@ -1,6 +1,7 @@
 //! Compares sealgate with other proxies, side by side on one machine: see `README.md`.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool talks to its user")]
 
+mod cluster;
 mod crowd;
 mod load;
 mod measure;
@@ -44,6 +45,8 @@ enum Subject {
     Compare(Options),
     /// Measure what revoking a subject and loading a policy cost while thousands of sockets are open.
     Crowd(crowd::Crowd),
+    /// Measure how long a logout takes over three gateways and Redis, and what happens when Redis is away.
+    Cluster(cluster::Cluster),
 }
 
 #[derive(Args, Serialize)]
@@ -118,6 +121,7 @@ fn run(subject: &Subject) -> Result<()> {
             binaries(options.binary.as_deref(), options.backend.as_deref(), wants_sealgate)?
         }
         Subject::Crowd(options) => binaries(options.binary.as_deref(), options.backend.as_deref(), true)?,
+        Subject::Cluster(options) => binaries(options.binary.as_deref(), options.backend.as_deref(), true)?,
     };
     let open_files = measure::lift_open_files()?;
     let cpus = Cpus::find()?;
@@ -133,6 +137,9 @@ fn run(subject: &Subject) -> Result<()> {
                     Subject::Compare(options) => compare(options, binaries, cpus, open_files).await,
                     Subject::Crowd(options) => {
                         crowd::run(options, Stage::set(cpus, binaries, open_files).await?).await
+                    }
+                    Subject::Cluster(options) => {
+                        cluster::run(options, Stage::set(cpus, binaries, open_files).await?).await
                     }
                 }
             } => done,

@@ -173,6 +173,35 @@ impl Stage {
         self.folder.path().join("policy")
     }
 
+    /// Starts Debian's Redis, that keeps nothing on disk, beside the client.
+    pub(crate) async fn start_redis(&self) -> Result<Redis> {
+        let mut redis = Redis { port: free_port()?, running: None };
+        self.run_redis(&mut redis).await?;
+        Ok(redis)
+    }
+
+    /// Runs it, empty, on the port that it had before.
+    pub(crate) async fn run_redis(&self, redis: &mut Redis) -> Result<()> {
+        let port = redis.port.to_string();
+        let mut command = Command::new("redis-server");
+        command.args(["--bind", "127.0.0.1", "--port", &port, "--save", "", "--appendonly", "no", "--dir"]);
+        command.arg(self.folder.path());
+        let mut running = Running::start(command, self.cpus.client, &self.folder.path().join("redis.log"))?;
+        let ready = async || TcpStream::connect(("127.0.0.1", redis.port)).await.is_ok();
+        running.until(ready).await.context("redis-server (Debian: redis-server)")?;
+        redis.running = Some(running);
+        Ok(())
+    }
+
+    /// From now on gateways agree through `redis`.
+    pub(crate) fn share(&self, redis: &Redis) -> Result<()> {
+        let path = self.policy().join("policy.toml");
+        let text = fs::read_to_string(&path)?;
+        let shared =
+            format!("[shared]\nredis = [\"redis://127.0.0.1:{}\"]\ncontact_timeout = \"2s\"\n", redis.port);
+        Ok(fs::write(path, format!("{text}\n{shared}"))?)
+    }
+
     /// What tells whether anybody but us, the backend and `proxy` uses our CPUs.
     pub(crate) fn watch(&self, proxy: &mut Proxy) -> Result<Watch> {
         let ours = vec![Processes::of_group(self.backend.group)?, proxy.processes()?];
@@ -350,6 +379,25 @@ impl Proxy {
     pub(crate) fn processes(&mut self) -> Result<Processes> {
         self.running.check().with_context(|| self.kind.to_string())?;
         Processes::of_group(self.running.group)
+    }
+}
+
+/// A Redis server; ended with this value.
+pub(crate) struct Redis {
+    port: u16,
+    running: Option<Running>,
+}
+
+impl Redis {
+    /// Ends it, with all that it knows.
+    pub(crate) fn end(&mut self) {
+        self.running = None;
+    }
+
+    /// Stops its every movement, or lets it go on.
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
+        let running = self.running.as_ref().context("Redis does not run")?;
+        Ok(killpg(running.group, signal)?)
     }
 }
 

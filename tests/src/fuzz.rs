@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use base64::Engine;
@@ -14,7 +14,8 @@ use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use ring::digest::{SHA256, digest};
 use sealgate::session::{
-    Asked, DPOP, KeyFetcher, Proofs, TokenCache, Verifier, bearer, decode, encode, read_journal,
+    self, Asked, DPOP, KeyFetcher, Proofs, Tickets, TokenCache, Verifier, bearer, decode, encode,
+    read_journal,
 };
 use sealgate::upstream::http1::{Read, read_answer};
 use sealgate::websocket::deflate::{Agreed, InflateError, Inflater, RATIO_FLOOR};
@@ -36,7 +37,7 @@ use crate::tokens::now;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 14] = [
+pub const TARGETS: [Target; 15] = [
     ("websocket_frames", websocket_frames),
     ("inflate", inflate),
     ("extension_offer", extension_offer),
@@ -44,6 +45,7 @@ pub const TARGETS: [Target; 14] = [
     ("upstream_answer", upstream_answer),
     ("token", token),
     ("proof", proof),
+    ("ticket", ticket),
     ("request_target", request_target),
     ("policy_document", policy_document),
     ("opening", opening),
@@ -421,6 +423,42 @@ pub fn proof(data: &[u8]) {
     assert!(claims["jti"].as_str().is_some_and(|id| !id.is_empty()));
     let again = proofs.check(found, &asked, &identity, policy, now);
     assert_eq!(again, Err(Denial::ProofInvalid(ProofFault::Replayed)));
+}
+
+/// The fields of an upgrade, one a line, in which `TICKET` stands for one that was made for a page of `https://chat.example`.
+///
+/// A ticket counts where it is a subprotocol and the one origin is that page, and not twice, however it was tried.
+pub fn ticket(data: &[u8]) {
+    const NOW: u64 = 1_800_000_000;
+    const PAGE: &str = "https://chat.example";
+    let parts =
+        IdentityParts { subject: "alice".to_owned(), expires_at: NOW + 60, ..IdentityParts::default() };
+    let identity = Arc::new(Identity::new(parts));
+    let tickets = Tickets::default();
+    let page = HeaderMap::from_iter([(header::ORIGIN, HeaderValue::from_static(PAGE))]);
+    let made = tickets.issue(&identity, &page, Duration::from_secs(30), NOW).expect("a ticket");
+    let text = String::from_utf8_lossy(data).replace("TICKET", made.as_str());
+    let mut headers = HeaderMap::new();
+    for line in text.split('\n') {
+        let Some((name, value)) = line.split_once(':') else { continue };
+        let name = HeaderName::from_bytes(name.as_bytes());
+        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(value.trim_ascii().as_bytes())) {
+            let _ = headers.try_append(name, value);
+        }
+    }
+    let Ok(Some(found)) = session::ticket(&headers) else {
+        return;
+    };
+    let redeemed = tickets.redeem(found, &headers, NOW + 29);
+    assert_eq!(tickets.is_empty(), found == made.as_str(), "used if it was tried, and untouched by another");
+    if redeemed.is_ok() {
+        assert_eq!(found, made.as_str());
+        let origins: Vec<_> = headers.get_all(header::ORIGIN).iter().collect();
+        assert_eq!(origins, [PAGE]);
+        let offered = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
+        assert!(offered.filter_map(|it| it.to_str().ok()).any(|it| it.contains(made.as_str())));
+    }
+    assert!(tickets.redeem(found, &headers, NOW + 29).is_err(), "it counted twice");
 }
 
 static ANYWHERE: LazyLock<Policy> = LazyLock::new(|| {

@@ -26,6 +26,6 @@ pub use pki::Pki;
 pub use process::{DEADLINE, MemoryWatch, Process, binary, free_port, until};
 pub use redis::Redis;
 pub use rustix::process::Signal;
-pub use tokens::{TokenIssuer, now};
+pub use tokens::{Holder, TokenIssuer, now};
 pub use upstream::{Seen, Upstream};
 pub use wire::{ALL_VERSIONS, Frame, Wire, client_config, frame, unmasked_frame};

@@ -16,6 +16,8 @@ pub struct Redis {
     /// How `redis-cli` reaches it.
     client: Vec<String>,
     folder: TempDir,
+    /// Of a sentinel: what it watches. It writes down there what it finds out.
+    sentinel: Option<PathBuf>,
 }
 
 impl Redis {
@@ -34,14 +36,93 @@ impl Redis {
             options: owned(options),
             client: owned(client),
             folder,
+            sentinel: None,
         };
         redis.run();
         redis
     }
 
+    /// A replica of `master`, that has all that it has.
+    pub fn replica_of(master: &Redis) -> Redis {
+        let port = master.port.to_string();
+        let redis =
+            Redis::with(&["--save", "", "--appendonly", "no", "--replicaof", "127.0.0.1", &port], &[]);
+        until("the replica has all", DEADLINE, || {
+            redis.ask(&["INFO", "replication"]).contains("master_link_status:up").then_some(())
+        });
+        redis
+    }
+
+    /// A sentinel that watches `master` under the name `chat`, knows its one replica, and needs nobody's consent to make that the master.
+    pub fn sentinel_of(master: &Redis) -> Redis {
+        let folder = tempfile::Builder::new().prefix("sealgate-redis-").tempdir().expect("a folder");
+        let file = folder.path().join("sentinel.conf");
+        let watched = format!(
+            "sentinel monitor chat 127.0.0.1 {} 1\nsentinel down-after-milliseconds chat 500\n\
+             sentinel failover-timeout chat 1000\n",
+            master.port
+        );
+        std::fs::write(&file, watched).expect("a file");
+        let (process, options, client) = (None, Vec::new(), Vec::new());
+        let mut redis = Redis { process, port: free_port(), options, client, folder, sentinel: Some(file) };
+        redis.run();
+        until("the sentinel knows the replica", DEADLINE, || {
+            redis.ask(&["SENTINEL", "replicas", "chat"]).contains("master-link-status\nok").then_some(())
+        });
+        redis
+    }
+
+    /// A cluster of three masters that share the slots, and a replica of the one that has `key`, which comes first and is followed by
+    /// its replica.
+    pub fn cluster(key: &str) -> [Redis; 4] {
+        let mut nodes = [(); 4].map(|()| {
+            // Debian's own way takes the port and 10000 for the bus, which may be none.
+            let bus = free_port().to_string();
+            let options =
+                ["--save", "", "--appendonly", "no", "--cluster-enabled", "yes", "--cluster-port", &bus];
+            let more = ["--cluster-node-timeout", "1000", "--cluster-replica-validity-factor", "0"];
+            let diskless = ["--repl-diskless-sync-delay", "0"];
+            (Redis::with(&[&options[..], &more, &diskless].concat(), &[]), bus)
+        });
+        let slot: usize = nodes[0].0.ask(&["CLUSTER", "KEYSLOT", key]).trim().parse().expect("a slot");
+        let bounds = [0, 5461, 10923, 16384];
+        let owner = (0..3).find(|at| slot < bounds[at + 1]).expect("of 16384");
+        for (at, (node, _)) in nodes[..3].iter().enumerate() {
+            let (first, last) = (bounds[at].to_string(), (bounds[at + 1] - 1).to_string());
+            assert_eq!(node.ask(&["CLUSTER", "ADDSLOTSRANGE", &first, &last]).trim(), "OK");
+            assert_eq!(node.ask(&["CLUSTER", "SET-CONFIG-EPOCH", &(at + 1).to_string()]).trim(), "OK");
+        }
+        for (node, bus) in &nodes[1..] {
+            let port = node.port.to_string();
+            assert_eq!(nodes[0].0.ask(&["CLUSTER", "MEET", "127.0.0.1", &port, bus]).trim(), "OK");
+        }
+        let id = nodes[owner].0.ask(&["CLUSTER", "MYID"]);
+        until("the nodes know each other", DEADLINE, || {
+            let all = |(node, _): &(Redis, String)| {
+                let info = node.ask(&["CLUSTER", "INFO"]);
+                info.contains("cluster_state:ok") && info.contains("cluster_known_nodes:4")
+            };
+            nodes.iter().all(all).then_some(())
+        });
+        until("the replica has a master", DEADLINE, || {
+            (nodes[3].0.ask(&["CLUSTER", "REPLICATE", id.trim()]).trim() == "OK").then_some(())
+        });
+        until("the replica has all", DEADLINE, || {
+            let info = nodes[3].0.ask(&["INFO", "replication"]);
+            let known = |(node, _): &(Redis, String)| node.ask(&["CLUSTER", "NODES"]).contains("slave");
+            (info.contains("master_link_status:up") && nodes.iter().all(known)).then_some(())
+        });
+        nodes.swap(0, owner);
+        nodes.swap(1, 3);
+        nodes.map(|(node, _)| node)
+    }
+
     /// Runs it, on the port that it had before.
     pub fn run(&mut self) {
         let mut command = Command::new("redis-server");
+        if let Some(file) = &self.sentinel {
+            command.arg(file).arg("--sentinel");
+        }
         command.args(["--bind", "127.0.0.1", "--dir"]).arg(self.folder.path());
         // A test's own port option comes last, and counts.
         command
@@ -58,6 +139,13 @@ impl Redis {
     /// Ends it; what it did not write to disk is gone.
     pub fn end(&mut self) {
         self.process = None;
+    }
+
+    /// Ends it at once, as if its machine had failed.
+    pub fn kill(&mut self) {
+        let mut process = self.process.take().expect("it runs");
+        process.signal(Signal::KILL);
+        process.wait(DEADLINE);
     }
 
     /// Stops its every movement, or lets it go on.

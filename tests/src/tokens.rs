@@ -1,9 +1,11 @@
 //! Tokens, good and bad, signed by a key of the test's own.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ring::digest::{SHA256, digest};
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
 use serde_json::{Value, json};
@@ -81,6 +83,59 @@ impl TokenIssuer {
     /// The key id in its tokens.
     pub fn kid(&self) -> &str {
         &self.kid
+    }
+}
+
+/// Who holds a key that tokens are bound to (DPoP, RFC 9449).
+pub struct Holder {
+    /// The key.
+    pub key: TokenIssuer,
+}
+
+impl Holder {
+    /// With a new key.
+    #[expect(clippy::new_without_default, reason = "each is another")]
+    pub fn new() -> Holder {
+        Holder { key: TokenIssuer::new("of-the-client") }
+    }
+
+    /// The public key as proofs show it.
+    pub fn jwk(&self) -> Value {
+        let mut jwk = self.key.jwk();
+        let members = |name: &str| matches!(name, "kty" | "crv" | "x" | "y");
+        jwk.as_object_mut().expect("an object").retain(|name, _| members(name));
+        jwk
+    }
+
+    /// RFC 7638.
+    pub fn thumbprint(&self) -> String {
+        let jwk = self.jwk();
+        let text = format!(r#"{{"crv":"P-256","kty":"EC","x":{},"y":{}}}"#, jwk["x"], jwk["y"]);
+        URL_SAFE_NO_PAD.encode(digest(&SHA256, text.as_bytes()))
+    }
+
+    /// A token of `alice`, bound to the key.
+    pub fn token(&self, issuer: &TokenIssuer) -> String {
+        issuer.with("alice", json!({ "cnf": { "jkt": self.thumbprint() } }))
+    }
+
+    /// A proof's header, as it should be.
+    pub fn header(&self) -> Value {
+        json!({ "typ": "dpop+jwt", "alg": "ES256", "jwk": self.jwk() })
+    }
+
+    /// A proof's claims, as they should be.
+    pub fn claims(url: &str, method: &str, token: &str) -> Value {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        json!({
+            "jti": format!("proof-{}", NEXT.fetch_add(1, Ordering::Relaxed)), "htm": method, "htu": url, "iat": now(),
+            "ath": URL_SAFE_NO_PAD.encode(digest(&SHA256, token.as_bytes())),
+        })
+    }
+
+    /// A proof with these claims.
+    pub fn proof(&self, claims: &Value) -> String {
+        self.key.sign(&self.header(), claims)
     }
 }
 

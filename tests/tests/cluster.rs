@@ -1,11 +1,18 @@
 //! Several gateways and one Redis: what one revokes ends on all, whatever happens to Redis meanwhile, and nothing waits for it.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use sealgate_tests::{Bundle, DEADLINE, Gateway, Redis, Reply, Signal, Wire, frame, until};
+use rustix::process::{Resource, getrlimit, setrlimit};
+use sealgate_tests::{Bundle, DEADLINE, Gateway, Holder, Redis, Reply, Signal, Wire, frame, until};
 use serde_json::json;
 
 const RULES: &str = r#"
+[connections]
+max_per_address = 5000
+
 [[websocket]]
 name = "chat"
 path = "/ws/{room}"
@@ -40,7 +47,12 @@ auth = "none"
 const AT_ONCE: Duration = Duration::from_secs(2);
 
 fn bundle(redis: &Redis, more: &str) -> Bundle {
-    Bundle::new(&format!("{RULES}redis = [\"{}\"]\ncontact_timeout = \"2s\"\n{more}\n", redis.url()))
+    bundle_of(&[redis], more)
+}
+
+fn bundle_of(servers: &[&Redis], more: &str) -> Bundle {
+    let urls: Vec<_> = servers.iter().map(|redis| redis.url()).collect();
+    Bundle::new(&format!("{RULES}redis = {urls:?}\ncontact_timeout = \"2s\"\n{more}\n"))
 }
 
 fn run(bundle: &Bundle, name: &str) -> Gateway {
@@ -96,6 +108,46 @@ fn revoke(gateway: &Gateway, session: &str) {
     assert!(begin.elapsed() < AT_ONCE, "revoking took {:?}", begin.elapsed());
 }
 
+/// Requests and messages without a pause, one after the other, until it is told to end.
+struct Traffic {
+    end: Arc<AtomicBool>,
+    talking: JoinHandle<Vec<Duration>>,
+}
+
+impl Traffic {
+    fn start(gateway: &Gateway, token: &str) -> Traffic {
+        let mut socket = open(gateway, token);
+        let mut wire = gateway.wire();
+        let host = gateway.authority();
+        let request = format!("GET /api HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\n\r\n");
+        let end = Arc::new(AtomicBool::new(false));
+        let ended = end.clone();
+        let talking = std::thread::spawn(move || {
+            let mut times = Vec::new();
+            while !ended.load(Ordering::Relaxed) {
+                let begin = Instant::now();
+                wire.send(&request);
+                assert_eq!(wire.response().expect("an answer").status, 200);
+                assert_open(&mut socket);
+                times.push(begin.elapsed());
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            times
+        });
+        Traffic { end, talking }
+    }
+
+    /// Ends it. All was answered, and nothing waited.
+    fn end(self) {
+        self.end.store(true, Ordering::Relaxed);
+        let mut times = self.talking.join().expect("every request and message was answered");
+        times.sort();
+        let (p99, slowest) = (times[times.len() * 99 / 100], times[times.len() - 1]);
+        eprintln!("{} requests with a message each: p99 {p99:?}, slowest {slowest:?}", times.len());
+        assert!(times.len() >= 20 && slowest < AT_ONCE);
+    }
+}
+
 fn metric(gateway: &Gateway, name: &str) -> f64 {
     gateway.metrics().sum(name, &[])
 }
@@ -145,6 +197,7 @@ fn a_redis_that_is_gone_stalls_nothing_and_an_empty_one_is_told_all() {
     until_refused(&c, &before);
     let mut sockets = [open(&a, &during), open(&b, &during), open(&c, &during)];
     let mut untouched = open(&b, &other);
+    let traffic = Traffic::start(&c, &other);
 
     redis.end();
     until_connected(&b, false);
@@ -166,6 +219,7 @@ fn a_redis_that_is_gone_stalls_nothing_and_an_empty_one_is_told_all() {
         assert_eq!(ask(gateway, "/api", &before).status, 401);
         assert_eq!(ask(gateway, "/api", &other).status, 200);
     }
+    traffic.end();
     // What was revoked before Redis lost everything is there again.
     let late = run(&bundle, "late");
     assert_eq!(ask(&late, "/api", &before).status, 401);
@@ -180,6 +234,7 @@ fn a_redis_that_stands_still_stalls_nothing_and_is_caught_up_with() {
     let [a, b, _c] = three(&bundle);
     let [during, other] = ["s1", "s2"].map(|session| token(&bundle, session));
     let mut socket = open(&b, &during);
+    let traffic = [&a, &b].map(|gateway| Traffic::start(gateway, &other));
     redis.signal(Signal::STOP);
     revoke(&a, "s1");
     assert_eq!(ask(&a, "/api", &during).status, 401);
@@ -197,6 +252,7 @@ fn a_redis_that_stands_still_stalls_nothing_and_is_caught_up_with() {
     assert_eq!(ask(&b, "/api", &other).status, 200);
     until_connected(&b, true);
     until("contact is back", DEADLINE, || (metric(&b, "sealgate_shared_contact_lost") == 0.0).then_some(()));
+    traffic.into_iter().for_each(Traffic::end);
 }
 
 #[test]
@@ -207,6 +263,7 @@ fn a_redis_that_comes_back_with_its_data_goes_on() {
     let [one, two, three] = ["s1", "s2", "s3"].map(|session| token(&bundle, session));
     revoke(&a, "s1");
     until_refused(&b, &one);
+    let traffic = [&a, &b, &c].map(|gateway| Traffic::start(gateway, &three));
     redis.end();
     redis.run();
     revoke(&c, "s2");
@@ -215,6 +272,7 @@ fn a_redis_that_comes_back_with_its_data_goes_on() {
         assert_eq!(ask(gateway, "/api", &one).status, 401);
         assert_eq!(ask(gateway, "/api", &three).status, 200);
     }
+    traffic.into_iter().for_each(Traffic::end);
     // Nobody wrote again what was there.
     assert_eq!(redis.ask(&["XLEN", "{sealgate}:revocations"]).trim(), "2");
     assert_eq!(redis.ask(&["ZCARD", "{sealgate}:revoked"]).trim(), "2");
@@ -366,5 +424,240 @@ fn redis_is_trusted_by_its_certificate_and_trusts_by_password() {
         let said = gateway.process().stderr() + &gateway.process().stdout();
         assert!(fine || said.contains("no connection to other gateways"), "{name}: {said}");
         assert!(!said.contains(password), "{name}");
+    }
+}
+
+/// A GET of `https://localhost/api` with a bound token and this proof: gateways behind a balancer have one name.
+fn prove(gateway: &Gateway, token: &str, proof: &str) -> Reply {
+    let mut wire = gateway.wire();
+    let begin = Instant::now();
+    wire.send(format!(
+        "GET /api HTTP/1.1\r\nHost: localhost\r\nAuthorization: DPoP {token}\r\nDPoP: {proof}\r\nConnection: close\r\n\r\n"
+    ));
+    let reply = wire.response().expect("an answer");
+    assert!(begin.elapsed() < AT_ONCE, "it took {:?}", begin.elapsed());
+    reply
+}
+
+fn make(holder: &Holder, token: &str) -> String {
+    holder.proof(&Holder::claims("https://localhost/api", "GET", token))
+}
+
+#[track_caller]
+fn assert_replayed(reply: &Reply) {
+    assert!(reply.problem(401).ends_with(":proof-invalid"), "{reply:?}");
+}
+
+#[test]
+fn a_proof_counts_once_over_all_gateways_and_the_policy_says_what_counts_without_redis() {
+    for (on_loss, without) in [("local", 200), ("deny", 503)] {
+        let mut redis = Redis::start();
+        let bundle = bundle(&redis, &format!("dpop_on_loss = \"{on_loss}\""));
+        let gateways = three(&bundle);
+        let holder = Holder::new();
+        let token = holder.token(&bundle.issuer);
+        let bearer = bundle.issuer.token("bob");
+        let ask_all = |proof: &str| gateways.each_ref().map(|it| prove(it, &token, proof));
+
+        let until_asked = |what| {
+            until(what, DEADLINE, || {
+                let [first, second, third] = ask_all(&make(&holder, &token));
+                let fine = (first.status, second.status, third.status) == (200, 401, 401);
+                if fine {
+                    assert_replayed(&second);
+                    assert_replayed(&third);
+                }
+                fine.then_some(())
+            });
+        };
+        until_asked("all gateways ask Redis");
+        // Of many at once, one.
+        let proof = make(&holder, &token);
+        let statuses: Vec<_> = std::thread::scope(|scope| {
+            let ask = |at: usize| prove(&gateways[at % 3], &token, &proof).status;
+            let asking: Vec<_> = (0..9).map(|at| scope.spawn(move || ask(at))).collect();
+            asking.into_iter().map(|it| it.join().expect("an answer")).collect()
+        });
+        assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 1, "{statuses:?}");
+        assert_eq!(statuses.iter().filter(|status| **status == 401).count(), 8, "{statuses:?}");
+        // Who is not bound asks nobody.
+        assert_eq!(ask(&gateways[0], "/api", &bearer).status, 200);
+
+        for away in ["paused", "killed"] {
+            let before = make(&holder, &token);
+            assert_eq!(prove(&gateways[0], &token, &before).status, 200);
+            if away == "paused" {
+                redis.signal(Signal::STOP)
+            } else {
+                redis.kill()
+            }
+            for gateway in &gateways {
+                let proof = make(&holder, &token);
+                let reply = prove(gateway, &token, &proof);
+                assert_eq!(reply.status, without, "{on_loss}, {away}: {reply:?}");
+                assert!(without == 200 || reply.problem(503).ends_with(":contact-lost"), "{reply:?}");
+                // Each remembers its own all the same.
+                assert_replayed(&prove(gateway, &token, &proof));
+                assert_eq!(ask(gateway, "/api", &bearer).status, 200);
+            }
+            assert_replayed(&prove(&gateways[0], &token, &before));
+            if away == "paused" {
+                redis.signal(Signal::CONT)
+            } else {
+                redis.run()
+            }
+            until_asked("all gateways ask Redis again");
+        }
+    }
+}
+
+#[test]
+fn gateways_follow_the_master_that_sentinels_choose() {
+    let first = Redis::with(&["--save", "", "--repl-diskless-sync-delay", "0"], &[]);
+    let mut second = Redis::replica_of(&first);
+    let sentinel = Redis::sentinel_of(&first);
+    // One sentinel says nothing, and one is not there.
+    let silent = Redis::start();
+    silent.signal(Signal::STOP);
+    let mut gone = Redis::start();
+    gone.kill();
+    let servers = [&gone, &silent, &sentinel];
+    let bundle = bundle_of(&servers, "mode = \"sentinel\"\nservice = \"chat\"");
+    let [a, b] = ["a", "b"].map(|name| run(&bundle, name));
+    let tokens: Vec<_> = (0..5).map(|number| token(&bundle, &format!("s{number}"))).collect();
+    let mut sockets: Vec<_> = tokens.iter().map(|token| open(&b, token)).collect();
+    let traffic = [&a, &b].map(|gateway| Traffic::start(gateway, &tokens[4]));
+    revoke(&a, "s0");
+    assert_closed(&mut sockets[0], 4410);
+
+    // An orderly change: the old master lives on as a replica.
+    assert_eq!(sentinel.ask(&["SENTINEL", "FAILOVER", "chat"]).trim(), "OK");
+    until("the replica is master", DEADLINE, || second.ask(&["ROLE"]).contains("master").then_some(()));
+    revoke(&a, "s1");
+    assert_closed(&mut sockets[1], 4410);
+    until("the old master is a replica", DEADLINE, || {
+        let has = first.ask(&["INFO", "replication"]).contains("master_link_status:up");
+        let known = sentinel.ask(&["SENTINEL", "replicas", "chat"]).contains("master-link-status\nok");
+        (has && known && first.ask(&["ZCARD", "{sealgate}:revoked"]).trim() == "2").then_some(())
+    });
+
+    // A master that dies: what is revoked before there is another is not lost.
+    second.kill();
+    revoke(&a, "s2");
+    assert_eq!(ask(&a, "/api", &tokens[2]).status, 401);
+    assert_eq!(ask(&b, "/api", &tokens[2]).status, 200, "b cannot know yet");
+    assert_open(&mut sockets[2]);
+    assert_closed(&mut sockets[2], 4410);
+    assert!(first.ask(&["ROLE"]).contains("master"));
+    // It comes back, empty, and changes nothing.
+    second.run();
+    revoke(&b, "s3");
+    until_refused(&a, &tokens[3]);
+    assert_closed(&mut sockets[3], 4410);
+    assert_open(&mut sockets[4]);
+    traffic.into_iter().for_each(Traffic::end);
+    let late = run(&bundle, "late");
+    for token in &tokens[..4] {
+        assert_eq!(ask(&late, "/api", token).status, 401);
+    }
+    assert_eq!(ask(&late, "/api", &tokens[4]).status, 200);
+    until("the live set is whole", DEADLINE, || {
+        (first.ask(&["ZCARD", "{sealgate}:revoked"]).trim() == "4").then_some(())
+    });
+}
+
+#[test]
+fn gateways_agree_through_a_redis_cluster_and_a_node_that_fails_loses_nothing() {
+    let [mut owner, replica, other, third] = Redis::cluster("{sealgate}:revocations");
+    let bundle = bundle_of(&[&owner, &other, &third], "mode = \"cluster\"");
+    let [a, b] = ["a", "b"].map(|name| run(&bundle, name));
+    let tokens: Vec<_> = (0..5).map(|number| token(&bundle, &format!("s{number}"))).collect();
+    let mut sockets: Vec<_> = tokens.iter().map(|token| open(&b, token)).collect();
+    let traffic = [&a, &b].map(|gateway| Traffic::start(gateway, &tokens[4]));
+    revoke(&a, "s0");
+    assert_closed(&mut sockets[0], 4410);
+    let holder = Holder::new();
+    let bound = holder.token(&bundle.issuer);
+    // Their names lie on different nodes.
+    let proofs_count_once = || {
+        for _ in 0..12 {
+            let proof = make(&holder, &bound);
+            assert_eq!(prove(&a, &bound, &proof).status, 200);
+            assert_replayed(&prove(&b, &bound, &proof));
+        }
+    };
+    until("both ask Redis", DEADLINE, || {
+        let proof = make(&holder, &bound);
+        let both = [&a, &b].map(|gateway| prove(gateway, &bound, &proof).status);
+        (both == [200, 401]).then_some(())
+    });
+    proofs_count_once();
+    for node in [&owner, &other, &third] {
+        assert_ne!(node.ask(&["DBSIZE"]).trim(), "0");
+    }
+
+    // A node that has nothing to do with revocations stands still: they go on.
+    other.signal(Signal::STOP);
+    revoke(&a, "s1");
+    assert_closed(&mut sockets[1], 4410);
+    other.signal(Signal::CONT);
+
+    until("the cluster is whole", DEADLINE, || {
+        owner.ask(&["CLUSTER", "INFO"]).contains("cluster_state:ok").then_some(())
+    });
+    owner.kill();
+    revoke(&a, "s2");
+    assert_eq!(ask(&a, "/api", &tokens[2]).status, 401);
+    assert_closed(&mut sockets[2], 4410);
+    assert!(replica.ask(&["ROLE"]).contains("master"));
+    revoke(&b, "s3");
+    until_refused(&a, &tokens[3]);
+    assert_closed(&mut sockets[3], 4410);
+    assert_open(&mut sockets[4]);
+    traffic.into_iter().for_each(Traffic::end);
+    until("both ask the new node", DEADLINE, || {
+        let asked = (0..12).all(|_| {
+            let proof = make(&holder, &bound);
+            [&a, &b].map(|gateway| prove(gateway, &bound, &proof).status) == [200, 401]
+        });
+        asked.then_some(())
+    });
+    assert_eq!(replica.ask(&["ZCARD", "{sealgate}:revoked"]).trim(), "4");
+    let late = run(&bundle, "late");
+    for token in &tokens[..4] {
+        assert_eq!(ask(&late, "/api", token).status, 401);
+    }
+    assert_eq!(ask(&late, "/api", &tokens[4]).status, 200);
+}
+
+#[test]
+fn logging_out_everywhere_cuts_three_thousand_sockets_on_three_gateways() {
+    const SOCKETS: usize = 1000;
+    let hard = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, rustix::process::Rlimit { current: hard, maximum: hard })
+        .expect("open files");
+    let redis = Redis::start();
+    let bundle = bundle(&redis, "");
+    let gateways = three(&bundle);
+    let (alice, bob) = (token(&bundle, "s1"), bundle.issuer.token("bob"));
+    let mut untouched = gateways.each_ref().map(|gateway| open(gateway, &bob));
+    let mut sockets: Vec<Wire> = std::thread::scope(|scope| {
+        let open_all = |gateway| (0..SOCKETS).map(|_| open(gateway, &alice)).collect::<Vec<_>>();
+        let opening: Vec<_> = gateways.iter().map(|gateway| scope.spawn(move || open_all(gateway))).collect();
+        opening.into_iter().flat_map(|it| it.join().expect("they open")).collect()
+    });
+    assert_eq!(sockets.len(), 3 * SOCKETS);
+
+    let begin = Instant::now();
+    let (fine, answer) = gateways[1].sessions(&["revoke", "--subject", "alice"]);
+    assert!(fine && answer["sockets"] == SOCKETS, "its own: {answer}");
+    sockets.iter_mut().for_each(|socket| assert_closed(socket, 4410));
+    let took = begin.elapsed();
+    eprintln!("{} sockets read their close within {took:?}", sockets.len());
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    untouched.iter_mut().for_each(assert_open);
+    for gateway in &gateways {
+        assert_eq!(ask(gateway, "/api", &alice).status, 401);
+        assert_eq!(ask(gateway, "/api", &bob).status, 200);
     }
 }

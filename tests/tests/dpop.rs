@@ -3,7 +3,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::digest::{SHA256, digest};
-use sealgate_tests::{Bundle, Gateway, Reply, TokenIssuer, now};
+use sealgate_tests::{Bundle, Gateway, Holder, Reply, now};
 use serde_json::{Value, json};
 
 const RULES: &str = r#"
@@ -33,50 +33,9 @@ path = "/ws/echo"
 upstream = "backend"
 "#;
 
-/// Who holds the key that tokens are bound to.
-struct Holder {
-    key: TokenIssuer,
-}
-
-impl Holder {
-    fn new() -> Holder {
-        Holder { key: TokenIssuer::new("of-the-client") }
-    }
-
-    fn jwk(&self) -> Value {
-        let mut jwk = self.key.jwk();
-        jwk.as_object_mut().unwrap().retain(|name, _| matches!(name.as_str(), "kty" | "crv" | "x" | "y"));
-        jwk
-    }
-
-    /// RFC 7638.
-    fn thumbprint(&self) -> String {
-        let jwk = self.jwk();
-        let text = format!(r#"{{"crv":"P-256","kty":"EC","x":{},"y":{}}}"#, jwk["x"], jwk["y"]);
-        encode(digest(&SHA256, text.as_bytes()))
-    }
-
-    fn token(&self, issuer: &TokenIssuer) -> String {
-        issuer.with("alice", json!({ "cnf": { "jkt": self.thumbprint() } }))
-    }
-
-    fn header(&self) -> Value {
-        json!({ "typ": "dpop+jwt", "alg": "ES256", "jwk": self.jwk() })
-    }
-
-    fn proof(&self, claims: &Value) -> String {
-        self.key.sign(&self.header(), claims)
-    }
-}
-
 /// A proof's claims, as they should be.
 fn claims(gateway: &Gateway, method: &str, path: &str, token: &str) -> Value {
-    static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
-    let id = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    json!({
-        "jti": format!("proof-{id}"), "htm": method, "htu": gateway.url(path), "iat": now(),
-        "ath": encode(digest(&SHA256, token.as_bytes())),
-    })
+    Holder::claims(&gateway.url(path), method, token)
 }
 
 fn with(mut claims: Value, name: &str, value: Value) -> Value {

@@ -6,9 +6,11 @@
 mod access;
 mod fixture;
 mod frames;
+mod keys;
 mod message;
 mod permit;
 mod rates;
+mod session;
 mod token;
 
 use criterion::Criterion;
@@ -22,6 +24,7 @@ fn main() -> anyhow::Result<()> {
     message::measure(&mut criterion, &fixture)?;
     access::measure(&mut criterion)?;
     token::measure(&mut criterion, &fixture)?;
+    session::measure(&mut criterion, &fixture)?;
     rates::measure(&mut criterion, &fixture)?;
     frames::measure(&mut criterion)?;
     criterion.final_summary();

@@ -240,7 +240,7 @@ impl Board {
     /// # Errors
     /// Redis cannot be reached.
     pub async fn connect(servers: &Servers) -> Result<Self, Fault> {
-        Ok(Self::new(servers.connect().await?, servers.policy().key_prefix.clone()))
+        Ok(Self::new(servers.connect(servers.patience(), 0).await?, servers.policy().key_prefix.clone()))
     }
 
     fn script(&self, script: &str, subjects: &[SessionId]) -> Cmd {
@@ -424,10 +424,8 @@ impl Shared {
         match ask(&link.board, link.deadline).await {
             Ok(answer) => Together::Answer(answer),
             Err(error) => {
-                if !link.suspect.swap(true, Ordering::AcqRel) {
-                    tracing::warn!(%error, "Redis did not answer about a session in time");
-                }
-                link.probe.notify_one();
+                // All of a prefix but names lies in one slot.
+                link.was_late(&error, &link.keys.rate(""));
                 Together::Unknown
             }
         }

@@ -1,7 +1,8 @@
 //! Staying in touch with the others: connect, read all, then the news, and publish; from the beginning after any fault.
 
-use std::sync::Arc;
+use std::convert::Infallible;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use sealgate_policy::OnLoss;
@@ -21,6 +22,12 @@ const BATCH: usize = 200;
 /// Between attempts to connect.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// What a command of a request may take at least until its connection is given up.
+const SHORTEST_ANSWER: Duration = Duration::from_millis(500);
+
+/// Between probes of a Redis that nobody complained of.
+const LONGEST_UNPROBED: Duration = Duration::from_secs(1);
 
 /// Between probes of a Redis that was late.
 const PROBE_PAUSE: Duration = Duration::from_millis(100);
@@ -58,6 +65,7 @@ pub async fn follow(gateway: &Gateway) {
                 let follower = Follower { gateway, shared: &gateway.shared, servers, keys: keys(servers) };
                 tokio::select! {
                     () = follower.stay_in_touch() => {}
+                    () = follower.answer_requests() => {}
                     () = follower.watch() => {}
                     () = changed => {}
                 }
@@ -99,51 +107,81 @@ enum Because {
 
 impl Follower<'_> {
     async fn stay_in_touch(&self) {
-        let mut pause = FIRST_PAUSE;
+        let mut attempts = Attempts::default();
         loop {
-            let since = Instant::now();
-            let Err(fault) = self.meet().await;
-            self.shared.link.store(None);
+            attempts.begin();
+            let Err(fault) = self.meet(attempts.count).await;
             self.gateway.metrics().shared.connected.set(0);
-            if since.elapsed() > LONGEST_PAUSE * 2 {
-                pause = FIRST_PAUSE;
+            // It may have broken with ours.
+            if let Some(link) = &*self.shared.link.load() {
+                link.probe.notify_one();
             }
-            // Once for each loss, and not for each attempt.
-            if pause == FIRST_PAUSE {
+            if attempts.failed() {
                 tracing::warn!(error = %fault, "no connection to other gateways through Redis; trying again");
             } else {
                 tracing::debug!(error = %fault, "still no connection to Redis");
             }
-            // Gateways that lost the same server do not come back in step.
-            tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            attempts.rest().await;
         }
     }
 
     /// One meeting, until a fault ends it.
-    async fn meet(&self) -> Result<std::convert::Infallible, Fault> {
+    async fn meet(&self, attempt: usize) -> Result<Infallible, Fault> {
+        let patience = self.servers.patience();
         // News are waited for, and nothing may wait behind that: a connection of its own.
-        let (commands, news) = tokio::try_join!(self.servers.connect(), self.servers.connect())?;
+        let (commands, news) = tokio::try_join!(
+            self.servers.connect(patience, attempt),
+            self.servers.connect(self.longest_block() + patience, attempt),
+        )?;
+        if !commands.leads_where(&news) {
+            return Err(Fault::Moved);
+        }
         let mut position = self.read_all(&commands, Because::Connected).await?;
+        self.gateway.metrics().shared.connected.set(1);
+        tracing::info!("in contact with other gateways through Redis");
+        let (never, _, _, _) = tokio::try_join!(
+            self.read_news(&news, &commands, &mut position),
+            self.publish(&commands),
+            activity::follow(self.gateway, self.servers, &commands),
+            async { Err::<Infallible, _>(self.servers.moved(&news).await) },
+        )?;
+        Ok(never)
+    }
+
+    /// The way of requests to Redis: on a connection of its own, since they may ask any node of a cluster, and the trouble of one is not
+    /// that of the others.
+    async fn answer_requests(&self) {
+        let mut attempts = Attempts::default();
+        loop {
+            attempts.begin();
+            let Err(fault) = self.link(attempts.count).await;
+            self.shared.link.store(None);
+            attempts.failed();
+            tracing::debug!(error = %fault, "requests cannot ask Redis");
+            attempts.rest().await;
+        }
+    }
+
+    async fn link(&self, attempt: usize) -> Result<Infallible, Fault> {
+        let deadline = self.servers.policy().deadline;
+        // Who was not answered by then has long gone; what a silent node holds up is to be short.
+        let connection = self.servers.connect((deadline * 4).max(SHORTEST_ANSWER), attempt).await?;
         let (asking, asked) = mpsc::channel(rates::MAX_WAITING);
         let link = Arc::new(Link {
-            connection: commands.clone(),
+            connection: connection.clone(),
             keys: keys(self.servers),
-            board: Board::new(commands.clone(), self.servers.policy().key_prefix.clone()),
-            deadline: self.servers.policy().deadline,
+            board: Board::new(connection.clone(), self.servers.policy().key_prefix.clone()),
+            deadline,
             suspect: false.into(),
+            late: Mutex::default(),
             probe: Notify::new(),
             rates: asking,
         });
         self.shared.link.store(Some(link.clone()));
-        self.gateway.metrics().shared.connected.set(1);
-        tracing::info!("in contact with other gateways through Redis");
-        let (never, _, _, (), _) = tokio::try_join!(
-            self.read_news(&news, &commands, &mut position),
-            self.publish(&commands),
+        let (never, _, ()) = tokio::try_join!(
             self.probe(&link),
+            async { Err::<Infallible, _>(self.servers.moved(&connection).await) },
             rates::answer(&link, asked),
-            activity::follow(self.gateway, self.servers, &commands),
         )?;
         Ok(never)
     }
@@ -198,14 +236,18 @@ impl Follower<'_> {
         Ok(Position { number: entry.as_ref().map_or(0, |entry| entry.number), entry })
     }
 
+    /// How long news are waited for. A silent Redis must answer several times before contact counts as lost.
+    fn longest_block(&self) -> Duration {
+        (self.servers.policy().contact_timeout / 4).min(Duration::from_secs(1))
+    }
+
     async fn read_news(
         &self,
         news: &Connection,
         commands: &Connection,
         position: &mut Position,
-    ) -> Result<std::convert::Infallible, Fault> {
-        // A silent Redis must answer several times before contact counts as lost.
-        let block = (self.servers.policy().contact_timeout / 4).min(Duration::from_secs(1));
+    ) -> Result<Infallible, Fault> {
+        let block = self.longest_block();
         let block_ms = u64::try_from(block.as_millis()).unwrap_or(u64::MAX);
         let patience = block + self.servers.patience();
         loop {
@@ -269,7 +311,7 @@ impl Follower<'_> {
         true
     }
 
-    async fn publish(&self, redis: &Connection) -> Result<std::convert::Infallible, Fault> {
+    async fn publish(&self, redis: &Connection) -> Result<Infallible, Fault> {
         loop {
             let posted = self.shared.posted.notified();
             if self.shared.overflown.load(Ordering::Acquire) {
@@ -297,13 +339,20 @@ impl Follower<'_> {
         redis.ask(&command, self.servers.patience()).await.map(drop)
     }
 
-    /// Asks a Redis that was late for requests until it answers in time again.
-    async fn probe(&self, link: &Link) -> Result<std::convert::Infallible, Fault> {
+    /// Asks a Redis that was late for requests until it answers in time again: for the key that it was late with, because in a cluster
+    /// another node may be well.
+    async fn probe(&self, link: &Link) -> Result<Infallible, Fault> {
         loop {
-            link.probe.notified().await;
+            // Now and then without a cause, so that a connection that broke is renewed before somebody needs it.
+            tokio::select! {
+                () = link.probe.notified() => {}
+                () = tokio::time::sleep(LONGEST_UNPROBED) => {}
+            }
+            let late = lock(&link.late).clone();
             let since = Instant::now();
-            while let Err(fault) = link.connection.ask(&self.keys.probe(), link.deadline).await {
-                if since.elapsed() > self.servers.patience() {
+            while let Err(fault) = link.connection.ask(&link.keys.probe(&late), link.deadline).await {
+                link.suspect.store(true, Ordering::Release);
+                if fault.is_final() || since.elapsed() > self.servers.patience() {
                     return Err(fault);
                 }
                 tokio::time::sleep(PROBE_PAUSE).await;
@@ -333,5 +382,39 @@ impl Follower<'_> {
                 self.gateway.cores.contact_lost();
             }
         }
+    }
+}
+
+/// Attempts that fail, with pauses between them: longer and longer, and short again after one that held.
+struct Attempts {
+    began: Instant,
+    pause: Duration,
+    count: usize,
+}
+
+impl Default for Attempts {
+    fn default() -> Self {
+        Self { began: Instant::now(), pause: FIRST_PAUSE, count: 0 }
+    }
+}
+
+impl Attempts {
+    fn begin(&mut self) {
+        self.began = Instant::now();
+    }
+
+    /// Whether it is a loss, and not one more failure after it.
+    fn failed(&mut self) -> bool {
+        if self.began.elapsed() > LONGEST_PAUSE * 3 {
+            self.pause = FIRST_PAUSE;
+        }
+        self.pause == FIRST_PAUSE
+    }
+
+    async fn rest(&mut self) {
+        // Gateways that lost the same server do not come back in step.
+        tokio::time::sleep(self.pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        self.count += 1;
     }
 }

@@ -101,17 +101,21 @@ struct Link {
     deadline: Duration,
     /// An answer was late: nobody asks until a probe was answered.
     suspect: AtomicBool,
+    /// The key that it was late with.
+    late: Mutex<String>,
     probe: Notify,
     /// Where requests ask about rates, to be asked together.
     rates: mpsc::Sender<rates::Asked>,
 }
 
 impl Link {
-    fn was_late(&self, fault: &Fault) {
+    /// Nobody asks until whoever has `key` answers a probe.
+    fn was_late(&self, fault: &Fault, key: &str) {
         if !self.suspect.swap(true, Ordering::AcqRel) {
             tracing::warn!(%fault, "Redis did not answer a request in time");
+            key.clone_into(&mut lock(&self.late));
+            self.probe.notify_one();
         }
-        self.probe.notify_one();
     }
 }
 
@@ -187,7 +191,7 @@ impl Shared {
             Ok(Value::Nil) => Taken::Again,
             Ok(_) => Taken::Unknown,
             Err(error) => {
-                link.was_late(&error);
+                link.was_late(&error, &link.keys.once(name));
                 Taken::Unknown
             }
         }

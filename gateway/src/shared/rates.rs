@@ -118,7 +118,7 @@ impl RateAnswers {
         match tokio::time::timeout(self.link.deadline, self.answer).await {
             Ok(Ok(answers)) => Some(answers),
             Ok(Err(_)) | Err(_) => {
-                self.link.was_late(&Fault::Late(self.link.deadline));
+                self.link.was_late(&Fault::Late(self.link.deadline), &self.link.keys.rate(""));
                 None
             }
         }

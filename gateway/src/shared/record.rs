@@ -83,10 +83,10 @@ impl Keys {
         command
     }
 
-    /// Asks for nothing but an answer.
-    pub(super) fn probe(&self) -> Cmd {
+    /// Asks for nothing but an answer, of whoever has this key.
+    pub(super) fn probe(&self, key: &str) -> Cmd {
         let mut command = cmd("EXISTS");
-        command.arg(&self.log);
+        command.arg(if key.is_empty() { self.log.as_str() } else { key });
         command
     }
 
@@ -98,8 +98,12 @@ impl Keys {
     /// Takes a name that may be taken once within `ttl_ms`.
     pub(super) fn take_once(&self, name: &str, ttl_ms: u64) -> Cmd {
         let mut command = cmd("SET");
-        command.arg(format!("{}:once:{name}", self.prefix)).arg("").arg("NX").arg("PX").arg(ttl_ms);
+        command.arg(self.once(name)).arg("").arg("NX").arg("PX").arg(ttl_ms);
         command
+    }
+
+    pub(super) fn once(&self, name: &str) -> String {
+        format!("{}:once:{name}", self.prefix)
     }
 }
 

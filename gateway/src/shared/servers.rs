@@ -6,7 +6,7 @@ use std::time::Duration;
 use redis::aio::MultiplexedConnection;
 use redis::cluster::ClusterClientBuilder;
 use redis::cluster_async::ClusterConnection;
-use redis::sentinel::{SentinelClientBuilder, SentinelServerType};
+use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, RedisConnectionInfo, RedisError,
     TlsCertificates, TlsMode, Value,
@@ -18,6 +18,9 @@ use zeroize::Zeroizing;
 
 /// To connect, with TLS, name and password, at least.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Between questions to sentinels who the master is.
+const LONGEST_UNASKED: Duration = Duration::from_secs(2);
 
 /// Longest user name or password.
 const MAX_SECRET_BYTES: usize = 4096;
@@ -45,6 +48,16 @@ pub enum Fault {
     /// More was to be published than is kept.
     #[error("too much is waiting to be published")]
     Overflow,
+    /// The sentinels made another server the master, and the one that we are connected to has not noticed.
+    #[error("another server is the master now")]
+    Moved,
+}
+
+impl Fault {
+    /// Whether the connection will not come back.
+    pub(super) fn is_final(&self) -> bool {
+        matches!(self, Self::Redis(error) if error.is_unrecoverable_error())
+    }
 }
 
 impl Servers {
@@ -109,18 +122,18 @@ impl Servers {
         (self.policy.deadline * 4).max(CONNECT_PATIENCE)
     }
 
-    pub(super) async fn connect(&self) -> Result<Connection, Fault> {
+    /// A connection on which no command is waited for longer than `longest`. `turn` says which sentinel is asked first: another one at each
+    /// attempt, since one that is silent uses up the patience.
+    pub(super) async fn connect(&self, longest: Duration, turn: usize) -> Result<Connection, Fault> {
         let patience = self.patience();
         // The library's own time limits leave out looking up names.
-        tokio::time::timeout(patience, self.open(patience))
-            .await
-            .map_err(|_| Fault::Late(patience))?
-            .map_err(Fault::from)
+        let opened = tokio::time::timeout(patience * 2, self.open(longest, turn)).await;
+        opened.map_err(|_| Fault::Late(patience * 2))?.map_err(Fault::from)
     }
 
-    async fn open(&self, patience: Duration) -> Result<Connection, RedisError> {
+    async fn open(&self, longest: Duration, turn: usize) -> Result<Connection, RedisError> {
         // Each command has a limit of its own; that of the library would end one that waits for news.
-        let config = AsyncConnectionConfig::new().set_connection_timeout(patience);
+        let config = AsyncConnectionConfig::new().set_connection_timeout(self.patience());
         match &self.policy.mode {
             SharedMode::Single => {
                 let server = self.policy.servers.first();
@@ -131,42 +144,91 @@ impl Servers {
                     }
                     _ => Client::open(info)?,
                 };
-                client.get_multiplexed_async_connection_with_config(&config).await.map(Connection::Server)
+                let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+                Ok(Connection::Server { connection, master: None })
             }
             SharedMode::Sentinel { service } => {
-                let sentinels = self.policy.servers.iter().map(address);
-                let mut builder =
-                    SentinelClientBuilder::new(sentinels, service.clone(), SentinelServerType::Master)?;
-                if self.over_tls() {
-                    builder = builder.set_client_to_redis_tls_mode(TlsMode::Secure);
-                    if let Some(certificates) = self.certificates() {
-                        builder = builder
-                            .set_client_to_redis_certificates(certificates.clone())
-                            .set_client_to_sentinel_certificates(certificates);
-                    }
-                }
-                if let Some(username) = &self.username {
-                    builder = builder.set_client_to_redis_username(username.as_str().to_owned());
-                }
-                if let Some(password) = &self.password {
-                    builder = builder.set_client_to_redis_password(password.as_str().to_owned());
-                }
-                let mut client = builder.build()?;
-                client.get_async_connection_with_config(&config).await.map(Connection::Server)
+                let client = self.master(service, turn).await?;
+                let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+                let master = Some(client.get_connection_info().addr.clone());
+                Ok(Connection::Server { connection, master })
             }
             SharedMode::Cluster => {
                 let nodes = self.policy.servers.iter().map(|server| self.info(server));
-                // Not tried again behind our back: what was lost in between must be noticed.
+                // Not tried again behind our back: what was lost in between must be noticed. A node that accepts and then
+                // says nothing is waited for with all others, twice: it may not use up the patience.
                 let mut builder = ClusterClientBuilder::new(nodes)
                     .retries(0)
-                    .connection_timeout(patience)
-                    .response_timeout(patience * 2);
+                    .connection_timeout(self.patience() / 4)
+                    .response_timeout(longest);
                 if let Some(certificates) = self.certificates().filter(|_| self.over_tls()) {
                     builder = builder.certs(certificates);
                 }
                 builder.build()?.get_async_connection().await.map(Connection::Cluster)
             }
         }
+    }
+
+    /// Returns with [`Fault::Moved`] once the sentinels have named another master than the one of this connection; else never.
+    ///
+    /// A master that was cut off from its sentinels takes writes, and keeps its clients, until it hears of its successor.
+    pub(super) async fn moved(&self, connection: &Connection) -> Fault {
+        let (SharedMode::Sentinel { service }, Connection::Server { master: Some(master), .. }) =
+            (&self.policy.mode, connection)
+        else {
+            return std::future::pending().await;
+        };
+        let every = (self.policy.contact_timeout / 4).min(LONGEST_UNASKED);
+        for turn in 0.. {
+            tokio::time::sleep(every).await;
+            match tokio::time::timeout(self.patience() * 2, self.master(service, turn)).await {
+                Ok(Ok(client)) if client.get_connection_info().addr != *master => return Fault::Moved,
+                Ok(Ok(_)) => {}
+                // While a master is sought there is none; and without sentinels the connection is all there is.
+                failed => {
+                    let error = failed.map(Result::err);
+                    tracing::debug!(?error, "sentinels do not say who is the master");
+                }
+            }
+        }
+        Fault::Moved
+    }
+
+    /// The master of which the first sentinel says so that answers; `turn` is who is asked first.
+    async fn master(&self, service: &str, turn: usize) -> Result<Client, RedisError> {
+        let servers = &self.policy.servers;
+        let first = turn % servers.len().max(1);
+        let mut last = no_server();
+        for server in servers.iter().cycle().skip(first).take(servers.len()) {
+            // One by one: one that accepts and then says nothing would use up the patience for all.
+            let mut sentinel = self.sentinel(server, service)?;
+            match tokio::time::timeout(self.patience() / 2, sentinel.async_get_client()).await {
+                Ok(Ok(client)) => return Ok(client),
+                Ok(Err(error)) => last = error,
+                Err(_) => last = (redis::ErrorKind::IoError, "a sentinel does not answer").into(),
+            }
+        }
+        Err(last)
+    }
+
+    fn sentinel(&self, server: &SharedServer, service: &str) -> Result<SentinelClient, RedisError> {
+        let (service, kind) = (service.to_owned(), SentinelServerType::Master);
+        let mut builder = SentinelClientBuilder::new([address(server)], service, kind)?;
+        if self.over_tls() {
+            builder = builder.set_client_to_redis_tls_mode(TlsMode::Secure);
+            if let Some(certificates) = self.certificates() {
+                builder = builder
+                    .set_client_to_redis_certificates(certificates.clone())
+                    .set_client_to_sentinel_certificates(certificates);
+            }
+        }
+        if let Some(username) = &self.username {
+            builder = builder.set_client_to_redis_username(username.as_str().to_owned());
+        }
+        if let Some(password) = &self.password {
+            builder = builder.set_client_to_redis_password(password.as_str().to_owned());
+        }
+        builder.build()
     }
 
     /// Prints its secrets: not to be shown to anybody.
@@ -199,7 +261,11 @@ impl fmt::Debug for Servers {
 /// One connection; clones share it. It does not come back once it broke.
 #[derive(Clone)]
 pub(super) enum Connection {
-    Server(MultiplexedConnection),
+    Server {
+        connection: MultiplexedConnection,
+        /// Who it is, if sentinels said so.
+        master: Option<ConnectionAddr>,
+    },
     Cluster(ClusterConnection),
 }
 
@@ -208,11 +274,19 @@ impl Connection {
     pub(super) async fn ask(&self, command: &Cmd, patience: Duration) -> Result<Value, Fault> {
         let asking = async {
             match self.clone() {
-                Self::Server(mut server) => command.query_async::<Value>(&mut server).await,
+                Self::Server { mut connection, .. } => command.query_async::<Value>(&mut connection).await,
                 Self::Cluster(mut cluster) => command.query_async::<Value>(&mut cluster).await,
             }
         };
         tokio::time::timeout(patience, asking).await.map_err(|_| Fault::Late(patience))?.map_err(Fault::from)
+    }
+
+    /// Whether both lead to the same server, as far as sentinels choose it.
+    pub(super) fn leads_where(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Server { master: one, .. }, Self::Server { master: two, .. }) => one == two,
+            _ => true,
+        }
     }
 }
 
