@@ -128,7 +128,7 @@ fn revoked(criterion: &mut Criterion, fixture: &Fixture) -> Result<()> {
     ensure!(revocations.len() == REVOKED);
     let identity = |number: usize, session: String| {
         Identity::new(IdentityParts {
-            issuer: issuer.to_owned(),
+            issuer: issuer.into(),
             subject: format!("user-{number}"),
             session: Some(session),
             token_id: Some(format!("token-{number}")),
