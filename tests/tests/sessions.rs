@@ -334,6 +334,8 @@ fn s1_two_gateways_count_activity_together() {
     assert_eq!(redis.ask(&["FLUSHALL"]).trim(), "OK");
     redis.ask(&["CLIENT", "KILL", "TYPE", "normal"]);
     until("it knows the session again", DEADLINE, || {
+        // However long it takes to connect: nobody forgets it meanwhile.
+        assert_eq!(get(&a, "/api", &active).status, 200);
         let known = redis.ask(&["ZCARD", "{sealgate}:sessions:active"]);
         let ended = redis.ask(&["ZCARD", "{sealgate}:sessions:idle"]);
         (known.trim() == "1" && ended.trim() == "1").then_some(())
