@@ -163,6 +163,7 @@ async fn keep_house(gateway: &Gateway) {
         gateway.outliving.penalties.forget_expired(Instant::now());
         gateway.tickets.forget_expired(clock::unix_now());
         gateway.sessions.forget_expired(clock::unix_now());
+        gateway.logout_tokens.forget_expired(clock::unix_now());
         gateway.shared.forget_expired(clock::unix_now());
         if let Err(error) = gateway.outliving.tickets.rotate() {
             tracing::error!(%error, "ticket keys could not be replaced; no tickets are given until they can");

@@ -76,6 +76,10 @@ pub enum Denial {
     ClientCertificateNotAllowed,
     /// The keys to verify the token cannot be had: our fault, so never a 401.
     TokenKeysUnavailable,
+    /// The logout token is not acceptable (OpenID Connect Back-Channel Logout 1.0 §2.6).
+    LogoutInvalid(LogoutFault),
+    /// The logout token may be good, and what it names could not be ended, or not for good: its issuer is to try again.
+    LogoutFailed,
     /// What other gateways revoked cannot be known at present, and the policy would rather refuse (`shared.on_loss`).
     ContactLost,
     /// The identity has none of the roles that the rule names.
@@ -259,6 +263,23 @@ pub enum ProofFault {
     Replayed,
 }
 
+/// What is wrong with a logout token. The outside learns only that something is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LogoutFault {
+    /// No form with one `logout_token`.
+    Form,
+    /// What may be wrong with any token.
+    Token(TokenFault),
+    /// No event of a logout.
+    Event,
+    /// It has a nonce.
+    Nonce,
+    /// It names neither a session nor a subject.
+    Nobody,
+    /// Seen before.
+    Replayed,
+}
+
 /// One line of the table that faces the outside.
 struct Row {
     reason: &'static str,
@@ -300,6 +321,8 @@ impl Denial {
         "client-certificate-missing",
         "client-certificate-not-allowed",
         "token-keys-unavailable",
+        "logout-invalid",
+        "logout-failed",
         "contact-lost",
         "role-missing",
         "roles-conflict",
@@ -382,6 +405,8 @@ impl Denial {
             Self::ClientCertificateMissing => row("client-certificate-missing", 403, 4403, "Client certificate missing"),
             Self::ClientCertificateNotAllowed => row("client-certificate-not-allowed", 403, 4403, "Client certificate not allowed"),
             Self::TokenKeysUnavailable    => row("token-keys-unavailable",  503, 1013, "Token keys unavailable"),
+            Self::LogoutInvalid(_)        => row("logout-invalid",          400, 1008, "Logout token not accepted"),
+            Self::LogoutFailed            => row("logout-failed",           400, 1013, "Logout failed"),
             Self::ContactLost             => row("contact-lost",            503, 1013, "Sessions cannot be checked"),
             Self::RoleMissing             => row("role-missing",            403, 4403, "Not allowed"),
             Self::RolesConflict           => row("roles-conflict",          403, 4403, "Not allowed"),
@@ -492,6 +517,8 @@ impl Denial {
             Self::TokenKeysUnavailable => {
                 "tokens cannot be verified at present; keep yours and try again".into()
             }
+            Self::LogoutInvalid(_) => "the logout token is not accepted".into(),
+            Self::LogoutFailed => "the logout could not be carried out; try again".into(),
             Self::ContactLost => {
                 "sessions cannot be checked at present; keep your token and try again".into()
             }
@@ -580,6 +607,7 @@ impl fmt::Display for Denial {
         match self {
             Self::TokenInvalid(fault) => write!(f, "{}: {}", self.reason(), fault.name()),
             Self::ProofInvalid(fault) => write!(f, "{}: {}", self.reason(), fault.name()),
+            Self::LogoutInvalid(fault) => write!(f, "{}: {}", self.reason(), fault.name()),
             _ => write!(f, "{}: {}", self.reason(), self.detail()),
         }
     }
@@ -644,6 +672,20 @@ impl ProofFault {
     }
 }
 
+impl LogoutFault {
+    /// Word for log and metrics; the outside never sees it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Form => "form",
+            Self::Token(fault) => fault.name(),
+            Self::Event => "event",
+            Self::Nonce => "nonce",
+            Self::Nobody => "nobody",
+            Self::Replayed => "replayed",
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -695,6 +737,8 @@ mod tests {
             Denial::ClientCertificateMissing,
             Denial::ClientCertificateNotAllowed,
             Denial::TokenKeysUnavailable,
+            Denial::LogoutInvalid(LogoutFault::Replayed),
+            Denial::LogoutFailed,
             Denial::ContactLost,
             Denial::RoleMissing,
             Denial::RolesConflict,

@@ -790,11 +790,14 @@ pub(crate) struct RouteDocument {
     /// GET brings HEAD along.
     #[schemars(length(min = 1))]
     pub(crate) methods: Vec<MethodDocument>,
-    /// Name of an upstream; required but with ticket.
+    /// Name of an upstream; required but with ticket or logout.
     pub(crate) upstream: Option<String>,
     /// The gateway itself answers, with a one-use ticket that opens a WebSocket of the same session and origin: the way for
     /// browsers, which cannot send a token there.
     pub(crate) ticket: Option<TicketDocument>,
+    /// The gateway itself answers: an issuer tells here whom it has logged out (OpenID Connect Back-Channel Logout 1.0). A form
+    /// is taken, POSTed and up to 16 KiB long, with auth "none"; rates are needed, since anybody may call.
+    pub(crate) logout: Option<LogoutDocument>,
     /// Default "required".
     #[serde(default)]
     pub(crate) auth: AuthDocument,
@@ -841,6 +844,24 @@ pub(crate) struct RouteDocument {
 pub(crate) struct TicketDocument {
     /// How long a ticket is good, "5s" to "5m"; default "30s".
     pub(crate) ttl: Option<DurationText>,
+}
+
+/// Logout tokens of an issuer (OpenID Connect Back-Channel Logout 1.0). They end the session that they name, or all sessions of
+/// the subject that began before them.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "logout")]
+pub(crate) struct LogoutDocument {
+    /// Name of the issuer: its keys and algorithms count.
+    pub(crate) issuer: String,
+    /// Our client ids at the issuer: a token's `aud` must hold one of them, and no other; default the issuer's audience.
+    #[schemars(length(min = 1))]
+    pub(crate) audience: Option<Vec<String>>,
+    /// How old a token may be, "10s" to "1h"; default "5m".
+    pub(crate) max_age: Option<DurationText>,
+    /// Whether a token must be of the type "logout+jwt"; otherwise "JWT" and no type will do. Default false.
+    #[serde(default)]
+    pub(crate) strict_type: bool,
 }
 
 /// A stronger or fresher login (RFC 9470). At least one of its keys.

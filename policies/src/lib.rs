@@ -38,7 +38,7 @@ pub use certificate::{
     CertificateName, ClientAuthentication, ClientCertificate, ClientMode, ClientZone, ClientZones,
     ForwardCertificate,
 };
-pub use denial::{Denial, ProofFault, TokenFault};
+pub use denial::{Denial, LogoutFault, ProofFault, TokenFault};
 pub use document::json_schema;
 pub use errors::{PolicyError, PolicyErrors};
 pub use identity::{Binding, IDENTITY_HEADER_PREFIX, IDENTITY_HEADERS, Identity, IdentityParts, SessionId};
@@ -55,8 +55,8 @@ pub use policy::{
     UpstreamTls,
 };
 pub use rule::{
-    AtLimit, Authentication, BodyRule, Compression, MaxOpen, OnRefusal, RenewRule, Rule, TicketRule,
-    TunnelLimits,
+    AtLimit, Authentication, BodyRule, Compression, LogoutRule, MaxOpen, OnRefusal, RenewRule, Rule,
+    TicketRule, TunnelLimits,
 };
 pub use units::parse_duration;
 pub use verdict::{Authorization, DecidingPolicy, Explanation, Question, TestOutcome, explain, run_tests};

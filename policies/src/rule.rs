@@ -36,6 +36,8 @@ pub struct Rule {
     pub activity: bool,
     /// The gateway answers with a ticket; then there is no upstream.
     pub ticket: Option<TicketRule>,
+    /// An issuer tells there whom it has logged out; then there is no upstream.
+    pub logout: Option<LogoutRule>,
     pub(crate) roles: Vec<String>,
     /// What client certificate it wants.
     pub(crate) certificate: Option<CertificateRule>,
@@ -90,6 +92,19 @@ impl Rule {
 pub struct TicketRule {
     /// How long a ticket is good. 5 s to 5 min; default 30 s.
     pub ttl: Duration,
+}
+
+/// A rule at which an issuer tells whom it has logged out (OpenID Connect Back-Channel Logout 1.0).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogoutRule {
+    /// Name of the issuer.
+    pub issuer: Arc<str>,
+    /// Of which a token's audience must be.
+    pub audience: Vec<String>,
+    /// How old a token may be. 10 s to 1 h; default 5 min.
+    pub max_age: Duration,
+    /// Whether a token must be of the type `logout+jwt`. Default false.
+    pub strict_type: bool,
 }
 
 /// A stronger or fresher login that a rule or message wants (RFC 9470).

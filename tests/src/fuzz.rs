@@ -15,7 +15,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, head
 use ring::digest::{SHA256, digest};
 use sealgate::session::{
     self, Asked, DPOP, KeyFetcher, Proofs, Tickets, TokenCache, Verifier, bearer, decode, encode,
-    read_journal,
+    logout_token, read_journal,
 };
 use sealgate::upstream::http1::{Read, read_answer};
 use sealgate::websocket::deflate::{Agreed, InflateError, Inflater, RATIO_FLOOR};
@@ -25,7 +25,7 @@ use sealgate::websocket::handshake::{
 };
 use sealgate::websocket::message::{Assembler, Forward, Scratch, Step, WireFault};
 use sealgate_policy::{
-    Binding, Bundle, DecisionCache, Denial, Evidence, Identity, IdentityParts, MessageKind, Policy,
+    Binding, Bundle, DecisionCache, Denial, Evidence, Identity, IdentityParts, LogoutRule, MessageKind, Policy,
     ProofFault, RequestFacts, RequestPermit, TunnelLimits, settle,
 };
 use serde_json::Value;
@@ -53,6 +53,7 @@ pub const TARGETS: [Target; 15] = [
     ("revocation_record", revocation_record),
     ("journal", journal),
     ("access", access),
+    ("logout", logout),
 ];
 
 const LIMITS: TunnelLimits = TunnelLimits {
@@ -756,4 +757,45 @@ pub fn journal(data: &[u8]) {
     if let Some(before) = read_journal(&data[..end], NOW) {
         assert!(before.revocations.iter().all(|(record, until)| kept.revocations.get(record) >= Some(until)));
     }
+}
+
+/// A back-channel logout: the form as it comes (first byte 0), or header and claims parted by a NUL, which are signed by the right key.
+/// Claims that are a JSON object get, with first byte 2, the times of now.
+///
+/// What is accepted is a logout token for us, of now, that names somebody; and it ends just that.
+pub fn logout(data: &[u8]) {
+    const EVENT: &str = "http://schemas.openid.net/event/backchannel-logout";
+    let Some((kind, rest)) = data.split_first() else {
+        return;
+    };
+    let (judge, now) = (&*JUDGE, now());
+    let form = if *kind == 0 {
+        rest.to_vec()
+    } else {
+        let (header, claims) = rest.split_at(rest.iter().position(|byte| *byte == 0).unwrap_or(rest.len()));
+        let mut claims = claims.get(1..).unwrap_or_default().to_vec();
+        if let (2, Ok(Value::Object(mut read))) = (*kind, serde_json::from_slice(&claims)) {
+            read.insert("iat".to_owned(), now.into());
+            read.insert("exp".to_owned(), (now + 60).into());
+            claims = Value::Object(read).to_string().into_bytes();
+        }
+        format!("logout_token={}", judge.issuer.sign_bytes(header, &claims)).into_bytes()
+    };
+    let Ok(token) = logout_token(&form) else { return };
+    let rule = LogoutRule {
+        issuer: "tests".into(),
+        audience: vec!["sealgate".to_owned()],
+        max_age: Duration::from_secs(300),
+        strict_type: false,
+    };
+    let Ok(accepted) = judge.verifier.verify_logout(&token, &rule, now) else { return };
+    let claims = token.split('.').nth(1).expect("three parts");
+    let claims = URL_SAFE_NO_PAD.decode(claims).expect("base64url");
+    let claims: Value = serde_json::from_slice(&claims).expect("JSON");
+    assert_eq!(claims["iss"], "https://issuer.test");
+    assert!(claims["events"][EVENT].is_object() && claims.get("nonce").is_none());
+    assert_eq!(claims["jti"], accepted.id.as_str());
+    assert!(accepted.issued_at <= now + 300 && accepted.until > now);
+    let revocation = accepted.revocation(now + 9).expect("it names somebody");
+    assert_eq!(revocation.issued_before == u64::MAX, claims.get("sid").is_some());
 }

@@ -25,7 +25,7 @@ use crate::{
     lock::lock,
     metrics::Metrics,
     reload::{Outliving, PolicySource, Reloader},
-    session::{Journal, KeyFetcher, Proofs, Revocations, Sessions, Tickets},
+    session::{Journal, KeyFetcher, LogoutTokens, Proofs, Revocations, Sessions, Tickets},
     shared::Shared,
     upstream::EndpointIds,
 };
@@ -121,6 +121,7 @@ pub fn run(args: &RunArgs, ready: impl FnOnce(&Running)) -> anyhow::Result<u8> {
         shared,
         cores: ways_in,
         tickets: Tickets::default(),
+        logout_tokens: LogoutTokens::default(),
         proofs: Proofs::new().map_err(no_random)?,
         outliving,
         stop: watch::Sender::new(false),

@@ -43,7 +43,7 @@ use crate::{
     metrics::Metrics,
     reload::{Outliving, Snapshot},
     session::{
-        Journal, Listing, Mark, Proofs, Revocation, Revocations, SessionPage, SessionQuery, Sessions, Tickets,
+        Journal, Listing, LogoutTokens, Mark, Proofs, Revocation, Revocations, SessionPage, SessionQuery, Sessions, Tickets,
     },
     shared::Shared,
 };
@@ -76,6 +76,8 @@ pub struct Gateway {
     pub cores: Inboxes,
     /// Proofs of possession that came, so that none counts twice.
     pub proofs: Proofs,
+    /// Logout tokens that came, so that none counts twice.
+    pub logout_tokens: LogoutTokens,
     /// Tickets for WebSockets that were not used yet.
     pub tickets: Tickets,
     /// What no reload touches: rate cells, counters, ticket keys.

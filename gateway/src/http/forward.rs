@@ -140,17 +140,26 @@ async fn take_body(
         let (body, fate) = RequestBody::streamed(incoming, rule.max_bytes, patience);
         return Ok((body, Some(fate), None));
     }
-    let limit = usize::try_from(rule.max_bytes).unwrap_or(usize::MAX);
+    let bytes = gather(incoming, rule.max_bytes, patience).await?;
+    let account = permit.judge_body(&bytes, decisions)?.into_account();
+    Ok((RequestBody::Held(Some(bytes)), None, account))
+}
+
+/// A body as a whole, `max_bytes` of it at most, within `patience`.
+pub(super) async fn gather(
+    incoming: Incoming,
+    max_bytes: u64,
+    patience: std::time::Duration,
+) -> Result<Bytes, Denial> {
+    let limit = usize::try_from(max_bytes).unwrap_or(usize::MAX);
     let gathered = Box::pin(tokio::time::timeout(patience, Limited::new(incoming, limit).collect()))
         .await
         .map_err(|_| Denial::TooSlow)?
         .map_err(|error| match error.downcast_ref::<LengthLimitError>() {
-            Some(_) => Denial::BodyTooLarge { limit: rule.max_bytes },
+            Some(_) => Denial::BodyTooLarge { limit: max_bytes },
             None => Denial::Malformed { detail: "the body broke off" },
         })?;
-    let bytes: Bytes = gathered.to_bytes();
-    let account = permit.judge_body(&bytes, decisions)?.into_account();
-    Ok((RequestBody::Held(Some(bytes)), None, account))
+    Ok(gathered.to_bytes())
 }
 
 fn denial_for(error: &SendError, fate: Option<&Cell<Fate>>, max_bytes: u64) -> Denial {

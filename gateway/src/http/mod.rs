@@ -4,6 +4,7 @@ pub mod body;
 pub mod exchange;
 mod forward;
 mod headers;
+mod logout;
 mod refusal;
 mod target;
 mod ticket;

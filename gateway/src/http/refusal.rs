@@ -20,7 +20,9 @@ pub fn response(
     exchange.refused(denial);
     exchange.answered(status);
     let mut fields = HeaderMap::new();
-    fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    let error = logout_error(denial);
+    let kind = if error.is_some() { "application/json" } else { "application/problem+json" };
+    fields.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     fields.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers::add_security(&mut fields, snapshot.hsts.as_ref(), exchange.id);
     add_particulars(&mut fields, denial, snapshot);
@@ -34,11 +36,21 @@ pub fn response(
     if let (Denial::Schema { pointer }, Some(problem)) = (denial, problem.as_object_mut()) {
         problem.insert("pointer".to_owned(), json!(pointer));
     }
-    let body = Bytes::from(problem.to_string());
+    let body = Bytes::from(error.unwrap_or(problem).to_string());
     let mut response = Response::new(ResponseBody::held(body, unread, exchange));
     *response.status_mut() = status;
     *response.headers_mut() = fields;
     response
+}
+
+/// OpenID Connect Back-Channel Logout 1.0 §2.8 has a shape of its own, that of RFC 6749 §5.2.
+fn logout_error(denial: &Denial) -> Option<serde_json::Value> {
+    let error = match denial {
+        Denial::LogoutInvalid(_) => "invalid_request",
+        Denial::LogoutFailed => "temporarily_unavailable",
+        _ => return None,
+    };
+    Some(json!({ "error": error, "error_description": denial.detail() }))
 }
 
 /// The fields that RFC 6750, RFC 9110 and the rate limit draft ask for.

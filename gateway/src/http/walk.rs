@@ -14,7 +14,9 @@ use sealgate_policy::{
     TokenFault, settle,
 };
 
-use super::{body::ResponseBody, exchange::Exchange, forward, refusal, target::Target, ticket, tunnel};
+use super::{
+    body::ResponseBody, exchange::Exchange, forward, logout, refusal, target::Target, ticket, tunnel,
+};
 use crate::{
     clock,
     edge::{Connection, Core},
@@ -25,7 +27,7 @@ use crate::{
 };
 
 /// How long a request waits for its issuer's new keys.
-const KEY_PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const KEY_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Answers one request. Never fails: a refusal is an answer, and so is a fault.
 ///
@@ -58,6 +60,8 @@ pub async fn serve(
             Ok(ticket) => Ok(ticket::answer(&door, &ticket, rule, request.into_body(), exchange)),
             Err(denial) => Err((denial, exchange)),
         }
+    } else if let Some(rule) = admitted.permit.rule().logout.as_ref() {
+        Box::pin(logout::receive(door, &admitted.permit, rule, request, exchange)).await
     } else if door.target.websocket {
         // In a box: hyper moves this future for every request, and few become a WebSocket.
         Box::pin(tunnel::open(door, admitted.permit, admitted.session, request, exchange)).await

@@ -212,11 +212,14 @@ impl Revocations {
             return false;
         }
         let issued_at = identity.issued_at.unwrap_or(0);
-        Target::all_of(identity).iter().flatten().any(|target| {
-            let key = self.key(target);
-            let entry = read(self.shard(key)).get(&key).copied();
-            entry.is_some_and(|entry| issued_at < entry.issued_before && now < entry.until)
-        })
+        Target::all_of(identity).iter().flatten().any(|target| self.holds(target, issued_at, now))
+    }
+
+    /// Whether all is revoked at `now` that the target means and that was issued then.
+    pub fn holds(&self, target: &Target<'_>, issued_at: u64, now: u64) -> bool {
+        let key = self.key(target);
+        let entry = read(self.shard(key)).get(&key).copied();
+        entry.is_some_and(|entry| issued_at < entry.issued_before && now < entry.until)
     }
 
     /// Clears away what has expired at `now`. Meant to be called every minute or so.

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use sealgate_policy::{Denial, Identity, Issuer, JwksSource, TokenFault};
+use sealgate_policy::{Denial, Identity, Issuer, JwksSource, LogoutFault, LogoutRule, TokenFault};
 
 use super::cache::{Generation, TokenCache};
 use super::jwks::{JwksError, KeyFetcher, KeySource};
+use super::logout::{self, LogoutToken};
 use super::token::Unverified;
 
 /// Why a token does not count.
@@ -26,6 +27,15 @@ impl From<TokenFailure> for Denial {
             TokenFailure::KeysUnavailable => Denial::TokenKeysUnavailable,
         }
     }
+}
+
+/// Why a logout token does not count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogoutFailure {
+    /// The token is at fault.
+    Fault(LogoutFault),
+    /// No keys of its issuer could be had so far.
+    KeysUnavailable,
 }
 
 /// An issuer's key file that a snapshot cannot do without.
@@ -116,6 +126,36 @@ impl Verifier {
         let identity = Arc::new(identity);
         cache.keep(key, generation, until, now, &identity);
         Ok(identity)
+    }
+
+    /// What a logout token that came by `rule` proves at `now` (unix seconds); as [`verify`](Self::verify), but that nothing
+    /// is remembered.
+    ///
+    /// # Errors
+    /// [`LogoutFailure`].
+    pub fn verify_logout(
+        &self,
+        token: &str,
+        rule: &LogoutRule,
+        now: u64,
+    ) -> Result<LogoutToken, LogoutFailure> {
+        let fault = |fault| LogoutFailure::Fault(LogoutFault::Token(fault));
+        let trusted = self.issuers.iter().find(|it| it.issuer.name == rule.issuer);
+        let trusted = trusted.ok_or(fault(TokenFault::Issuer))?;
+        if token.len() > trusted.issuer.max_token_bytes as usize {
+            return Err(fault(TokenFault::TooLarge));
+        }
+        let unverified = Unverified::parse(token).map_err(fault)?;
+        let Some(keys) = trusted.keys.keys() else {
+            trusted.keys.want();
+            return Err(LogoutFailure::KeysUnavailable);
+        };
+        logout::verify(unverified, &trusted.issuer, rule, &keys, now).map_err(|outcome| {
+            if outcome == LogoutFault::Token(TokenFault::Key) {
+                trusted.keys.want();
+            }
+            LogoutFailure::Fault(outcome)
+        })
     }
 
     /// Waits until the token's issuer has been asked for its keys anew, at most `patience`, and says whether it was:

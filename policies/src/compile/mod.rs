@@ -156,6 +156,7 @@ impl Compiler<'_> {
         let role_rules = self.role_rules(&document.role);
         let mut known = Known {
             upstreams: &upstreams,
+            issuers: &issuers,
             rates: &rates,
             role_rules,
             authz,

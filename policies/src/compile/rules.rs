@@ -13,20 +13,23 @@ use crate::compile::ciphertext::Named;
 use crate::compile::{Compiler, DAY, GIB, HOUR, KIB, MIB, MILLISECOND, SECOND, mode, sender};
 use crate::document::{
     AtLimitDocument, AuthDocument, BodyDocument, CertificateDemandDocument, CompressionDocument,
-    DirectionDocument, Hosts, InspectDocument, KindDocument, MaxOpenDocument, MessageDocument,
+    DirectionDocument, Hosts, InspectDocument, KindDocument, LogoutDocument, MaxOpenDocument, MessageDocument,
     MethodDocument, ModeDocument, NameText, OnRefusalDocument, PenaltyDocument, QueryDocument,
     ResourceDocument, RouteDocument, SenderDocument, StepUpDocument, TicketDocument, WebsocketDocument,
 };
 use crate::json::{self, Schema};
 use crate::matcher::{ContentTypes, Origins};
 use crate::path::{MAX_QUERY, PathPattern};
-use crate::policy::{Mode, Rate, RateIndex, RateKey, RuleId, Upstream, UpstreamIndex};
+use crate::policy::{Issuer, Mode, Rate, RateIndex, RateKey, RuleId, Upstream, UpstreamIndex};
 use crate::routes::{Host, Routes};
 use crate::rule::{
-    AtLimit, Authentication, BodyRule, Compression, Kinds, MaxOpen, MessageRule, MessageTable, OnRefusal,
+    AtLimit, Authentication, BodyRule, Compression, Kinds, LogoutRule, MaxOpen, MessageRule, MessageTable, OnRefusal,
     QueryRule, RateList, RenewRule, RoleRule, Rule, StepUp, TicketRule, TunnelLimits, TunnelRule,
 };
 use crate::source::{child, hint};
+
+/// Longest form with a logout token.
+const MAX_LOGOUT_BYTES: u64 = 16 * KIB;
 
 /// What a route and a websocket have in common, with the pointer to it.
 struct Common<'d> {
@@ -52,6 +55,7 @@ struct Common<'d> {
 /// What rules refer to, and the rules so far.
 pub(super) struct Known<'a> {
     pub(super) upstreams: &'a [Upstream],
+    pub(super) issuers: &'a [Issuer],
     pub(super) rates: &'a [Rate],
     pub(super) role_rules: Arc<[RoleRule]>,
     pub(super) authz: AuthzState,
@@ -91,11 +95,16 @@ impl Compiler<'_> {
         };
         let mut rule = self.rule(&common, known);
         rule.activity = d.activity.unwrap_or(true);
-        match (&d.upstream, &d.ticket) {
-            (Some(_), None) => {}
-            (None, None) => self.error(&common.at, "expected an upstream, or a ticket"),
-            (upstream, Some(ticket)) => {
+        match (&d.upstream, &d.ticket, &d.logout) {
+            (Some(_), None, None) => {}
+            (None, None, None) => self.error(&common.at, "expected an upstream, or a ticket or logout"),
+            (upstream, Some(ticket), None) => {
                 rule.ticket = Some(self.ticket(&common, d, ticket, upstream.is_some()))
+            }
+            (_, _, Some(logout)) => {
+                rule.logout = self.logout(&common, d, logout, known.issuers);
+                // It comes in a form, and is looked at whole.
+                rule.body = BodyRule { max_bytes: MAX_LOGOUT_BYTES, buffered: true };
             }
         }
         if let Some(body) = &d.body {
@@ -155,6 +164,54 @@ impl Compiler<'_> {
         TicketRule {
             ttl: self.duration(&format!("{at}/ttl"), document.ttl, SECOND * 30, SECOND * 5..=SECOND * 300),
         }
+    }
+
+    fn logout(
+        &mut self,
+        common: &Common<'_>,
+        route: &RouteDocument,
+        document: &LogoutDocument,
+        issuers: &[Issuer],
+    ) -> Option<LogoutRule> {
+        let at = format!("{}/logout", common.at);
+        let faults = [
+            (route.upstream.is_some(), "the gateway itself answers a logout, and there is an upstream"),
+            (route.ticket.is_some(), "expected a ticket or logout, and not both"),
+            (common.auth != AuthDocument::None, "the logout token alone counts; expected auth = \"none\""),
+            (
+                route.methods != [MethodDocument::Post],
+                "a logout token comes by POST; expected methods = [\"POST\"]",
+            ),
+            (route.body.is_some(), "what the body may be is known; expected none of it here"),
+            (
+                common.rates.is_empty(),
+                "anybody may call, and signatures cost time; expected rates, such as one by address",
+            ),
+            (mode(common.mode) == Mode::Shadow, "there is nothing to pass a logout on to in mode \"shadow\""),
+        ];
+        for (_, message) in faults.into_iter().filter(|(fault, _)| *fault) {
+            self.error(&at, message);
+        }
+        let max_age = self.duration(
+            &format!("{at}/max_age"),
+            document.max_age,
+            SECOND * 300,
+            SECOND * 10..=SECOND * 3600,
+        );
+        let Some(issuer) = issuers.iter().find(|issuer| *issuer.name == *document.issuer) else {
+            self.error(&format!("{at}/issuer"), format!("there is no [[issuer]] `{}`", document.issuer));
+            return None;
+        };
+        if (issuer.claims.subject.as_str(), issuer.claims.session.as_str()) != ("sub", "sid") {
+            let message = "logout tokens name `sub` and `sid`, and this issuer's claims map subject or session to others";
+            self.error(&format!("{at}/issuer"), message);
+        }
+        Some(LogoutRule {
+            issuer: issuer.name.clone(),
+            audience: document.audience.clone().unwrap_or_else(|| issuer.audience.clone()),
+            max_age,
+            strict_type: document.strict_type,
+        })
     }
 
     /// What a step-up wants, and its challenge (RFC 9470 §3).
@@ -260,6 +317,7 @@ impl Compiler<'_> {
             action: common.action.map(Into::into),
             activity: true,
             ticket: None,
+            logout: None,
             roles: common.roles.to_vec(),
             certificate: self.certificate_rule(common),
             step_up: self.step_up(at, common.step_up, authentication),

@@ -389,6 +389,87 @@ upstream = "backend"
 }
 
 #[test]
+fn logouts() {
+    let head = r#"version = 1
+[[issuer]]
+name = "i"
+issuer = "https://i.example"
+audience = ["a"]
+algorithms = ["ES256"]
+jwks = "https://i.example/jwks"
+[[issuer]]
+name = "j"
+issuer = "https://j.example"
+audience = ["a"]
+algorithms = ["ES256"]
+jwks = "https://j.example/jwks"
+claims = { subject = "uid" }
+[[upstream]]
+name = "backend"
+endpoints = ["unix:/b"]
+[[rate]]
+name = "logouts"
+per = ["address"]
+quota = 10
+period = "1m"
+"#;
+    let good = r#"[[route]]
+name = "logout"
+path = "/logout"
+methods = ["POST"]
+auth = "none"
+rates = ["logouts"]
+logout = { issuer = "i" }
+[[route]]
+name = "other"
+path = "/other"
+methods = ["POST"]
+auth = "none"
+rates = ["logouts"]
+logout = { issuer = "i", audience = ["client"], max_age = "1m", strict_type = true }
+"#;
+    let bundle = bundle(&[("policy.toml", &format!("{head}{good}"))]);
+    let policy = Policy::compile(&bundle, &BTreeMap::new()).unwrap_or_else(|errors| panic!("{errors}"));
+    let rule = policy.rules[0].logout.as_ref().unwrap();
+    assert_eq!((&*rule.issuer, &*rule.audience, rule.max_age), ("i", &["a".to_owned()][..], SECOND * 300));
+    assert_eq!(*policy.rules[0].body(), crate::rule::BodyRule { max_bytes: 16 * 1024, buffered: true });
+    assert!(!rule.strict_type && policy.rules[1].logout.as_ref().unwrap().strict_type);
+
+    let bad = r#"[[route]]
+name = "a"
+path = "/a"
+methods = ["GET"]
+upstream = "backend"
+mode = "shadow"
+logout = { issuer = "k", max_age = "1s" }
+[[route]]
+name = "b"
+path = "/b"
+methods = ["POST"]
+auth = "none"
+rates = ["logouts"]
+body = { max_bytes = "1KiB" }
+ticket = {}
+logout = { issuer = "j" }
+"#;
+    assert_errors(
+        &[("policy.toml", &format!("{head}{bad}"))],
+        &[
+            ("policy.toml", 30, 10, "route.a.logout", "there is an upstream"),
+            ("policy.toml", 30, 10, "route.a.logout", "expected auth = \"none\""),
+            ("policy.toml", 30, 10, "route.a.logout", "comes by POST"),
+            ("policy.toml", 30, 10, "route.a.logout", "expected rates"),
+            ("policy.toml", 30, 10, "route.a.logout", "mode \"shadow\""),
+            ("policy.toml", 30, 21, "route.a.logout.issuer", "no [[issuer]] `k`"),
+            ("policy.toml", 30, 36, "route.a.logout.max_age", "expected \"10s\" to \"1h\""),
+            ("policy.toml", 39, 10, "route.b.logout", "and not both"),
+            ("policy.toml", 39, 10, "route.b.logout", "expected none of it here"),
+            ("policy.toml", 39, 21, "route.b.logout.issuer", "map subject or session"),
+        ],
+    );
+}
+
+#[test]
 fn tickets_and_stronger_logins() {
     let head = r#"version = 1
 [[role]]
