@@ -455,16 +455,16 @@ logout = { issuer = "j" }
     assert_errors(
         &[("policy.toml", &format!("{head}{bad}"))],
         &[
-            ("policy.toml", 30, 10, "route.a.logout", "there is an upstream"),
-            ("policy.toml", 30, 10, "route.a.logout", "expected auth = \"none\""),
-            ("policy.toml", 30, 10, "route.a.logout", "comes by POST"),
-            ("policy.toml", 30, 10, "route.a.logout", "expected rates"),
-            ("policy.toml", 30, 10, "route.a.logout", "mode \"shadow\""),
-            ("policy.toml", 30, 21, "route.a.logout.issuer", "no [[issuer]] `k`"),
-            ("policy.toml", 30, 36, "route.a.logout.max_age", "expected \"10s\" to \"1h\""),
-            ("policy.toml", 39, 10, "route.b.logout", "and not both"),
-            ("policy.toml", 39, 10, "route.b.logout", "expected none of it here"),
-            ("policy.toml", 39, 21, "route.b.logout.issuer", "map subject or session"),
+            ("policy.toml", 29, 10, "route.a.logout", "there is an upstream"),
+            ("policy.toml", 29, 10, "route.a.logout", "expected auth = \"none\""),
+            ("policy.toml", 29, 10, "route.a.logout", "comes by POST"),
+            ("policy.toml", 29, 10, "route.a.logout", "expected rates"),
+            ("policy.toml", 29, 10, "route.a.logout", "mode \"shadow\""),
+            ("policy.toml", 29, 21, "route.a.logout.issuer", "no [[issuer]] `k`"),
+            ("policy.toml", 29, 36, "route.a.logout.max_age", "expected \"10s\" to \"1h\""),
+            ("policy.toml", 38, 10, "route.b.logout", "and not both"),
+            ("policy.toml", 38, 10, "route.b.logout", "expected none of it here"),
+            ("policy.toml", 38, 21, "route.b.logout.issuer", "map subject or session"),
         ],
     );
 }
