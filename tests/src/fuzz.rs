@@ -25,8 +25,8 @@ use sealgate::websocket::handshake::{
 };
 use sealgate::websocket::message::{Assembler, Forward, Scratch, Step, WireFault};
 use sealgate_policy::{
-    Binding, Bundle, DecisionCache, Denial, Evidence, Identity, IdentityParts, LogoutRule, MessageKind, Policy,
-    ProofFault, RequestFacts, RequestPermit, TunnelLimits, settle,
+    Binding, Bundle, DecisionCache, Denial, Evidence, Identity, IdentityParts, LogoutRule, MessageKind,
+    Policy, ProofFault, RequestFacts, RequestPermit, TunnelLimits, settle,
 };
 use serde_json::Value;
 

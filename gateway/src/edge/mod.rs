@@ -43,7 +43,8 @@ use crate::{
     metrics::Metrics,
     reload::{Outliving, Snapshot},
     session::{
-        Journal, Listing, LogoutTokens, Mark, Proofs, Revocation, Revocations, SessionPage, SessionQuery, Sessions, Tickets,
+        Journal, Listing, LogoutTokens, Mark, Proofs, Revocation, Revocations, SessionPage, SessionQuery,
+        Sessions, Tickets,
     },
     shared::Shared,
 };

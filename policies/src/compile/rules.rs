@@ -13,9 +13,10 @@ use crate::compile::ciphertext::Named;
 use crate::compile::{Compiler, DAY, GIB, HOUR, KIB, MIB, MILLISECOND, SECOND, mode, sender};
 use crate::document::{
     AtLimitDocument, AuthDocument, BodyDocument, CertificateDemandDocument, CompressionDocument,
-    DirectionDocument, Hosts, InspectDocument, KindDocument, LogoutDocument, MaxOpenDocument, MessageDocument,
-    MethodDocument, ModeDocument, NameText, OnRefusalDocument, PenaltyDocument, QueryDocument,
-    ResourceDocument, RouteDocument, SenderDocument, StepUpDocument, TicketDocument, WebsocketDocument,
+    DirectionDocument, Hosts, InspectDocument, KindDocument, LogoutDocument, MaxOpenDocument,
+    MessageDocument, MethodDocument, ModeDocument, NameText, OnRefusalDocument, PenaltyDocument,
+    QueryDocument, ResourceDocument, RouteDocument, SenderDocument, StepUpDocument, TicketDocument,
+    WebsocketDocument,
 };
 use crate::json::{self, Schema};
 use crate::matcher::{ContentTypes, Origins};
@@ -23,8 +24,8 @@ use crate::path::{MAX_QUERY, PathPattern};
 use crate::policy::{Issuer, Mode, Rate, RateIndex, RateKey, RuleId, Upstream, UpstreamIndex};
 use crate::routes::{Host, Routes};
 use crate::rule::{
-    AtLimit, Authentication, BodyRule, Compression, Kinds, LogoutRule, MaxOpen, MessageRule, MessageTable, OnRefusal,
-    QueryRule, RateList, RenewRule, RoleRule, Rule, StepUp, TicketRule, TunnelLimits, TunnelRule,
+    AtLimit, Authentication, BodyRule, Compression, Kinds, LogoutRule, MaxOpen, MessageRule, MessageTable,
+    OnRefusal, QueryRule, RateList, RenewRule, RoleRule, Rule, StepUp, TicketRule, TunnelLimits, TunnelRule,
 };
 use crate::source::{child, hint};
 
