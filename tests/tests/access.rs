@@ -340,7 +340,7 @@ fn p4_roles_that_nobody_may_have_together_open_nothing() {
     ] {
         let token = bundle.issuer.with("root", json!({ "roles": roles, "dept": "sales", "amr": ["otp"] }));
         for path in [
-            "/v1/users/root/history",
+            "/v1/users/superuser/history",
             "/v1/admin/configuration",
             "/v1/audit/records",
             "/v1/users/bob/devices",
