@@ -457,6 +457,9 @@ pub(crate) struct SharedDocument {
     /// When Redis does not answer about a proof of possession: "local" asks this gateway's memory alone, "deny" refuses
     /// (503). Default "local".
     pub(crate) dpop_on_loss: Option<DpopOnLossDocument>,
+    /// When Redis does not answer about a ticket for a WebSocket: "local" takes it on the gateway that made it, "deny" nowhere
+    /// (503). A ticket of another gateway is refused then in any case (503). Default "local".
+    pub(crate) tickets_on_loss: Option<DpopOnLossDocument>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]

@@ -377,6 +377,9 @@ pub struct SharedPolicy {
     /// Whether proofs of possession are refused while others cannot be asked about them (503); otherwise each gateway
     /// remembers its own. Default false.
     pub dpop_fails_closed: bool,
+    /// Whether tickets are refused while Redis does not answer (503); otherwise the gateway that made one takes it. Default
+    /// false.
+    pub tickets_fail_closed: bool,
 }
 
 /// Where a Redis server is.

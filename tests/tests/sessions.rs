@@ -421,3 +421,79 @@ fn s1_without_redis_each_gateway_counts_what_it_saw_and_nobody_waits() {
     });
     assert_eq!(get(&b, "/api", &token(&bundle, "s4")).status, 200);
 }
+
+fn ticket(gateway: &Gateway, token: &str) -> Reply {
+    gateway.curl("/ticket").method("POST").token(token).header("Origin: https://chat.example").send()
+}
+
+fn redeemed(gateway: &Gateway, ticket: &str, origin: &str) -> Reply {
+    gateway
+        .wire()
+        .upgrade("/ws/chat", &format!("{origin}Sec-WebSocket-Protocol: sealgate.ticket.{ticket}\r\n"))
+}
+
+#[test]
+fn a_ticket_of_one_gateway_opens_one_socket_on_any() {
+    let redis = Redis::start();
+    let bundle = together(&redis, "", "");
+    let [a, b] = two(&bundle);
+    let mine = token(&bundle, "s1");
+    let made = |gateway: &Gateway| {
+        let reply = ticket(gateway, &mine);
+        assert_eq!(reply.status, 200, "{reply:?}");
+        reply.json()["ticket"].as_str().expect("a ticket").to_owned()
+    };
+    let elsewhere = made(&a);
+    // What stands in Redis is neither the ticket nor the token.
+    let names = redis.ask(&["KEYS", "sealgate:ticket:*"]);
+    let stands = redis.ask(&["GET", names.trim()]);
+    assert!(
+        !names.contains(&elsewhere) && !stands.contains(&elsewhere) && !stands.contains(&mine),
+        "{names}"
+    );
+    assert_eq!(redeemed(&b, &elsewhere, ORIGIN).status, 101);
+    assert_eq!(bundle.upstream.last().header("x-sealgate-session"), Some("s1"));
+    for gateway in [&a, &b] {
+        assert_said(&redeemed(gateway, &elsewhere, ORIGIN), 401, "token-invalid");
+    }
+    let here = made(&a);
+    assert_eq!(redeemed(&a, &here, ORIGIN).status, 101);
+    assert_said(&redeemed(&b, &here, ORIGIN), 401, "token-invalid");
+    let stolen = made(&a);
+    assert_said(&redeemed(&b, &stolen, "Origin: https://evil.example\r\n"), 401, "token-invalid");
+    assert_said(&redeemed(&a, &stolen, ORIGIN), 401, "token-invalid");
+    assert_said(&redeemed(&b, &"A".repeat(43), ORIGIN), 401, "token-invalid");
+    // Of many that ask both at once, one gets in.
+    for _ in 0..3 {
+        let ticket = made(&a);
+        let opened: Vec<_> = thread::scope(|scope| {
+            let ask = |number: usize| {
+                let (gateway, ticket) = (if number.is_multiple_of(2) { &a } else { &b }, ticket.clone());
+                scope.spawn(move || redeemed(gateway, &ticket, ORIGIN).status)
+            };
+            let asking: Vec<_> = (0..6).map(ask).collect();
+            asking.into_iter().map(|it| it.join().unwrap()).collect()
+        });
+        assert_eq!(opened.iter().filter(|status| **status == 101).count(), 1, "{opened:?}");
+    }
+    // Without Redis: the gateway that made one takes it, another cannot know it, and neither is the client's fault.
+    let (held, other) = (made(&a), made(&a));
+    redis.signal(Signal::STOP);
+    assert_eq!(redeemed(&a, &held, ORIGIN).status, 101);
+    assert_said(&redeemed(&b, &other, ORIGIN), 503, "contact-lost");
+    let alone = made(&a);
+    assert_eq!(redeemed(&a, &alone, ORIGIN).status, 101);
+}
+
+#[test]
+fn tickets_are_refused_without_redis_where_the_policy_wants_that() {
+    let redis = Redis::start();
+    let bundle = together(&redis, "", "tickets_on_loss = \"deny\"");
+    let [a, _b] = two(&bundle);
+    let mine = token(&bundle, "s1");
+    let reply = ticket(&a, &mine);
+    let held = reply.json()["ticket"].as_str().expect("a ticket").to_owned();
+    redis.signal(Signal::STOP);
+    assert_said(&ticket(&a, &mine), 503, "contact-lost");
+    assert_said(&redeemed(&a, &held, ORIGIN), 503, "contact-lost");
+}

@@ -4,6 +4,7 @@
 //! the policy that the comparison uses, `benches/policy/`.
 
 mod access;
+mod clock;
 mod fixture;
 mod frames;
 mod keys;
@@ -26,6 +27,7 @@ fn main() -> anyhow::Result<()> {
     token::measure(&mut criterion, &fixture)?;
     session::measure(&mut criterion, &fixture)?;
     rates::measure(&mut criterion, &fixture)?;
+    clock::measure(&mut criterion, &fixture)?;
     frames::measure(&mut criterion)?;
     criterion.final_summary();
     Ok(())

@@ -7,17 +7,40 @@ use sealgate_policy::{Denial, RequestPermit, TicketRule};
 use serde_json::json;
 
 use super::{body::ResponseBody, exchange::Exchange, headers, walk::Door};
-use crate::{clock, session::TicketText};
+use crate::{
+    clock,
+    session::{self, TicketText},
+    shared::Together,
+};
 
 /// Makes a ticket for whom `permit` names and the page whose fields these are.
-pub fn issue(
+pub async fn issue(
     door: &Door,
     permit: &RequestPermit,
     rule: TicketRule,
     fields: &HeaderMap,
 ) -> Result<TicketText, Denial> {
     let identity = permit.identity().ok_or(Denial::TokenMissing)?;
-    door.core.gateway.tickets.issue(identity, fields, rule.ttl, clock::unix_now())
+    let (gateway, policy) = (&door.core.gateway, &door.snapshot.policy);
+    let now = clock::unix_now();
+    let text = gateway.tickets.issue(identity, fields, rule.ttl, now)?;
+    let Some(shared) = policy.shared() else { return Ok(text) };
+    let token = session::bearer(fields, false).map_err(Denial::TokenInvalid)?.ok_or(Denial::TokenMissing)?;
+    let page = session::origin(fields).ok_or(Denial::OriginNotAllowed)?.as_bytes();
+    let until = now.saturating_add(rule.ttl.as_secs());
+    let sealed = session::seal(text.as_str(), token.as_str(), page, until).ok_or(Denial::Internal)?;
+    let name = session::ticket_name(text.as_str()).ok_or(Denial::Internal)?;
+    // INVARIANT: before others can have it: from then on this gateway asks before it takes it.
+    gateway.tickets.share(&text);
+    match gateway.shared.offer_ticket(&name, &sealed, rule.ttl).await {
+        Together::Answer(()) | Together::Alone => Ok(text),
+        Together::Unknown if shared.tickets_fail_closed => {
+            drop(gateway.tickets.take(text.as_str()));
+            Err(Denial::ContactLost)
+        }
+        // Redis may have it all the same: it is asked before the ticket is taken, if it answers by then.
+        Together::Unknown => Ok(text),
+    }
 }
 
 /// Hands it out; what is left of the request is thrown away.

@@ -23,7 +23,7 @@ use crate::{
     limits::RateStanding,
     reload::Snapshot,
     session::{self, Asked, Scheme, Session, Token, TokenFailure},
-    shared::Taken,
+    shared::{Taken, Together},
 };
 
 /// How long a request waits for its issuer's new keys.
@@ -56,7 +56,7 @@ pub async fn serve(
     };
     let door = Door { core, connection, snapshot: snapshot.clone(), target: admitted.target };
     let answer = if let Some(rule) = admitted.permit.rule().ticket {
-        match ticket::issue(&door, &admitted.permit, rule, request.headers()) {
+        match Box::pin(ticket::issue(&door, &admitted.permit, rule, request.headers())).await {
             Ok(ticket) => Ok(ticket::answer(&door, &ticket, rule, request.into_body(), exchange)),
             Err(denial) => Err((denial, exchange)),
         }
@@ -186,7 +186,9 @@ async fn identify<'a>(
     let ticket = if facts.websocket { session::ticket(facts.headers) } else { Ok(None) };
     let token = match (token, ticket.map_err(Denial::TokenInvalid)?) {
         (Some(token), None) => token,
-        (None, Some(ticket)) => return redeem(core, snapshot, ticket, facts, now).map(|it| Some((None, it))),
+        (None, Some(ticket)) => {
+            return Box::pin(redeem(core, snapshot, ticket, facts, now)).await.map(|it| Some((None, it)));
+        }
         (Some(_), Some(_)) => return Err(Denial::TokenInvalid(TokenFault::Twice)),
         (None, None) => return Err(Denial::TokenMissing),
     };
@@ -215,15 +217,39 @@ pub async fn verified(
     Ok(identity)
 }
 
-/// Whose ticket it is. It counts no longer than the issuer of the token that it was made of.
-fn redeem(
+/// Whose ticket it is, over all gateways. It counts no longer than the issuer of the token that it was made of.
+async fn redeem(
     core: &Core,
     snapshot: &Snapshot,
-    ticket: &str,
+    text: &str,
     facts: &RequestFacts<'_>,
     now: u64,
 ) -> Result<Arc<Identity>, Denial> {
-    let identity = core.gateway.tickets.redeem(ticket, facts.headers, now)?;
+    let invalid = Denial::TokenInvalid(TokenFault::Ticket);
+    let gateway = &core.gateway;
+    let name = session::ticket_name(text).ok_or(invalid.clone())?;
+    let mine = gateway.tickets.take(text);
+    let identity = match (mine, snapshot.policy.shared()) {
+        (Some(ticket), Some(shared)) if ticket.is_shared() => match gateway.shared.take_ticket(&name).await {
+            Together::Answer(Some(_)) | Together::Alone => ticket.redeem(facts.headers, now)?,
+            // Another gateway took it.
+            Together::Answer(None) => return Err(invalid),
+            Together::Unknown if shared.tickets_fail_closed => return Err(Denial::ContactLost),
+            Together::Unknown => ticket.redeem(facts.headers, now)?,
+        },
+        (Some(ticket), _) => ticket.redeem(facts.headers, now)?,
+        (None, None) => return Err(invalid),
+        (None, Some(_)) => match gateway.shared.take_ticket(&name).await {
+            Together::Answer(Some(sealed)) => {
+                let content = session::open_sealed(text, sealed).ok_or(invalid)?;
+                session::fits(&content.origin, content.until, facts.headers, now)?;
+                // Its sender proved to hold what it is bound to where the ticket was made.
+                return verified(core, snapshot, &content.token, now).await;
+            }
+            Together::Answer(None) | Together::Alone => return Err(invalid),
+            Together::Unknown => return Err(Denial::ContactLost),
+        },
+    };
     let known = snapshot.policy.issuers().iter().any(|issuer| issuer.issuer == *identity.issuer);
     if !known {
         return Err(Denial::TokenInvalid(TokenFault::Issuer));

@@ -56,12 +56,15 @@ struct Open {
     of_subject: HashMap<(Arc<str>, String), usize>,
 }
 
-struct Ticket {
+/// An open ticket, taken to be redeemed: nobody else has it any more.
+pub struct Ticket {
     identity: Arc<Identity>,
     /// A copy: the field's own bytes keep all of the buffer that hyper read it into.
     origin: Box<[u8]>,
     /// Unix seconds at which it no longer counts.
     until: u64,
+    /// Whether other gateways can redeem it too, so that they have to be asked.
+    shared: bool,
 }
 
 /// The ticket of an upgrade, as it came.
@@ -102,9 +105,22 @@ impl Tickets {
             return Err(Denial::TooManyTickets);
         }
         let until = now.saturating_add(ttl.as_secs());
-        open.tickets.insert(key, Ticket { identity: Arc::clone(identity), origin, until });
+        open.tickets.insert(key, Ticket { identity: Arc::clone(identity), origin, until, shared: false });
         open.of_subject.insert(owner, of_owner + 1);
         Ok(text)
+    }
+
+    /// Other gateways can redeem the ticket from now on.
+    pub fn share(&self, text: &TicketText) {
+        let Some(key) = key(text.as_str()) else { return };
+        if let Some(ticket) = lock(&self.open).tickets.get_mut(&key) {
+            ticket.shared = true;
+        }
+    }
+
+    /// Takes a ticket of this gateway: from now on it is used, whatever comes of it.
+    pub fn take(&self, text: &str) -> Option<Ticket> {
+        key(text).and_then(|key| lock(&self.open).take(&key))
     }
 
     /// Whose session a ticket opens a WebSocket for. However that ends, the ticket is used: one that was stolen and tried
@@ -114,14 +130,7 @@ impl Tickets {
     /// [`Denial::TokenInvalid`]: unknown, used, too old, from another page, or the token that it was made of has expired.
     pub fn redeem(&self, text: &str, headers: &HeaderMap, now: u64) -> Result<Arc<Identity>, Denial> {
         let invalid = Denial::TokenInvalid(TokenFault::Ticket);
-        let ticket = key(text).and_then(|key| lock(&self.open).take(&key)).ok_or(invalid.clone())?;
-        if now >= ticket.until || origin(headers).is_none_or(|origin| origin.as_bytes() != &*ticket.origin) {
-            return Err(invalid);
-        }
-        if now >= ticket.identity.expires_at {
-            return Err(Denial::TokenInvalid(TokenFault::Expired));
-        }
-        Ok(ticket.identity)
+        self.take(text).ok_or(invalid)?.redeem(headers, now)
     }
 
     /// Clears away what is too old. Meant to be called every minute or so.
@@ -138,6 +147,47 @@ impl Tickets {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+impl Ticket {
+    /// Whether other gateways can redeem it too.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.shared
+    }
+
+    /// Whose session it opens a WebSocket for.
+    ///
+    /// # Errors
+    /// As [`Tickets::redeem`].
+    pub fn redeem(self, headers: &HeaderMap, now: u64) -> Result<Arc<Identity>, Denial> {
+        fits(&self.origin, self.until, headers, now)?;
+        if now >= self.identity.expires_at {
+            return Err(Denial::TokenInvalid(TokenFault::Expired));
+        }
+        Ok(self.identity)
+    }
+}
+
+impl fmt::Debug for Ticket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Ticket(..)")
+    }
+}
+
+/// Whether a ticket still counts, and for the page whose fields these are.
+///
+/// # Errors
+/// [`Denial::TokenInvalid`].
+pub fn fits(page: &[u8], until: u64, headers: &HeaderMap, now: u64) -> Result<(), Denial> {
+    let same = origin(headers).is_some_and(|origin| origin.as_bytes() == page);
+    if now < until && same { Ok(()) } else { Err(Denial::TokenInvalid(TokenFault::Ticket)) }
+}
+
+/// By what other gateways find a ticket, which does not tell the ticket; nothing for what can be none.
+#[must_use]
+pub fn ticket_name(text: &str) -> Option<String> {
+    key(text).map(|key| key.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 impl Open {
@@ -169,7 +219,8 @@ impl fmt::Debug for Tickets {
     }
 }
 
-fn origin(headers: &HeaderMap) -> Option<&HeaderValue> {
+/// The one page that a request comes from, if it says so.
+pub fn origin(headers: &HeaderMap) -> Option<&HeaderValue> {
     let mut origins = headers.get_all(ORIGIN).iter();
     // "null" is every page that hides where it is from.
     let only = origins.next().filter(|origin| *origin != "null" && !origin.is_empty());

@@ -16,7 +16,7 @@ use redis::{Cmd, Value, cmd};
 use sealgate_policy::{AtLimit, SessionId, SessionLimit};
 
 use super::servers::{Connection, Fault, Servers};
-use super::{Shared, Standing};
+use super::{Link, Shared, Standing};
 use crate::clock;
 use crate::edge::Gateway;
 use crate::session::{Session, SessionEnd};
@@ -410,9 +410,12 @@ fn ends(answer: Value, cursor: &mut Cursor) -> Option<(Vec<(SessionId, SessionEn
 }
 
 impl Shared {
-    async fn of_sessions<T>(
+    /// Asks Redis within the policy's deadline, unless it was late and has not answered a probe since. `key` is what is asked about,
+    /// or another one of the same node.
+    pub(super) async fn in_time<T>(
         &self,
-        ask: impl AsyncFnOnce(&Board, Duration) -> Result<T, Fault>,
+        key: impl FnOnce(&Link) -> String,
+        ask: impl AsyncFnOnce(&Link) -> Result<T, Fault>,
     ) -> Together<T> {
         if self.standing() == Standing::Alone {
             return Together::Alone;
@@ -421,11 +424,10 @@ impl Shared {
         if link.suspect.load(Ordering::Acquire) {
             return Together::Unknown;
         }
-        match ask(&link.board, link.deadline).await {
+        match ask(&link).await {
             Ok(answer) => Together::Answer(answer),
             Err(error) => {
-                // All of a prefix but names lies in one slot.
-                link.was_late(&error, &link.keys.rate(""));
+                link.was_late(&error, &key(&link));
                 Together::Unknown
             }
         }
@@ -433,7 +435,7 @@ impl Shared {
 
     /// Begins a session over all gateways. Waits for one round trip, for the policy's deadline at most.
     pub async fn begin_session(&self, beginning: &Beginning<'_>) -> Together<Began> {
-        self.of_sessions(async |board, deadline| board.begin(beginning, deadline).await).await
+        self.in_time(in_the_slot, async |link| link.board.begin(beginning, link.deadline).await).await
     }
 
     /// Asks about sessions that seem idle here, as [`begin_session`](Self::begin_session); an answer for each.
@@ -444,8 +446,13 @@ impl Shared {
         now: u64,
     ) -> Together<Vec<Settled>> {
         let asked = sessions.iter().map(|session| (session.id(), session.active_at()));
-        self.of_sessions(async |board, deadline| board.settle(asked, idle, now, deadline).await).await
+        self.in_time(in_the_slot, async |link| link.board.settle(asked, idle, now, link.deadline).await).await
     }
+}
+
+/// All of a prefix but names lies in one slot.
+fn in_the_slot(link: &Link) -> String {
+    link.keys.rate("")
 }
 
 /// Tells the others of activity, and hears which sessions ended, until Redis fails.

@@ -10,7 +10,7 @@ use tokio::sync::{Notify, mpsc};
 
 use super::record::{self, Keys, News};
 use super::servers::{Connection, Fault, Servers};
-use super::{Board, Link, Shared, Standing, activity, rates};
+use super::{Board, Link, Shared, Standing, TicketBoard, activity, rates};
 use crate::clock;
 use crate::edge::Gateway;
 use crate::lock::lock;
@@ -170,6 +170,10 @@ impl Follower<'_> {
         let link = Arc::new(Link {
             connection: connection.clone(),
             keys: keys(self.servers),
+            tickets: TicketBoard {
+                connection: connection.clone(),
+                prefix: self.servers.policy().key_prefix.clone(),
+            },
             board: Board::new(connection.clone(), self.servers.policy().key_prefix.clone()),
             deadline,
             suspect: false.into(),

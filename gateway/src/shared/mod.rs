@@ -12,6 +12,7 @@ mod follow;
 mod rates;
 mod record;
 mod servers;
+mod tickets;
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -31,6 +32,7 @@ pub use self::rates::{AskKind, RateAnswer, RateAnswers, RateAsk};
 use self::record::Keys;
 use self::servers::Connection;
 pub use self::servers::{Fault, Servers};
+use self::tickets::TicketBoard;
 use crate::lock::lock;
 use crate::session::{Revocation, encode};
 
@@ -98,6 +100,7 @@ struct Link {
     connection: Connection,
     keys: Keys,
     board: Board,
+    tickets: TicketBoard,
     deadline: Duration,
     /// An answer was late: nobody asks until a probe was answered.
     suspect: AtomicBool,

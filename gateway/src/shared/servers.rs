@@ -340,6 +340,7 @@ mod tests {
             contact_timeout: Duration::from_secs(10),
             on_loss: sealgate_policy::OnLoss::Warn,
             dpop_fails_closed: false,
+            tickets_fail_closed: false,
         }
     }
 

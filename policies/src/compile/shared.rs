@@ -77,6 +77,7 @@ impl Compiler<'_> {
                 Some(OnLossDocument::FailClosed) => OnLoss::FailClosed,
             },
             dpop_fails_closed: d.dpop_on_loss == Some(DpopOnLossDocument::Deny),
+            tickets_fail_closed: d.tickets_on_loss == Some(DpopOnLossDocument::Deny),
         }
     }
 }
