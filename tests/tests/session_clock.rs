@@ -14,6 +14,7 @@ use sealgate_tests::Redis;
 
 const IDLE: u64 = 100;
 const START: u64 = 1_000_000;
+const TOLD: &str = "{sealgate}:sessions:told";
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn rules() -> SessionPolicy {
@@ -60,6 +61,11 @@ async fn board(redis: &Redis) -> Board {
     Board::connect(&servers.expect("servers")).await.expect("Redis")
 }
 
+/// As if gateways had told what they saw without a break, and went on so: the dates of these tests are not Redis' time.
+fn told(redis: &Redis) {
+    redis.ask(&["HSET", TOLD, "told", "9999999999999"]);
+}
+
 /// Whether a request is let in by one of the gateways, which asks the other's Redis where it has to.
 async fn enter(sessions: &Sessions, board: &Board, who: &Identity, now: u64, active: bool) -> bool {
     let session = match sessions.look(who, IDLE, now) {
@@ -83,7 +89,7 @@ async fn enter(sessions: &Sessions, board: &Board, who: &Identity, now: u64, act
                 sessions.begin(who, &rules(), IDLE, active, None, now).expect("room").session
             }
             Began::Ended(_) | Began::Old => return false,
-            Began::Full => panic!("there is no limit"),
+            Began::Full | Began::Unsure => panic!("there is no limit, and nobody was silent"),
         },
     };
     if active {
@@ -99,6 +105,7 @@ fn two_gateways_agree_with_a_simple_model() {
     let redis = Redis::start();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let board = runtime.block_on(board(&redis));
+    told(&redis);
     let cases = std::cell::Cell::new(0);
     let steps = prop::collection::vec((0u8..7, 0usize..2, 0usize..3, 0u64..60), 0..80);
     TestRunner::new(Config { cases: 100, failure_persistence: None, ..Config::default() })
@@ -121,6 +128,7 @@ fn two_gateways_agree_with_a_simple_model() {
                             for (session, settled) in due.iter().zip(settled) {
                                 match settled {
                                     Settled::Ended(end) => drop(gateways[gateway].end(session, end)),
+                                    Settled::Unsure => panic!("nobody was silent"),
                                     Settled::Active(at) => {
                                         session.saw(at);
                                         gateways[gateway].look_again(session.clone(), at + IDLE);
@@ -153,6 +161,7 @@ fn limits_hold_over_gateways_and_ends_are_read_by_all() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let board = board(&redis).await;
+        told(&redis);
         let limit = |at_limit| SessionLimit { role: None, max: 2, at_limit };
         let (replaces, rejects) = (limit(AtLimit::ReplaceOldest), limit(AtLimit::Reject));
         let begin = async |session: usize, now: u64, limit: &SessionLimit| {
@@ -188,5 +197,36 @@ fn limits_hold_over_gateways_and_ends_are_read_by_all() {
         assert_eq!(told, [Settled::Active(START + 120), Settled::Ended(SessionEnd::Replaced)]);
         assert_eq!(begin(5, START + 120, &rejects).await, Began::Full);
         assert_eq!(begin(8, START + 120, &rejects).await, Began::Ended(SessionEnd::Replaced));
+    });
+}
+
+#[test]
+fn nobody_is_idle_for_a_redis_that_was_not_told() {
+    let redis = Redis::start();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let board = board(&redis).await;
+        let who = identity(1, 1, START);
+        let begin = async |now| board.begin(&beginning(&who, now, None), PATIENCE).await.expect("an answer");
+        let settle = async |now| {
+            let asked = [(who.session_id, START)].into_iter();
+            board.settle(asked, IDLE, now, PATIENCE).await.expect("an answer")
+        };
+        let live = Began::Live { active: START, replaced: Vec::new() };
+        assert_eq!(begin(START).await, live, "it begins all the same");
+        // Redis stood still for long: these are the questions that waited in it.
+        redis.ask(&["HSET", TOLD, "told", "1"]);
+        assert_eq!(begin(START + IDLE).await, Began::Unsure);
+        assert_eq!(settle(START + IDLE).await, [Settled::Unsure]);
+        assert_eq!(settle(START + IDLE - 1).await, [Settled::Active(START)]);
+        // One gateway has told all that it saw. Others may need longer.
+        board.ended(&mut Cursor::default(), 0, PATIENCE).await.expect("an answer");
+        told(&redis);
+        assert_eq!(settle(START + IDLE).await, [Settled::Unsure]);
+        let until = redis.ask(&["HGET", TOLD, "unsure"]);
+        assert!(until.trim().parse::<u64>().is_ok_and(|until| until > 1_700_000_000_000), "{until}");
+        redis.ask(&["HSET", TOLD, "unsure", "1"]);
+        assert_eq!(settle(START + IDLE).await, [Settled::Ended(SessionEnd::Idle)]);
+        assert_eq!(begin(START + IDLE).await, Began::Ended(SessionEnd::Idle));
     });
 }

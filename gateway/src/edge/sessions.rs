@@ -30,7 +30,7 @@ impl Gateway {
     ///
     /// # Errors
     /// [`Denial::SessionIdle`], [`Denial::SessionReplaced`], [`Denial::TooManySessions`], [`Denial::Overloaded`], and
-    /// [`Denial::ContactLost`] for a session that seems idle while Redis is late.
+    /// [`Denial::ContactLost`] for a session that seems idle while Redis is late, or has not been told for a while.
     pub async fn session(
         &self,
         policy: &Policy,
@@ -63,6 +63,7 @@ impl Gateway {
                     self.end_sessions(&[session], *end);
                     Err(end.denial())
                 }
+                Some(Settled::Unsure) => Err(Denial::ContactLost),
                 None => Err(Denial::Internal),
             },
             // Its own word alone. It is not remembered: others may know better when they are back.
@@ -108,6 +109,7 @@ impl Gateway {
                 return Err(end.denial());
             }
             Together::Answer(Began::Old) => return Err(Denial::SessionIdle),
+            Together::Answer(Began::Unsure) => return Err(Denial::ContactLost),
             Together::Answer(Began::Full) => return Err(Denial::TooManySessions),
         };
         let Begun { session, replaced } = begun;
@@ -161,6 +163,9 @@ impl Gateway {
                             self.sessions.look_again(session.clone(), at.saturating_add(idle));
                         }
                         Settled::Ended(end) => self.end_sessions(std::slice::from_ref(session), end),
+                        Settled::Unsure => {
+                            self.ask_again(std::slice::from_ref(session), now.saturating_add(1))
+                        }
                     }
                 }
             }

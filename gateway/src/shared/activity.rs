@@ -6,6 +6,10 @@
 //!
 //! Activity is told once a second, for all sessions at once, and nothing waits for that. A session is asked about when a gateway
 //! first sees it, and before it is ended for idleness.
+//!
+//! While Redis stands still, what gateways see is not told, and questions wait in it; they are answered when it goes on, before
+//! anybody could tell. So it also keeps when it was last *told* anything, and ends nobody for idleness while that is too long ago,
+//! nor for a while after: it is not *sure*.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -30,19 +34,32 @@ const BATCH: usize = 500;
 /// Ends read in one answer, for each reason.
 const PAGE: usize = 10_000;
 
+/// Keys of each script, before those of subjects.
+const FIXED: usize = 4;
+
 /// Ends are kept for so long: no session lasts longer.
 const KEEP_MS: u64 = 400 * 86_400 * 1_000;
+
+/// Before each script. After `SILENCE` ms without being told anything Redis is not sure who was active, nor for `GRACE` ms from when
+/// it is told again: longer than the longest pause between attempts to connect, and the round after it.
+const SURE: &str = r"
+local SILENCE, GRACE = 3000, 6000
+local time = redis.call('TIME')
+local ms = time[1] * 1000 + math.floor(time[2] / 1000)
+local told, unsure = unpack(redis.call('HMGET', KEYS[4], 'told', 'unsure'))
+local silent = not told or ms - told > SILENCE
+local sure = not silent and not (unsure and ms < tonumber(unsure))
+";
 
 const BEGIN: &str = r"
 local id, start, idle, now = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local max, rejects, counts = tonumber(ARGV[5]), ARGV[6] == '1', ARGV[7] == '1'
 if redis.call('ZSCORE', KEYS[2], id) then return {'idle'} end
 if redis.call('ZSCORE', KEYS[3], id) then return {'replaced'} end
-local time = redis.call('TIME')
-local ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local active = tonumber(redis.call('ZSCORE', KEYS[1], id) or nil)
 if active then
   if active + idle > now then return {'live', string.format('%.0f', active)} end
+  if not sure then return {'unsure'} end
   redis.call('ZADD', KEYS[2], 'NX', ms, id)
   return {'idle'}
 end
@@ -50,10 +67,10 @@ if start + idle <= now then return {'old'} end
 local answer = {'live', string.format('%.0f', start)}
 if counts then
   local open = {}
-  for _, other in ipairs(redis.call('ZRANGE', KEYS[4], 0, -1)) do
+  for _, other in ipairs(redis.call('ZRANGE', KEYS[5], 0, -1)) do
     local seen = tonumber(redis.call('ZSCORE', KEYS[1], other) or nil)
-    if not seen or seen + idle <= now or redis.call('ZSCORE', KEYS[2], other) or redis.call('ZSCORE', KEYS[3], other) then
-      redis.call('ZREM', KEYS[4], other)
+    if not seen or (sure and seen + idle <= now) or redis.call('ZSCORE', KEYS[2], other) or redis.call('ZSCORE', KEYS[3], other) then
+      redis.call('ZREM', KEYS[5], other)
     else
       open[#open + 1] = other
     end
@@ -62,12 +79,12 @@ if counts then
     if rejects then return {'full'} end
     for at = 1, #open - max + 1 do
       redis.call('ZADD', KEYS[3], 'NX', ms, open[at])
-      redis.call('ZREM', KEYS[4], open[at])
+      redis.call('ZREM', KEYS[5], open[at])
       answer[#answer + 1] = open[at]
     end
   end
-  redis.call('ZADD', KEYS[4], ms, id)
-  redis.call('EXPIRE', KEYS[4], ARGV[8])
+  redis.call('ZADD', KEYS[5], ms, id)
+  redis.call('EXPIRE', KEYS[5], ARGV[8])
 end
 redis.call('ZADD', KEYS[1], start, id)
 return answer
@@ -75,8 +92,6 @@ return answer
 
 const SETTLE: &str = r"
 local idle, now = tonumber(ARGV[1]), tonumber(ARGV[2])
-local time = redis.call('TIME')
-local ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local answers = {}
 for at = 3, #ARGV, 2 do
   local id = ARGV[at]
@@ -86,11 +101,13 @@ for at = 3, #ARGV, 2 do
     answers[#answers + 1] = 'replaced'
   else
     local active = math.max(tonumber(redis.call('ZSCORE', KEYS[1], id) or nil) or 0, tonumber(ARGV[at + 1]))
-    if active + idle <= now then
+    if active + idle > now then
+      answers[#answers + 1] = string.format('%.0f', active)
+    elseif sure then
       redis.call('ZADD', KEYS[2], 'NX', ms, id)
       answers[#answers + 1] = 'idle'
     else
-      answers[#answers + 1] = string.format('%.0f', active)
+      answers[#answers + 1] = 'unsure'
     end
   end
 end
@@ -98,8 +115,6 @@ return answers
 ";
 
 const FLUSHED: &str = r"
-local time = redis.call('TIME')
-local ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local answers = {}
 for at = 2, #ARGV, 5 do
   local id, active, state, subject, since = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3]), ARGV[at + 4]
@@ -125,10 +140,11 @@ end
 return answers
 ";
 
+/// Comes after all was told.
 const ENDED: &str = r"
-local time = redis.call('TIME')
-local ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local answer = {string.format('%.0f', ms)}
+if silent then redis.call('HSET', KEYS[4], 'unsure', ms + GRACE) end
+redis.call('HSET', KEYS[4], 'told', ms)
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ARGV[4])
 for set = 2, 3 do
   redis.call('ZREMRANGEBYSCORE', KEYS[set], '-inf', ms - ARGV[3])
@@ -174,6 +190,8 @@ pub enum Began {
     Old,
     /// As many of its subject run as may.
     Full,
+    /// It seems to be idle, but others may not have told yet.
+    Unsure,
 }
 
 /// What all gateways together say of a session that seems idle on one.
@@ -183,6 +201,8 @@ pub enum Settled {
     Ended(SessionEnd),
     /// It was active at that time, unix seconds.
     Active(u64),
+    /// Nobody told of activity, but perhaps could not.
+    Unsure,
 }
 
 /// An answer of all gateways.
@@ -245,8 +265,8 @@ impl Board {
 
     fn script(&self, script: &str, subjects: &[SessionId]) -> Cmd {
         let mut command = cmd("EVAL");
-        command.arg(script).arg(3 + subjects.len());
-        for name in ["active", "idle", "replaced"] {
+        command.arg(format!("{SURE}{script}")).arg(FIXED + subjects.len());
+        for name in ["active", "idle", "replaced", "told"] {
             command.arg(format!("{{{}}}:sessions:{name}", self.prefix));
         }
         for subject in subjects {
@@ -301,7 +321,7 @@ impl Board {
         let subjects: Vec<_> = changes.iter().filter_map(|change| Some(change.counts?.0)).collect();
         let mut command = self.script(FLUSHED, &subjects);
         command.arg(lifetime);
-        let mut place = 3;
+        let mut place = FIXED;
         for change in changes {
             place += usize::from(change.counts.is_some());
             let state = match change.ended {
@@ -365,6 +385,7 @@ fn began(answer: &[String]) -> Option<Began> {
         [word] => match word.as_str() {
             "old" => Some(Began::Old),
             "full" => Some(Began::Full),
+            "unsure" => Some(Began::Unsure),
             word => end(word).map(Began::Ended),
         },
         [word, active, replaced @ ..] if word == "live" => Some(Began::Live {
@@ -376,8 +397,10 @@ fn began(answer: &[String]) -> Option<Began> {
 }
 
 fn settled(answer: Value) -> Result<Vec<Settled>, Fault> {
-    let one =
-        |word: String| end(&word).map(Settled::Ended).or_else(|| word.parse().ok().map(Settled::Active));
+    let one = |word: String| match word.as_str() {
+        "unsure" => Some(Settled::Unsure),
+        word => end(word).map(Settled::Ended).or_else(|| word.parse().ok().map(Settled::Active)),
+    };
     let answers = texts(answer).and_then(|words| words.into_iter().map(one).collect());
     answers.ok_or(Fault::Answer("sessions"))
 }
