@@ -220,6 +220,15 @@ impl Gateway {
         Wire::connect(self.address(), &self.ca, &["http/1.1"])
     }
 
+    /// An open WebSocket of whom `token` names.
+    #[track_caller]
+    pub fn open(&self, path: &str, token: &str) -> Wire {
+        let mut wire = self.wire();
+        let reply = wire.upgrade(path, &format!("Authorization: Bearer {token}\r\n"));
+        assert_eq!(reply.status, 101, "{reply:?}");
+        wire
+    }
+
     /// A GET on the private listener.
     pub fn admin(&self, path: &str) -> Reply {
         self.try_admin(path).unwrap_or_else(|| panic!("no answer from {}{path}", self.admin))

@@ -206,6 +206,30 @@ impl Wire {
         }
     }
 
+    /// The code of the close frame that comes next, past pings and pongs.
+    #[track_caller]
+    pub fn close_code(&mut self) -> u16 {
+        loop {
+            let message = self.message().expect("a close frame");
+            if !matches!(message.opcode, 9 | 10) {
+                return message.close().0;
+            }
+        }
+    }
+
+    /// A message comes back from a backend that echoes: the WebSocket is open.
+    #[track_caller]
+    pub fn assert_echoes(&mut self) {
+        self.send(frame(0x81, b"still here"));
+        loop {
+            let message = self.message().expect("the echo");
+            if message.opcode == 1 {
+                return assert_eq!(message.payload, b"still here");
+            }
+            assert_eq!(message.opcode, 9, "only pings come between: {message:?}");
+        }
+    }
+
     /// Reads to the end of the stream; true if it came within the deadline.
     pub fn ended(&mut self) -> bool {
         self.ends_within(DEADLINE)

@@ -134,13 +134,6 @@ fn bearer(token: &str) -> String {
     format!("Authorization: Bearer {token}\r\n")
 }
 
-fn open(gateway: &Gateway, path: &str, token: &str) -> Wire {
-    let mut wire = gateway.wire();
-    let reply = wire.upgrade(path, &bearer(token));
-    assert_eq!(reply.status, 101, "{reply:?}");
-    wire
-}
-
 /// What comes back: the echo, an answer with a reason, or a close.
 #[derive(Debug, PartialEq)]
 enum Back {
@@ -223,7 +216,7 @@ fn p1_messages_are_judged_by_the_same_matrix() {
     let gateway = Gateway::run(&bundle);
     for who in &EVERYBODY {
         let token = who.token(&bundle);
-        let mut wire = open(&gateway, "/ws/every", &token);
+        let mut wire = gateway.open("/ws/every", &token);
         for row in matrix() {
             let mut message = json!({ "type": row.action });
             for (field, value) in row.message.iter().flatten() {
@@ -242,7 +235,7 @@ fn p1_messages_are_judged_by_the_same_matrix() {
             // Answered where the rule says so, and the socket stays open; closed with 4403 where it does not.
             assert_eq!(say(&mut wire, &message), Back::Answer("not-permitted".into()), "{what}");
             message["type"] = format!("{}!", row.action).into();
-            let mut closed = open(&gateway, "/ws/every", &token);
+            let mut closed = gateway.open("/ws/every", &token);
             assert_eq!(say(&mut closed, &message), Back::Close(4403, "not-permitted".into()), "{what}");
         }
     }
@@ -306,7 +299,7 @@ fn p6_no_spelling_of_another_id_reaches_the_backend() {
         bundle.upstream.seen().into_iter().map(|it| it.target).filter(|it| it.starts_with("/v1")).collect();
     assert_eq!(seen, ["/v1/users/erin/history", "/v1/users/erin/history", "/v1/departments/sales/members"]);
 
-    let mut wire = open(&gateway, "/ws/every", &token);
+    let mut wire = gateway.open("/ws/every", &token);
     for user in [json!("bob"), json!("Erin"), json!("erin "), json!("erin\u{0}"), json!("\u{435}rin")] {
         let message = json!({ "type": "history.read", "user": user });
         assert_eq!(say(&mut wire, &message), Back::Answer("not-permitted".into()), "{message}");
@@ -361,10 +354,10 @@ fn p6_a_change_of_rights_reaches_open_sockets_at_once() {
     let token = employee.token(&bundle);
     let message = json!({ "type": "members.read", "department": "sales" });
     let closing = json!({ "type": "members.read!", "department": "sales" });
-    let mut asks = open(&gateway, "/ws/every", &token);
-    let mut demoted = open(&gateway, "/ws/every", &token);
-    let mut left = open(&gateway, "/ws/every", &token);
-    let mut auditor = open(&gateway, "/ws/every", &EVERYBODY[5].token(&bundle));
+    let mut asks = gateway.open("/ws/every", &token);
+    let mut demoted = gateway.open("/ws/every", &token);
+    let mut left = gateway.open("/ws/every", &token);
+    let mut auditor = gateway.open("/ws/every", &EVERYBODY[5].token(&bundle));
     for wire in [&mut asks, &mut demoted, &mut left] {
         assert_eq!(say(wire, &message), Back::Echo);
     }

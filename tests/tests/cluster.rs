@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, getrlimit, setrlimit};
-use sealgate_tests::{Bundle, DEADLINE, Gateway, Holder, Redis, Reply, Signal, Wire, frame, until};
+use sealgate_tests::{Bundle, DEADLINE, Gateway, Holder, Redis, Reply, Signal, Wire, until};
 use serde_json::json;
 
 const RULES: &str = r#"
@@ -69,25 +69,6 @@ fn token(bundle: &Bundle, session: &str) -> String {
     bundle.issuer.with("alice", json!({ "sid": session, "jti": session, "iat": issued, "nbf": issued }))
 }
 
-fn open(gateway: &Gateway, token: &str) -> Wire {
-    let mut wire = gateway.wire();
-    let reply = wire.upgrade("/ws/a", &format!("Authorization: Bearer {token}\r\n"));
-    assert_eq!(reply.status, 101, "{reply:?}");
-    wire
-}
-
-#[track_caller]
-fn assert_open(wire: &mut Wire) {
-    wire.send(frame(0x81, b"still here"));
-    assert_eq!(wire.message().expect("the echo").payload, b"still here");
-}
-
-#[track_caller]
-fn assert_closed(wire: &mut Wire, code: u16) {
-    let close = wire.message().expect("a close frame").close();
-    assert_eq!(close.0, code, "{close:?}");
-}
-
 fn ask(gateway: &Gateway, path: &str, token: &str) -> Reply {
     let begin = Instant::now();
     let reply = gateway.curl(path).token(token).send();
@@ -116,7 +97,7 @@ struct Traffic {
 
 impl Traffic {
     fn start(gateway: &Gateway, token: &str) -> Traffic {
-        let mut socket = open(gateway, token);
+        let mut socket = gateway.open("/ws/a", token);
         let mut wire = gateway.wire();
         let host = gateway.authority();
         let request = format!("GET /api HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\n\r\n");
@@ -128,7 +109,7 @@ impl Traffic {
                 let begin = Instant::now();
                 wire.send(&request);
                 assert_eq!(wire.response().expect("an answer").status, 200);
-                assert_open(&mut socket);
+                socket.assert_echoes();
                 times.push(begin.elapsed());
                 std::thread::sleep(Duration::from_millis(5));
             }
@@ -164,14 +145,14 @@ fn a_revocation_on_one_gateway_ends_the_session_on_all_and_touches_no_other() {
     let bundle = bundle(&redis, "");
     let gateways = three(&bundle);
     let (alice, other) = (token(&bundle, "s1"), token(&bundle, "s2"));
-    let mut revoked: Vec<_> = gateways.iter().map(|gateway| open(gateway, &alice)).collect();
-    let mut others: Vec<_> = gateways.iter().map(|gateway| open(gateway, &other)).collect();
+    let mut revoked: Vec<_> = gateways.iter().map(|gateway| gateway.open("/ws/a", &alice)).collect();
+    let mut others: Vec<_> = gateways.iter().map(|gateway| gateway.open("/ws/a", &other)).collect();
 
     let begin = Instant::now();
     revoke(&gateways[0], "s1");
-    revoked.iter_mut().for_each(|wire| assert_closed(wire, 4410));
+    revoked.iter_mut().for_each(|wire| assert_eq!(wire.close_code(), 4410));
     eprintln!("closed on three gateways after {:?}", begin.elapsed());
-    others.iter_mut().for_each(assert_open);
+    others.iter_mut().for_each(Wire::assert_echoes);
     for gateway in &gateways {
         assert_eq!(ask(gateway, "/api", &alice).status, 401);
         assert_eq!(ask(gateway, "/api", &other).status, 200);
@@ -195,25 +176,25 @@ fn a_redis_that_is_gone_stalls_nothing_and_an_empty_one_is_told_all() {
     revoke(&a, "s1");
     until_refused(&b, &before);
     until_refused(&c, &before);
-    let mut sockets = [open(&a, &during), open(&b, &during), open(&c, &during)];
-    let mut untouched = open(&b, &other);
+    let mut sockets = [a.open("/ws/a", &during), b.open("/ws/a", &during), c.open("/ws/a", &during)];
+    let mut untouched = b.open("/ws/a", &other);
     let traffic = Traffic::start(&c, &other);
 
     redis.end();
     until_connected(&b, false);
     revoke(&a, "s2");
-    assert_closed(&mut sockets[0], 4410);
+    assert_eq!(sockets[0].close_code(), 4410);
     assert_eq!(ask(&a, "/api", &during).status, 401);
     // The others cannot know, and go on, as the policy says.
     assert_eq!(ask(&b, "/api", &during).status, 200);
     assert_eq!(ask(&b, "/api", &before).status, 401);
-    assert_open(&mut sockets[1]);
+    sockets[1].assert_echoes();
 
     redis.run();
     for socket in &mut sockets[1..] {
-        assert_closed(socket, 4410);
+        assert_eq!(socket.close_code(), 4410);
     }
-    assert_open(&mut untouched);
+    untouched.assert_echoes();
     for gateway in [&a, &b, &c] {
         until_refused(gateway, &during);
         assert_eq!(ask(gateway, "/api", &before).status, 401);
@@ -233,7 +214,7 @@ fn a_redis_that_stands_still_stalls_nothing_and_is_caught_up_with() {
     let bundle = bundle(&redis, "");
     let [a, b, _c] = three(&bundle);
     let [during, other] = ["s1", "s2"].map(|session| token(&bundle, session));
-    let mut socket = open(&b, &during);
+    let mut socket = b.open("/ws/a", &during);
     let traffic = [&a, &b].map(|gateway| Traffic::start(gateway, &other));
     redis.signal(Signal::STOP);
     revoke(&a, "s1");
@@ -245,9 +226,9 @@ fn a_redis_that_stands_still_stalls_nothing_and_is_caught_up_with() {
     for path in ["/api", "/admin", "/open"] {
         assert_eq!(ask(&b, path, &other).status, 200, "on_loss is warn");
     }
-    assert_open(&mut socket);
+    socket.assert_echoes();
     redis.signal(Signal::CONT);
-    assert_closed(&mut socket, 4410);
+    assert_eq!(socket.close_code(), 4410);
     until_refused(&b, &during);
     assert_eq!(ask(&b, "/api", &other).status, 200);
     until_connected(&b, true);
@@ -328,7 +309,7 @@ fn without_contact_the_policy_says_what_goes_on() {
         let bundle = bundle(&redis, &format!("on_loss = \"{on_loss}\""));
         let gateway = run(&bundle, "a");
         let token = token(&bundle, "s1");
-        let mut socket = open(&gateway, &token);
+        let mut socket = gateway.open("/ws/a", &token);
         assert_eq!(
             (ask(&gateway, "/api", &token).status, ask(&gateway, "/admin", &token).status),
             (200, 200)
@@ -343,17 +324,17 @@ fn without_contact_the_policy_says_what_goes_on() {
         // What wants no token is nobody's session.
         assert_eq!(gateway.curl("/open").send().status, 200, "{on_loss}");
         if on_loss == "fail-closed" {
-            assert_closed(&mut socket, 1013);
+            assert_eq!(socket.close_code(), 1013);
             let mut refused = gateway.wire();
             assert_eq!(refused.upgrade("/ws/a", &format!("Authorization: Bearer {token}\r\n")).status, 503);
         } else {
-            assert_open(&mut socket);
+            socket.assert_echoes();
         }
         assert_eq!(gateway.admin("/readyz").status, if on_loss == "fail-closed" { 503 } else { 200 });
         redis.run();
         until("contact is back", DEADLINE, || (ask(&gateway, "/admin", &token).status == 200).then_some(()));
         assert_eq!(gateway.admin("/readyz").status, 200);
-        drop(open(&gateway, &token));
+        drop(gateway.open("/ws/a", &token));
     }
 }
 
@@ -519,15 +500,15 @@ fn gateways_follow_a_master_that_hands_over() {
     let bundle = bundle_of(&[&sentinel], "mode = \"sentinel\"\nservice = \"chat\"");
     let [a, b] = ["a", "b"].map(|name| run(&bundle, name));
     let tokens: Vec<_> = (0..3).map(|number| token(&bundle, &format!("s{number}"))).collect();
-    let mut sockets: Vec<_> = tokens.iter().map(|token| open(&b, token)).collect();
+    let mut sockets: Vec<_> = tokens.iter().map(|token| b.open("/ws/a", token)).collect();
     revoke(&a, "s0");
-    assert_closed(&mut sockets[0], 4410);
+    assert_eq!(sockets[0].close_code(), 4410);
     assert_eq!(sentinel.ask(&["SENTINEL", "FAILOVER", "chat"]).trim(), "OK");
     until("the replica is master", DEADLINE, || second.ask(&["ROLE"]).contains("master").then_some(()));
     // The old master lives on, and so do connections to it for a while.
     revoke(&a, "s1");
-    assert_closed(&mut sockets[1], 4410);
-    assert_open(&mut sockets[2]);
+    assert_eq!(sockets[1].close_code(), 4410);
+    sockets[2].assert_echoes();
     until("both stand in the new master", DEADLINE, || {
         (second.ask(&["ZCARD", "{sealgate}:revoked"]).trim() == "2").then_some(())
     });
@@ -547,24 +528,24 @@ fn gateways_follow_the_master_that_sentinels_choose() {
     let bundle = bundle_of(&servers, "mode = \"sentinel\"\nservice = \"chat\"");
     let [a, b] = ["a", "b"].map(|name| run(&bundle, name));
     let tokens: Vec<_> = (0..4).map(|number| token(&bundle, &format!("s{number}"))).collect();
-    let mut sockets: Vec<_> = tokens.iter().map(|token| open(&b, token)).collect();
+    let mut sockets: Vec<_> = tokens.iter().map(|token| b.open("/ws/a", token)).collect();
     let traffic = [&a, &b].map(|gateway| Traffic::start(gateway, &tokens[3]));
     revoke(&a, "s0");
-    assert_closed(&mut sockets[0], 4410);
+    assert_eq!(sockets[0].close_code(), 4410);
 
     // A master that dies: what is revoked before there is another is not lost.
     first.kill();
     revoke(&a, "s1");
     assert_eq!(ask(&a, "/api", &tokens[1]).status, 401);
     assert_eq!(ask(&b, "/api", &tokens[0]).status, 401);
-    assert_closed(&mut sockets[1], 4410);
+    assert_eq!(sockets[1].close_code(), 4410);
     assert!(second.ask(&["ROLE"]).contains("master"));
     // It comes back, empty, and changes nothing.
     first.run();
     revoke(&b, "s2");
     until_refused(&a, &tokens[2]);
-    assert_closed(&mut sockets[2], 4410);
-    assert_open(&mut sockets[3]);
+    assert_eq!(sockets[2].close_code(), 4410);
+    sockets[3].assert_echoes();
     traffic.into_iter().for_each(Traffic::end);
     let late = run(&bundle, "late");
     for token in &tokens[..3] {
@@ -582,10 +563,10 @@ fn gateways_agree_through_a_redis_cluster_and_a_node_that_fails_loses_nothing() 
     let bundle = bundle_of(&[&owner, &other, &third], "mode = \"cluster\"");
     let [a, b] = ["a", "b"].map(|name| run(&bundle, name));
     let tokens: Vec<_> = (0..5).map(|number| token(&bundle, &format!("s{number}"))).collect();
-    let mut sockets: Vec<_> = tokens.iter().map(|token| open(&b, token)).collect();
+    let mut sockets: Vec<_> = tokens.iter().map(|token| b.open("/ws/a", token)).collect();
     let traffic = [&a, &b].map(|gateway| Traffic::start(gateway, &tokens[4]));
     revoke(&a, "s0");
-    assert_closed(&mut sockets[0], 4410);
+    assert_eq!(sockets[0].close_code(), 4410);
     let holder = Holder::new();
     let bound = holder.token(&bundle.issuer);
     // Their names lie on different nodes.
@@ -609,7 +590,7 @@ fn gateways_agree_through_a_redis_cluster_and_a_node_that_fails_loses_nothing() 
     // A node that has nothing to do with revocations stands still: they go on.
     other.signal(Signal::STOP);
     revoke(&a, "s1");
-    assert_closed(&mut sockets[1], 4410);
+    assert_eq!(sockets[1].close_code(), 4410);
     other.signal(Signal::CONT);
 
     until("the cluster is whole", DEADLINE, || {
@@ -618,12 +599,12 @@ fn gateways_agree_through_a_redis_cluster_and_a_node_that_fails_loses_nothing() 
     owner.kill();
     revoke(&a, "s2");
     assert_eq!(ask(&a, "/api", &tokens[2]).status, 401);
-    assert_closed(&mut sockets[2], 4410);
+    assert_eq!(sockets[2].close_code(), 4410);
     assert!(replica.ask(&["ROLE"]).contains("master"));
     revoke(&b, "s3");
     until_refused(&a, &tokens[3]);
-    assert_closed(&mut sockets[3], 4410);
-    assert_open(&mut sockets[4]);
+    assert_eq!(sockets[3].close_code(), 4410);
+    sockets[4].assert_echoes();
     traffic.into_iter().for_each(Traffic::end);
     until("both ask the new node", DEADLINE, || {
         let asked = (0..12).all(|_| {
@@ -650,9 +631,10 @@ fn logging_out_everywhere_cuts_three_thousand_sockets_on_three_gateways() {
     let bundle = bundle(&redis, "");
     let gateways = three(&bundle);
     let (alice, bob) = (token(&bundle, "s1"), bundle.issuer.token("bob"));
-    let mut untouched = gateways.each_ref().map(|gateway| open(gateway, &bob));
+    let mut untouched = gateways.each_ref().map(|gateway| gateway.open("/ws/a", &bob));
     let mut sockets: Vec<Wire> = std::thread::scope(|scope| {
-        let open_all = |gateway| (0..SOCKETS).map(|_| open(gateway, &alice)).collect::<Vec<_>>();
+        let open_all =
+            |gateway: &Gateway| (0..SOCKETS).map(|_| gateway.open("/ws/a", &alice)).collect::<Vec<_>>();
         let opening: Vec<_> = gateways.iter().map(|gateway| scope.spawn(move || open_all(gateway))).collect();
         opening.into_iter().flat_map(|it| it.join().expect("they open")).collect()
     });
@@ -661,11 +643,11 @@ fn logging_out_everywhere_cuts_three_thousand_sockets_on_three_gateways() {
     let begin = Instant::now();
     let (fine, answer) = gateways[1].sessions(&["revoke", "--subject", "alice"]);
     assert!(fine && answer["sockets"] == SOCKETS, "its own: {answer}");
-    sockets.iter_mut().for_each(|socket| assert_closed(socket, 4410));
+    sockets.iter_mut().for_each(|socket| assert_eq!(socket.close_code(), 4410));
     let took = begin.elapsed();
     eprintln!("{} sockets read their close within {took:?}", sockets.len());
     assert!(took < Duration::from_secs(5), "{took:?}");
-    untouched.iter_mut().for_each(assert_open);
+    untouched.iter_mut().for_each(Wire::assert_echoes);
     for gateway in &gateways {
         assert_eq!(ask(gateway, "/api", &alice).status, 401);
         assert_eq!(ask(gateway, "/api", &bob).status, 200);

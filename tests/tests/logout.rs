@@ -5,7 +5,7 @@ use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use sealgate_tests::{Bundle, DEADLINE, Gateway, Reply, Signal, TokenIssuer, Wire, frame, now};
+use sealgate_tests::{Bundle, DEADLINE, Gateway, Reply, Signal, TokenIssuer, now};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -124,24 +124,6 @@ fn assert_refused(reply: &Reply, error: &str) {
     assert_eq!(reply.json()["error"], error, "{reply:?}");
 }
 
-fn open(gateway: &Gateway, token: &str) -> Wire {
-    let mut wire = gateway.wire();
-    let reply = wire.upgrade("/ws/a", &format!("Authorization: Bearer {token}\r\n"));
-    assert_eq!(reply.status, 101, "{reply:?}");
-    wire
-}
-
-#[track_caller]
-fn assert_open(wire: &mut Wire) {
-    wire.send(frame(0x81, b"still here"));
-    assert_eq!(wire.message().expect("the echo").payload, b"still here");
-}
-
-#[track_caller]
-fn assert_closed(wire: &mut Wire) {
-    assert_eq!(wire.message().expect("a close frame").close().0, 4410);
-}
-
 fn status(gateway: &Gateway, token: &str) -> u16 {
     gateway.curl("/api").token(token).send().status
 }
@@ -153,25 +135,26 @@ fn a_logout_ends_the_session_or_all_of_the_subject_here_and_after_a_restart() {
     let mut gateway = Gateway::run(&bundle);
     let tokens = [("alice", "a1"), ("alice", "a2"), ("bob", "b1"), ("bob", "b2"), ("carol", "c1")]
         .map(|(subject, session)| access(issuer, subject, session));
-    let [mut a1, mut a2, mut b1, mut b2, mut c1] = tokens.each_ref().map(|token| open(&gateway, token));
+    let [mut a1, mut a2, mut b1, mut b2, mut c1] =
+        tokens.each_ref().map(|token| gateway.open("/ws/a", token));
 
     assert_done(&post(&gateway, "/logout", &logout(issuer, json!({ "sid": "a1", "sub": "alice" }))));
-    assert_closed(&mut a1);
-    assert_open(&mut a2);
+    assert_eq!(a1.close_code(), 4410);
+    a2.assert_echoes();
     let of_subject = logout(issuer, json!({ "sub": "bob" }));
     assert_done(&post(&gateway, "/logout", &of_subject));
-    assert_closed(&mut b1);
-    assert_closed(&mut b2);
-    assert_open(&mut c1);
+    assert_eq!(b1.close_code(), 4410);
+    assert_eq!(b2.close_code(), 4410);
+    c1.assert_echoes();
     // Once only.
     assert_refused(&post(&gateway, "/logout", &of_subject), "invalid_request");
     // By the issuer's clock: who logged in after it is not meant, however late it comes.
     let late = logout(issuer, json!({ "sub": "carol", "iat": now() - 61 + 5 }));
     let anew = issuer.with("carol", json!({ "sid": "c2", "iat": now() - 40, "nbf": null }));
-    let mut c2 = open(&gateway, &anew);
+    let mut c2 = gateway.open("/ws/a", &anew);
     assert_done(&post(&gateway, "/logout", &late));
-    assert_closed(&mut c1);
-    assert_open(&mut c2);
+    assert_eq!(c1.close_code(), 4410);
+    c2.assert_echoes();
 
     for restarted in [false, true] {
         if restarted {
@@ -342,7 +325,7 @@ fn every_attack_on_logout_tokens_gets_its_answer_and_ends_nothing() {
     let (fine, answer) = gateway.sessions(&["revoke", "--issuer", "tests", "--key", "key-2"]);
     assert!(fine, "{answer}");
     let attacked = access(&bundle.issuer, "alice", "attacked");
-    let mut socket = open(&gateway, &attacked);
+    let mut socket = gateway.open("/ws/a", &attacked);
     let (mut wrong, mut count) = (Vec::new(), 0);
     for group in &list.group {
         assert!(!group.source.is_empty() && !group.about.is_empty());
@@ -352,7 +335,7 @@ fn every_attack_on_logout_tokens_gets_its_answer_and_ends_nothing() {
             let good = group.expect == 200;
             let session = if good { format!("s-{count}") } else { "attacked".to_owned() };
             let before = access(&bundle.issuer, "dave", &session);
-            let mut its = good.then(|| open(&gateway, &before));
+            let mut its = good.then(|| gateway.open("/ws/a", &before));
             let reply = case.send(&gateway, &keys, &session);
             let shaped = group.expect != 400 || reply.body.contains(r#""error":"invalid_request""#);
             let no_store = group.expect == 413 || reply.header("cache-control") == Some("no-store");
@@ -361,13 +344,13 @@ fn every_attack_on_logout_tokens_gets_its_answer_and_ends_nothing() {
                 continue;
             }
             if let Some(socket) = &mut its {
-                assert_closed(socket);
+                assert_eq!(socket.close_code(), 4410);
                 assert_eq!(status(&gateway, &before), 401, "{}", case.name);
             }
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(count >= 100, "{count} cases");
-    assert_open(&mut socket);
+    socket.assert_echoes();
     assert_eq!(status(&gateway, &attacked), 200);
 }

@@ -67,13 +67,6 @@ direction = "to-upstream"
 
 const SAY: &str = r#"{"type":"say"}"#;
 
-fn open(gateway: &Gateway, path: &str, token: &str) -> Wire {
-    let mut wire = gateway.wire();
-    let reply = wire.upgrade(path, &format!("Authorization: Bearer {token}\r\n"));
-    assert_eq!(reply.status, 101, "{reply:?}");
-    wire
-}
-
 fn json(frame: &Frame) -> Value {
     serde_json::from_slice(&frame.payload).unwrap_or_else(|error| panic!("{error}: {frame:?}"))
 }
@@ -81,7 +74,7 @@ fn json(frame: &Frame) -> Value {
 /// Sends from all sockets at once; how many messages came back, and how many were answered with a refusal.
 fn race(gateway: &Gateway, path: &str, tokens: &[String]) -> (usize, usize) {
     // Sixteen connections over two cores.
-    let sockets: Vec<Wire> = tokens.iter().map(|token| open(gateway, path, token)).collect();
+    let sockets: Vec<Wire> = tokens.iter().map(|token| gateway.open(path, token)).collect();
     let racers: Vec<_> = sockets
         .into_iter()
         .map(|mut wire| {
@@ -224,7 +217,7 @@ on_refusal = "answer"
     let reply = dear(&phone);
     assert_eq!((reply.status, reply.header("ratelimit")), (200, Some("\"per-device\";r=3;t=43200")));
     // The same allowance by socket: one message of two, and the next finds only one left.
-    let mut wire = open(&gateway, "/ws", &phone);
+    let mut wire = gateway.open("/ws", &phone);
     wire.send(frame(0x81, SAY.as_bytes()));
     assert_eq!(json(&wire.message().expect("an echo"))["type"], "say");
     wire.send(frame(0x81, SAY.as_bytes()));

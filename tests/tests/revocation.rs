@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
-use sealgate_tests::{Bundle, DEADLINE, Gateway, Signal, TokenIssuer, Wire, binary, frame};
+use sealgate_tests::{Bundle, DEADLINE, Gateway, Signal, TokenIssuer, binary};
 use serde_json::json;
 
 const RULES: &str = r#"
@@ -28,24 +28,6 @@ fn token(issuer: &TokenIssuer, session: &str) -> String {
     issuer.with(session, json!({ "sid": session, "jti": session, "iat": issued, "nbf": issued }))
 }
 
-fn open(gateway: &Gateway, token: &str) -> Wire {
-    let mut wire = gateway.wire();
-    let reply = wire.upgrade("/ws/a", &format!("Authorization: Bearer {token}\r\n"));
-    assert_eq!(reply.status, 101, "{reply:?}");
-    wire
-}
-
-#[track_caller]
-fn assert_open(wire: &mut Wire) {
-    wire.send(frame(0x81, b"still here"));
-    assert_eq!(wire.message().expect("the echo").payload, b"still here");
-}
-
-#[track_caller]
-fn assert_closed(wire: &mut Wire) {
-    assert_eq!(wire.message().expect("a close frame").close().0, 4410);
-}
-
 fn status(gateway: &Gateway, token: &str) -> u16 {
     gateway.curl("/api").token(token).send().status
 }
@@ -63,12 +45,12 @@ fn what_was_revoked_stays_so_over_a_restart_and_kill_9() {
         ["s1", "s2", "s3", "s4", "s5"].map(|session| token(&bundle.issuer, session));
     let gone = [&by_session, &by_subject, &by_token];
     let mut gateway = Gateway::run(&bundle);
-    let mut sockets = gone.map(|token| open(&gateway, token));
+    let mut sockets = gone.map(|token| gateway.open("/ws/a", token));
     revoke(&gateway, &["--session", "s1"]);
     revoke(&gateway, &["--subject", "s2"]);
     revoke(&gateway, &["--token-id", "s3"]);
     revoke(&gateway, &["--session", "s4", "--ttl", "1s"]);
-    sockets.iter_mut().for_each(assert_closed);
+    sockets.iter_mut().for_each(|socket| assert_eq!(socket.close_code(), 4410));
     let log = bundle.state().join("revocations.log");
     assert_eq!(fs::metadata(&log).expect("the log").permissions().mode() & 0o7777, 0o600);
     for signal in [Signal::KILL, Signal::TERM, Signal::KILL] {
@@ -82,7 +64,7 @@ fn what_was_revoked_stays_so_over_a_restart_and_kill_9() {
             assert_eq!(reply.status, 401, "after {signal:?}");
         }
         assert_eq!(status(&gateway, &good), 200);
-        assert_open(&mut open(&gateway, &good));
+        gateway.open("/ws/a", &good).assert_echoes();
     }
     // Its second has passed by now; what has expired is not on disk either.
     assert_eq!(status(&gateway, &short), 200);
@@ -134,13 +116,13 @@ fn tokens_of_a_leaked_key_count_no_more_and_their_sockets_close() {
     };
     // Two keys: which of them signed is not to be guessed.
     assert_eq!(status(&gateway, &unnamed), 401);
-    let (mut of_leaked, mut of_good) = (open(&gateway, &leaked), open(&gateway, &good));
+    let (mut of_leaked, mut of_good) = (gateway.open("/ws/a", &leaked), gateway.open("/ws/a", &good));
     // Verified, and remembered as that.
     assert_eq!((status(&gateway, &leaked), status(&gateway, &good)), (200, 200));
 
     revoke(&gateway, &["--issuer", "tests", "--key", "key-1"]);
-    assert_closed(&mut of_leaked);
-    assert_open(&mut of_good);
+    assert_eq!(of_leaked.close_code(), 4410);
+    of_good.assert_echoes();
     assert_eq!((status(&gateway, &leaked), status(&gateway, &good)), (401, 200));
     // Whoever holds the key signs for later.
     let forged = bundle.issuer.with("a", json!({ "iat": sealgate_tests::now() + 3000, "nbf": null }));

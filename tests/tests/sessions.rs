@@ -115,29 +115,6 @@ fn open(gateway: &Gateway, path: &str, token: &str) -> Wire {
     wire
 }
 
-/// The close code, past messages and pings.
-#[track_caller]
-fn close_code(wire: &mut Wire) -> u16 {
-    loop {
-        let message = wire.message().expect("a close frame");
-        if message.opcode == 8 {
-            return message.close().0;
-        }
-    }
-}
-
-#[track_caller]
-fn assert_echoes(wire: &mut Wire) {
-    wire.send(frame(0x81, b"still here"));
-    loop {
-        let message = wire.message().expect("the echo");
-        if message.opcode == 1 {
-            return assert_eq!(message.payload, b"still here");
-        }
-        assert_eq!(message.opcode, 9, "only pings come between: {message:?}");
-    }
-}
-
 fn for_a_while(time: Duration, mut each: impl FnMut()) {
     let begin = Instant::now();
     while begin.elapsed() < time {
@@ -167,15 +144,17 @@ fn s1_a_session_without_activity_ends_and_no_new_token_revives_it() {
         let renew = json!({ "type": "renew", "token": fresh }).to_string();
         typed.send(frame(0x81, renew.as_bytes()));
         chat.send(frame(0x89, b"ping"));
-        assert_echoes(&mut others);
+        others.assert_echoes();
         let reply = get(&gateway, "/poll", &fresh);
         refused = (reply.status != 200).then_some(reply);
         thread::sleep(Duration::from_millis(200));
     }
     assert!(begin.elapsed() >= IDLE - Duration::from_secs(1), "{:?}", begin.elapsed());
     assert_said(&refused.unwrap(), 401, "session-idle");
-    assert_eq!(close_code(&mut chat), 4408);
-    assert_eq!(close_code(&mut typed), 4408);
+    assert_eq!(chat.close_code(), 4408);
+    // What it sent was answered before that.
+    let close = std::iter::from_fn(|| typed.message()).find(|message| message.opcode == 8);
+    assert_eq!(close.expect("a close frame").close().0, 4408);
 
     // It stays ended: for old and new tokens, requests, sockets and tickets.
     let fresh = token(&bundle, "s1");
@@ -187,7 +166,7 @@ fn s1_a_session_without_activity_ends_and_no_new_token_revives_it() {
         assert_said(&ask.send(), 401, "session-idle");
     }
     // Others are not concerned, and neither is a new session of the same subject.
-    assert_echoes(&mut others);
+    others.assert_echoes();
     assert_eq!(get(&gateway, "/api", &other).status, 200);
     assert_eq!(get(&gateway, "/api", &token(&bundle, "s3")).status, 200);
     let metrics = gateway.metrics();
@@ -213,7 +192,7 @@ fn s1_activity_over_http_keeps_a_socket_and_the_other_way_round() {
     assert_eq!(get(&gateway, "/poll", &by_http).status, 200);
     kept.send(frame(0x81, br#"{"type":"nothing of ours"}"#));
     assert_eq!(kept.message().expect("an answer").opcode, 1, "it is open");
-    assert_eq!(close_code(&mut left), 4408);
+    assert_eq!(left.close_code(), 4408);
     assert_said(&get(&gateway, "/poll", &none), 401, "session-idle");
 }
 
@@ -248,7 +227,7 @@ fn s1_a_reload_that_shortens_idle_counts_at_once() {
     bundle.write(&format!("{RULES}\n[session]\nidle = \"1s\"\n"));
     let (fine, text) = gateway.reload();
     assert!(fine, "{text}");
-    assert_eq!(close_code(&mut socket), 4408);
+    assert_eq!(socket.close_code(), 4408);
     assert_said(&get(&gateway, "/poll", &mine), 401, "session-idle");
 }
 
@@ -274,14 +253,14 @@ fn the_oldest_session_makes_room_and_is_told_so() {
     assert_eq!(get(&gateway, "/api", &bob).status, 200);
     // What is refused for another reason replaces nobody.
     assert_said(&get(&gateway, "/admin", &third), 403, "role-missing");
-    assert_echoes(&mut oldest);
+    oldest.assert_echoes();
 
     let mut newest = open(&gateway, "/ws/chat", &third);
-    assert_eq!(close_code(&mut oldest), 4409);
+    assert_eq!(oldest.close_code(), 4409);
     assert_said(&get(&gateway, "/api", &first), 401, "session-replaced");
     assert_said(&get(&gateway, "/api", &token(&bundle, "s1")), 401, "session-replaced");
     for wire in [&mut kept, &mut newest] {
-        assert_echoes(wire);
+        wire.assert_echoes();
     }
     for token in [&second, &third, &bob] {
         assert_eq!(get(&gateway, "/api", token).status, 200);
@@ -321,7 +300,7 @@ fn s1_two_gateways_count_activity_together() {
     assert_eq!(kept.message().expect("an answer").opcode, 1, "it is open");
     assert_eq!(get(&b, "/poll", &active).status, 200);
     for wire in &mut closed {
-        assert_eq!(close_code(wire), 4408);
+        assert_eq!(wire.close_code(), 4408);
     }
     for gateway in [&a, &b] {
         assert_said(&get(gateway, "/api", &token(&bundle, "s2")), 401, "session-idle");
@@ -351,7 +330,7 @@ fn a_session_is_replaced_on_whichever_gateway_it_is() {
     let mut oldest = open(&a, "/ws/chat", &first);
     assert_eq!(get(&a, "/api", &second).status, 200);
     assert_eq!(get(&b, "/api", &third).status, 200);
-    assert_eq!(close_code(&mut oldest), 4409);
+    assert_eq!(oldest.close_code(), 4409);
     assert_said(&get(&a, "/api", &first), 401, "session-replaced");
     assert_said(&get(&b, "/api", &first), 401, "session-replaced");
     for gateway in [&a, &b] {
@@ -406,7 +385,7 @@ fn s1_without_redis_each_gateway_counts_what_it_saw_and_nobody_waits() {
     // First nobody is logged out for a Redis that is late; once contact is lost, the gateway goes by its own clock.
     refusals.dedup();
     assert_eq!(refusals.last(), Some(&(401, "session-idle".to_owned())), "{refusals:?}");
-    assert_eq!(close_code(&mut socket), 4408);
+    assert_eq!(socket.close_code(), 4408);
     // A session that is new there begins, and one that nobody knows anything of does so by its token.
     assert_eq!(timed(&a, "/api", &token(&bundle, "s4")).status, 200);
     redis.signal(Signal::CONT);

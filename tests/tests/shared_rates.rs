@@ -172,13 +172,6 @@ impl Asking {
     }
 }
 
-fn open(gateway: &Gateway, token: &str) -> Wire {
-    let mut wire = gateway.wire();
-    let reply = wire.upgrade("/ws", &format!("Authorization: Bearer {token}\r\n"));
-    assert_eq!(reply.status, 101, "{reply:?}");
-    wire
-}
-
 fn told(wire: &mut Wire) -> Value {
     let frame = wire.message().expect("a message");
     serde_json::from_slice(&frame.payload).unwrap_or_else(|error| panic!("{error}: {frame:?}"))
@@ -251,7 +244,7 @@ fn a_shared_rate_of_messages_holds_within_one_percent_over_three_gateways() {
         .iter()
         .flat_map(|gateway| [gateway, gateway])
         .map(|gateway| {
-            let mut wire = open(gateway, &token);
+            let mut wire = gateway.open("/ws", &token);
             thread::spawn(move || {
                 for n in 0..300 {
                     wire.send(frame(0x81, json!({ "type": "say", "n": n }).to_string().as_bytes()));
@@ -264,7 +257,7 @@ fn a_shared_rate_of_messages_holds_within_one_percent_over_three_gateways() {
     eprintln!("{passed} of {QUOTA} passed");
     assert!((QUOTA..=QUOTA + QUOTA / 100).contains(&passed), "{passed}");
     // What was too much is owed: the rate is no less used up for those who come later.
-    let mut late = open(&gateways[0], &token);
+    let mut late = gateways[0].open("/ws", &token);
     late.send(frame(0x81, br#"{"type":"say"}"#));
     assert_eq!(told(&mut late)["reason"], "rate-exceeded");
 }
@@ -276,7 +269,7 @@ fn a_redis_that_stands_still_costs_one_deadline_and_rules_say_what_goes_on() {
     let [a, b, _c] = three(&bundle);
     let token = bundle.issuer.token("alice");
     let (mut asking, mut beside) = (Asking::new(&a, &token), Asking::new(&a, &token));
-    let mut socket = open(&a, &token);
+    let mut socket = a.open("/ws", &token);
     assert_eq!([asking.ask("/allow"), asking.ask("/deny"), asking.ask("/local")], [200; 3]);
 
     redis.signal(Signal::STOP);
