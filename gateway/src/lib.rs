@@ -2,13 +2,15 @@
 //!
 //! A connection enters at [`edge`], becomes requests in [`http`], and perhaps a WebSocket in
 //! [`websocket`]. Whether any of it may pass is for [`sealgate_policy`] to say; [`session`] and
-//! [`limits`] bring the evidence, [`upstream`] knows the way on, [`shared`] what other gateways know. [`reload`] puts policies into force.
+//! [`limits`] bring the evidence, [`upstream`] knows the way on, [`shared`] what other gateways know, [`events`] what
+//! services revoke. [`reload`] puts policies into force.
 
 pub mod admin;
 pub mod audit;
 pub mod cli;
 mod clock;
 pub mod edge;
+pub mod events;
 pub mod http;
 pub mod limits;
 mod lock;

@@ -81,6 +81,8 @@ pub(crate) struct Document {
     pub(crate) dpop: DpopDocument,
     pub(crate) shared: Option<SharedDocument>,
     #[serde(default)]
+    pub(crate) revocation_source: Vec<RevocationSourceDocument>,
+    #[serde(default)]
     pub(crate) role: Vec<RoleDocument>,
     #[serde(default)]
     pub(crate) upstream: Vec<UpstreamDocument>,
@@ -460,6 +462,30 @@ pub(crate) struct SharedDocument {
     /// When Redis does not answer about a ticket for a WebSocket: "local" takes it on the gateway that made it, "deny" nowhere
     /// (503). A ticket of another gateway is refused then in any case (503). Default "local".
     pub(crate) tickets_on_loss: Option<DpopOnLossDocument>,
+}
+
+/// A service that says over HTTP what is revoked, such as the backend that keeps accounts. The gateway follows it; the protocol stands in
+/// gateway/src/events/mod.rs.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "revocation-source")]
+pub(crate) struct RevocationSourceDocument {
+    /// Unique name: lower-case letters, digits, "-". The place in its log is kept by it.
+    pub(crate) name: NameText,
+    /// Name of the upstream that it is reached by.
+    pub(crate) upstream: String,
+    /// Path without query.
+    #[schemars(regex(pattern = r"^/[!-~]*$"))]
+    pub(crate) path: String,
+    /// Names of the issuers whose sessions it may end; default all.
+    #[schemars(length(min = 1))]
+    pub(crate) issuers: Option<Vec<String>>,
+    /// Bearer token that it is asked with: "file:PATH" or "env:NAME"; default none.
+    pub(crate) token: Option<String>,
+    /// Without contact for so long, contact is lost, "4s" to "1h"; default "30s". It is asked to say something four times as often.
+    pub(crate) contact_timeout: Option<DurationText>,
+    /// Once contact is lost, and until there was any: as `shared.on_loss`. Default "warn".
+    pub(crate) on_loss: Option<OnLossDocument>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]

@@ -28,6 +28,7 @@ pub struct Policy {
     pub(crate) session: SessionPolicy,
     pub(crate) dpop: DpopPolicy,
     pub(crate) shared: Option<SharedPolicy>,
+    pub(crate) revocation_sources: Vec<RevocationSource>,
     pub(crate) audit: AuditPolicy,
     pub(crate) upstreams: Vec<Upstream>,
     pub(crate) rates: Vec<Rate>,
@@ -77,6 +78,11 @@ impl Policy {
     /// How this gateway agrees with others; `None` for one alone.
     pub fn shared(&self) -> Option<&SharedPolicy> {
         self.shared.as_ref()
+    }
+
+    /// Services that say what is revoked.
+    pub fn revocation_sources(&self) -> &[RevocationSource] {
+        &self.revocation_sources
     }
 
     /// What gets an audit record.
@@ -405,8 +411,27 @@ pub enum SharedMode {
     Cluster,
 }
 
-/// What is done while revocations of other gateways cannot be known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+/// `[[revocation_source]]`: a service that is followed over HTTP, and says what is revoked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RevocationSource {
+    /// Its name; a metric label.
+    pub name: Arc<str>,
+    /// Name of the upstream.
+    pub upstream: Arc<str>,
+    /// Path without query.
+    pub path: String,
+    /// `iss` of the issuers whose sessions it may end.
+    pub issuers: Vec<String>,
+    /// Bearer token.
+    pub token: Option<Source>,
+    /// Without contact for so long, contact is lost. 4 s to 1 h; default 30 s.
+    pub contact_timeout: Duration,
+    /// What is done without contact; default warn.
+    pub on_loss: OnLoss,
+}
+
+/// What is done while revocations that were made elsewhere cannot be known, from the mildest to the strictest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub enum OnLoss {
     /// Go on, and say so.
     #[default]

@@ -34,7 +34,7 @@ pub use journal::{Journal, JournalError, Kept, Mark, Place, read_journal};
 pub use jwks::{JwksError, KeyFetcher};
 pub use listing::{Listing, MAX_PAGE, Rows, SessionKey, SessionPage, SessionQuery, SessionRow};
 pub use logout::{LogoutToken, LogoutTokens, logout_token};
-pub(crate) use record::MAX_TTL;
+pub(crate) use record::{MAX_TTL, Record};
 pub use record::{OwnedRevocation, decode, encode};
 pub use registry::{Registration, Registry, RegistryFull};
 pub use revocation::{OwnedTarget, Revocation, Revocations, RevocationsFull, Target};

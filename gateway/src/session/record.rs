@@ -28,9 +28,10 @@ impl OwnedRevocation {
     }
 }
 
-#[derive(Serialize, Deserialize)]
+/// The fields of a record.
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Record<T> {
+pub(crate) struct Record<T> {
     kind: Kind,
     issuer: T,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -40,7 +41,7 @@ struct Record<T> {
     before: Option<u64>,
 }
 
-#[derive(Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Kind {
     Token,
@@ -69,17 +70,24 @@ pub fn decode(record: &[u8], until: u64, now: u64) -> Option<OwnedRevocation> {
     if record.len() > MAX_RECORD_BYTES {
         return None;
     }
-    let Record { kind, issuer, id, before } = serde_json::from_slice::<Record<String>>(record).ok()?;
-    let target = match (kind, id) {
-        (Kind::Token, Some(token_id)) => OwnedTarget::Token { issuer, token_id },
-        (Kind::Session, Some(session)) => OwnedTarget::Session { issuer, session },
-        (Kind::Subject, Some(subject)) => OwnedTarget::Subject { issuer, subject },
-        (Kind::Issuer, None) => OwnedTarget::Issuer { issuer },
-        (Kind::Key, Some(key_id)) => OwnedTarget::Key { issuer, key_id },
-        _ => return None,
-    };
-    let until = until.min(now.saturating_add(MAX_TTL));
-    Some(OwnedRevocation { target, issued_before: before.unwrap_or(u64::MAX), until })
+    let record = serde_json::from_slice::<Record<String>>(record).ok()?;
+    record.revocation(until.min(now.saturating_add(MAX_TTL)))
+}
+
+impl Record<String> {
+    /// What it means, until `until`; `None` for what nobody of ours wrote.
+    pub(crate) fn revocation(self, until: u64) -> Option<OwnedRevocation> {
+        let Record { kind, issuer, id, before } = self;
+        let target = match (kind, id) {
+            (Kind::Token, Some(token_id)) => OwnedTarget::Token { issuer, token_id },
+            (Kind::Session, Some(session)) => OwnedTarget::Session { issuer, session },
+            (Kind::Subject, Some(subject)) => OwnedTarget::Subject { issuer, subject },
+            (Kind::Issuer, None) => OwnedTarget::Issuer { issuer },
+            (Kind::Key, Some(key_id)) => OwnedTarget::Key { issuer, key_id },
+            _ => return None,
+        };
+        Some(OwnedRevocation { target, issued_before: before.unwrap_or(u64::MAX), until })
+    }
 }
 
 #[cfg(test)]

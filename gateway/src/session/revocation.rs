@@ -62,6 +62,17 @@ impl<'a> Target<'a> {
         ]
     }
 
+    /// Whose ids are meant.
+    pub fn issuer(&self) -> &'a str {
+        match self {
+            Target::Token { issuer, .. }
+            | Target::Session { issuer, .. }
+            | Target::Subject { issuer, .. }
+            | Target::Issuer { issuer }
+            | Target::Key { issuer, .. } => issuer,
+        }
+    }
+
     /// Whether the identity is meant.
     pub fn means(&self, identity: &Identity) -> bool {
         Target::all_of(identity).iter().flatten().any(|target| target == self)

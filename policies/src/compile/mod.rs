@@ -185,6 +185,10 @@ impl Compiler<'_> {
             || rules.iter().any(|rule| rule.sender == Sender::Dpop);
         let dpop = self.dpop(&document.dpop, &session, demanded);
         let shared = document.shared.as_ref().map(|shared| self.shared(shared));
+        let mut names = HashMap::new();
+        let revocation_sources = each(&document.revocation_source, "/revocation_source", |at, source| {
+            self.revocation_source(at, source, &issuers, &upstreams, &mut names)
+        });
         let tls = self.tls(&document.tls);
         self.wanted_certificates(&tls.client, &issuers, &rules);
         Policy {
@@ -196,6 +200,7 @@ impl Compiler<'_> {
             session,
             dpop,
             shared,
+            revocation_sources,
             audit: AuditPolicy {
                 requests: match document.audit.requests {
                     Some(AuditRequestsDocument::All) => AuditRequests::All,

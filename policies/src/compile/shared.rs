@@ -1,10 +1,15 @@
-//! `[shared]`.
+//! `[shared]` and `[[revocation_source]]`: revocations that are made elsewhere.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::{Compiler, HOUR, MILLISECOND, SECOND, endpoint};
-use crate::document::{DpopOnLossDocument, OnLossDocument, SharedDocument, SharedModeDocument};
-use crate::policy::{Endpoint, OnLoss, SharedMode, SharedPolicy, SharedServer};
+use crate::document::{
+    DpopOnLossDocument, OnLossDocument, RevocationSourceDocument, SharedDocument, SharedModeDocument,
+};
+use crate::policy::{
+    Endpoint, Issuer, OnLoss, RevocationSource, SharedMode, SharedPolicy, SharedServer, Upstream,
+};
 
 impl Compiler<'_> {
     pub(super) fn shared(&mut self, document: &SharedDocument) -> SharedPolicy {
@@ -71,14 +76,59 @@ impl Compiler<'_> {
             key_prefix: d.key_prefix.as_deref().map_or_else(|| Arc::from("sealgate"), Arc::from),
             deadline,
             contact_timeout,
-            on_loss: match d.on_loss {
-                None | Some(OnLossDocument::Warn) => OnLoss::Warn,
-                Some(OnLossDocument::NoNewPrivileged) => OnLoss::NoNewPrivileged,
-                Some(OnLossDocument::FailClosed) => OnLoss::FailClosed,
-            },
+            on_loss: on_loss(d.on_loss),
             dpop_fails_closed: d.dpop_on_loss == Some(DpopOnLossDocument::Deny),
             tickets_fail_closed: d.tickets_on_loss == Some(DpopOnLossDocument::Deny),
         }
+    }
+
+    pub(super) fn revocation_source(
+        &mut self,
+        at: &str,
+        document: &RevocationSourceDocument,
+        issuers: &[Issuer],
+        upstreams: &[Upstream],
+        names: &mut HashMap<String, String>,
+    ) -> RevocationSource {
+        let d = document;
+        if !upstreams.iter().any(|upstream| *upstream.name == *d.upstream) {
+            self.error(&format!("{at}/upstream"), format!("there is no [[upstream]] `{}`", d.upstream));
+        }
+        if d.path.contains(['?', '#']) || d.path.parse::<http::uri::PathAndQuery>().is_err() {
+            self.error(&format!("{at}/path"), "expected a path without query");
+        }
+        let mut allowed = Vec::new();
+        for (index, name) in d.issuers.iter().flatten().enumerate() {
+            match issuers.iter().find(|issuer| *issuer.name == **name) {
+                Some(issuer) => allowed.push(issuer.issuer.clone()),
+                None => self.error(&format!("{at}/issuers/{index}"), format!("there is no [[issuer]] `{name}`")),
+            }
+        }
+        if d.issuers.is_none() {
+            allowed = issuers.iter().map(|issuer| issuer.issuer.clone()).collect();
+        }
+        RevocationSource {
+            name: self.unique(at, &d.name, names),
+            upstream: d.upstream.as_str().into(),
+            path: d.path.clone(),
+            issuers: allowed,
+            token: d.token.as_ref().map(|token| self.source(&format!("{at}/token"), token)),
+            contact_timeout: self.duration(
+                &format!("{at}/contact_timeout"),
+                d.contact_timeout,
+                SECOND * 30,
+                SECOND * 4..=HOUR,
+            ),
+            on_loss: on_loss(d.on_loss),
+        }
+    }
+}
+
+fn on_loss(document: Option<OnLossDocument>) -> OnLoss {
+    match document {
+        None | Some(OnLossDocument::Warn) => OnLoss::Warn,
+        Some(OnLossDocument::NoNewPrivileged) => OnLoss::NoNewPrivileged,
+        Some(OnLossDocument::FailClosed) => OnLoss::FailClosed,
     }
 }
 

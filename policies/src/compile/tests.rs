@@ -470,6 +470,50 @@ logout = { issuer = "j" }
 }
 
 #[test]
+fn revocation_sources() {
+    let head = r#"version = 1
+[[issuer]]
+name = "i"
+issuer = "https://i.example"
+audience = ["a"]
+algorithms = ["ES256"]
+jwks = "https://i.example/jwks"
+[[upstream]]
+name = "backend"
+endpoints = ["unix:/b"]
+[[revocation_source]]
+name = "accounts"
+upstream = "backend"
+path = "/revocations"
+"#;
+    let bundle = bundle(&[("policy.toml", head)]);
+    let policy = Policy::compile(&bundle, &BTreeMap::new()).unwrap_or_else(|errors| panic!("{errors}"));
+    let [source] = policy.revocation_sources() else { panic!() };
+    assert_eq!((&*source.upstream, source.contact_timeout, source.on_loss), ("backend", SECOND * 30, OnLoss::Warn));
+    assert_eq!(source.issuers, ["https://i.example"]);
+    assert!(OnLoss::Warn < OnLoss::NoNewPrivileged && OnLoss::NoNewPrivileged < OnLoss::FailClosed);
+    let bad = r#"[[revocation_source]]
+name = "accounts"
+upstream = "other"
+path = "/a?b"
+issuers = ["i", "j"]
+token = "secret"
+contact_timeout = "1s"
+"#;
+    assert_errors(
+        &[("policy.toml", &format!("{head}{bad}"))],
+        &[
+            ("policy.toml", 16, 8, "revocation_source.accounts.name", "defined twice"),
+            ("policy.toml", 17, 12, "revocation_source.accounts.upstream", "no [[upstream]] `other`"),
+            ("policy.toml", 18, 8, "revocation_source.accounts.path", "without query"),
+            ("policy.toml", 19, 17, "revocation_source.accounts.issuers[1]", "no [[issuer]] `j`"),
+            ("policy.toml", 20, 9, "revocation_source.accounts.token", "expected \"file:PATH\""),
+            ("policy.toml", 21, 19, "revocation_source.accounts.contact_timeout", "expected \"4s\" to \"1h\""),
+        ],
+    );
+}
+
+#[test]
 fn tickets_and_stronger_logins() {
     let head = r#"version = 1
 [[role]]
