@@ -26,6 +26,7 @@ use tokio::{
 use crate::{
     clock,
     edge::Gateway,
+    events,
     reload::{Cause, Reloader, Request, watch_files},
     shared,
 };
@@ -74,6 +75,7 @@ impl AdminService {
             keep_house(&self.gateway),
             self.gateway.keep_sessions(),
             shared::follow(&self.gateway),
+            events::follow(self.gateway.clone()),
         );
         Ok(())
     }

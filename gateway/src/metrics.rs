@@ -1,6 +1,9 @@
 //! What Prometheus scrapes: base units, closed label sets, children looked up at load.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use http::StatusCode;
 use prometheus::{
@@ -11,6 +14,7 @@ use sealgate_policy::{Denial, Policy, Rule};
 
 use crate::{
     limits::{PenaltyCounters, RateCounters},
+    lock::lock,
     websocket::relay::{ReasonCounters, TunnelMetrics},
 };
 
@@ -66,6 +70,8 @@ pub struct Metrics {
     jwks_failures: IntGaugeVec,
     /// How it stands with other gateways.
     pub shared: SharedMetrics,
+    /// How it stands with services that say what is revoked.
+    pub sources: SourceMetrics,
 }
 
 /// Agreement with other gateways.
@@ -150,6 +156,133 @@ impl SharedMetrics {
     /// A revocation of another gateway took so long.
     pub fn lag(&self, lag: Duration) {
         self.lag.observe(lag.as_secs_f64());
+    }
+}
+
+/// Services that say what is revoked, by their names in the policy.
+pub struct SourceMetrics {
+    connected: IntGaugeVec,
+    lost: IntGaugeVec,
+    heard: IntGaugeVec,
+    events: IntCounterVec,
+    snapshots: IntCounterVec,
+    refused: IntCounterVec,
+    lag: HistogramVec,
+    known: Mutex<Vec<String>>,
+}
+
+impl SourceMetrics {
+    fn new(r: &Registry) -> prometheus::Result<Self> {
+        let gauges = |name: &str, help: &str| IntGaugeVec::new(Opts::new(name, help), &["source"]);
+        let counters =
+            |name: &str, help: &str, labels: &[&str]| IntCounterVec::new(Opts::new(name, help), labels);
+        Ok(Self {
+            connected: metric!(
+                r,
+                gauges("sealgate_revocation_source_connected", "Whether a source of revocations answers.")
+            ),
+            lost: metric!(
+                r,
+                gauges("sealgate_revocation_source_contact_lost", "Whether contact with a source is lost.")
+            ),
+            heard: metric!(
+                r,
+                gauges(
+                    "sealgate_revocation_source_last_contact_timestamp_seconds",
+                    "When everything that a source had was last known here."
+                )
+            ),
+            events: metric!(
+                r,
+                counters(
+                    "sealgate_revocation_source_events_total",
+                    "Events of a source that were taken in.",
+                    &["source"]
+                )
+            ),
+            snapshots: metric!(
+                r,
+                counters(
+                    "sealgate_revocation_source_snapshots_total",
+                    "Times that all revocations of a source were read, by cause: the first time, a gap, another log.",
+                    &["source", "cause"]
+                )
+            ),
+            refused: metric!(
+                r,
+                counters(
+                    "sealgate_revocation_source_refused_total",
+                    "Answers of a source that are not the protocol's, and revocations for issuers that are not its own.",
+                    &["source"]
+                )
+            ),
+            lag: metric!(
+                r,
+                HistogramVec::new(
+                    HistogramOpts::new(
+                        "sealgate_revocation_source_lag_seconds",
+                        "From a revocation at a source to its arrival here, by their clocks."
+                    )
+                    .buckets(DURATION_BUCKETS.to_vec()),
+                    &["source"]
+                )
+            ),
+            known: Mutex::default(),
+        })
+    }
+
+    /// Only these sources are followed: others have no metrics.
+    pub fn retain<'a>(&self, names: impl Iterator<Item = &'a str>) {
+        let names: Vec<String> = names.map(str::to_owned).collect();
+        let mut known = lock(&self.known);
+        for gone in known.iter().filter(|name| !names.contains(name)) {
+            // Some may have no child yet.
+            let _ = self.connected.remove_label_values(&[gone.as_str()]);
+            let _ = self.lost.remove_label_values(&[gone.as_str()]);
+            let _ = self.heard.remove_label_values(&[gone.as_str()]);
+            let _ = self.events.remove_label_values(&[gone.as_str()]);
+            let _ = self.refused.remove_label_values(&[gone.as_str()]);
+            let _ = self.lag.remove_label_values(&[gone.as_str()]);
+            for cause in ["first", "gap", "rewritten"] {
+                let _ = self.snapshots.remove_label_values(&[gone.as_str(), cause]);
+            }
+        }
+        *known = names;
+    }
+
+    /// Whether a source answers.
+    pub fn connected(&self, source: &str, connected: bool) {
+        self.connected.with_label_values(&[source]).set(i64::from(connected));
+    }
+
+    /// Whether contact with it is lost.
+    pub fn lost(&self, source: &str, lost: bool) {
+        self.lost.with_label_values(&[source]).set(i64::from(lost));
+    }
+
+    /// Everything that it had is known, at `now` (unix seconds).
+    pub fn heard(&self, source: &str, now: u64) {
+        self.heard.with_label_values(&[source]).set(i64::try_from(now).unwrap_or(i64::MAX));
+    }
+
+    /// It told of a revocation.
+    pub fn event(&self, source: &str) {
+        self.events.with_label_values(&[source]).inc();
+    }
+
+    /// All of its revocations were read.
+    pub fn copied(&self, source: &str, cause: &'static str) {
+        self.snapshots.with_label_values(&[source, cause]).inc();
+    }
+
+    /// It said what it must not.
+    pub fn refused(&self, source: &str) {
+        self.refused.with_label_values(&[source]).inc();
+    }
+
+    /// A revocation took so long.
+    pub fn lag(&self, source: &str, lag: Duration) {
+        self.lag.with_label_values(&[source]).observe(lag.as_secs_f64());
     }
 }
 
@@ -392,6 +525,7 @@ impl Metrics {
                 )
             ),
             shared: SharedMetrics::new(r)?,
+            sources: SourceMetrics::new(r)?,
             registry: registry.clone(),
         };
         for denial in [Denial::SessionIdle, Denial::SessionReplaced] {

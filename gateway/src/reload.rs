@@ -27,6 +27,7 @@ pub use self::files::watch_files;
 use crate::{
     clock,
     edge::{Zone, Zones},
+    events::EventSource,
     limits::{Listed, Lists, ListsBuilder, Penalties, PenaltyStore, RateClock, RateStore, Rates},
     metrics::{Metrics, RouteMetrics},
     session::{KeyFetcher, Verifier},
@@ -59,6 +60,8 @@ pub struct Snapshot {
     pub lists: Lists,
     /// Through what it agrees with other gateways. The same for as long as nothing of it changes.
     pub shared: Option<Arc<Servers>>,
+    /// Services that say what is revoked.
+    pub sources: Arc<[Arc<EventSource>]>,
     /// Where permits lead.
     pub upstreams: Upstreams,
     /// Counters of the rules.
@@ -132,6 +135,7 @@ pub struct Material {
     certificates: Vec<CertificateEntry>,
     clients: Vec<Authorities>,
     shared: Option<Servers>,
+    sources: Vec<Arc<EventSource>>,
     lists: Lists,
     fingerprint: [u8; 32],
     files: Vec<PathBuf>,
@@ -200,7 +204,14 @@ impl PolicySource {
             }
             clients.push(found);
         }
-        let read = |source: &Source| read(source, MAX_SECRET_BYTES);
+        let mut read = |source: &Source| read(source, MAX_SECRET_BYTES);
+        let mut sources = Vec::new();
+        for source in policy.revocation_sources() {
+            match EventSource::read(source, &mut read) {
+                Ok(source) => sources.push(Arc::new(source)),
+                Err(message) => errors.push(Fault::Other { message }),
+            }
+        }
         let shared = policy.shared().map(|shared| Servers::read(shared, read)).transpose();
         let shared = shared.unwrap_or_else(|faults| {
             errors.extend(LoadError::all(faults).errors);
@@ -236,6 +247,7 @@ impl PolicySource {
             certificates,
             clients,
             shared,
+            sources,
             lists: lists.build(),
             fingerprint: digest,
             files,
@@ -256,7 +268,7 @@ impl Material {
 
     /// Builds the snapshot: TLS, upstreams, keys of issuers, rates, counters.
     async fn build(self, gateway: &Outliving, previous: Option<&Snapshot>) -> Result<Snapshot, LoadError> {
-        let Self { policy, certificates, clients, shared, lists, fingerprint, files } = self;
+        let Self { policy, certificates, clients, shared, sources, lists, fingerprint, files } = self;
         let tickets = policy.tls().tickets.then(|| gateway.tickets.clone());
         let tls = tls(&policy, certificates, &clients, tickets);
         let upstreams = Upstreams::build(
@@ -298,6 +310,7 @@ impl Material {
             }),
             lists,
             shared,
+            sources: sources.into(),
             upstreams,
             hsts,
             certificate_expiries,

@@ -464,15 +464,15 @@ pub(crate) struct SharedDocument {
     pub(crate) tickets_on_loss: Option<DpopOnLossDocument>,
 }
 
-/// A service that says over HTTP what is revoked, such as the backend that keeps accounts. The gateway follows it; the protocol stands in
-/// gateway/src/events/mod.rs.
+/// A service that says over HTTP what is revoked, such as the backend that keeps accounts. The gateway follows it;
+/// the protocol stands in ARCHITECTURE.md.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "revocation-source")]
 pub(crate) struct RevocationSourceDocument {
     /// Unique name: lower-case letters, digits, "-". The place in its log is kept by it.
     pub(crate) name: NameText,
-    /// Name of the upstream that it is reached by.
+    /// Name of the upstream that it is reached by: over TLS (with a client certificate, where it wants one), a unix socket or loopback.
     pub(crate) upstream: String,
     /// Path without query.
     #[schemars(regex(pattern = r"^/[!-~]*$"))]
@@ -480,7 +480,7 @@ pub(crate) struct RevocationSourceDocument {
     /// Names of the issuers whose sessions it may end; default all.
     #[schemars(length(min = 1))]
     pub(crate) issuers: Option<Vec<String>>,
-    /// Bearer token that it is asked with: "file:PATH" or "env:NAME"; default none.
+    /// Bearer token that it is asked with: "file:PATH" (read anew when the file changes) or "env:NAME"; default none.
     pub(crate) token: Option<String>,
     /// Without contact for so long, contact is lost, "4s" to "1h"; default "30s". It is asked to say something four times as often.
     pub(crate) contact_timeout: Option<DurationText>,

@@ -13,6 +13,7 @@ use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use ring::digest::{SHA256, digest};
+use sealgate::events::read_lines;
 use sealgate::session::{
     self, Asked, DPOP, KeyFetcher, Proofs, Tickets, TokenCache, Verifier, bearer, decode, encode,
     logout_token, read_journal,
@@ -37,7 +38,7 @@ use crate::tokens::now;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 16] = [
+pub const TARGETS: [Target; 17] = [
     ("websocket_frames", websocket_frames),
     ("inflate", inflate),
     ("extension_offer", extension_offer),
@@ -54,6 +55,7 @@ pub const TARGETS: [Target; 16] = [
     ("journal", journal),
     ("access", access),
     ("logout", logout),
+    ("event_lines", event_lines),
 ];
 
 const LIMITS: TunnelLimits = TunnelLimits {
@@ -798,4 +800,20 @@ pub fn logout(data: &[u8]) {
     assert!(accepted.issued_at <= now + 300 && accepted.until > now);
     let revocation = accepted.revocation(now + 9).expect("it names somebody");
     assert_eq!(revocation.issued_before == u64::MAX, claims.get("sid").is_some());
+}
+
+/// The answer of a source of revocations, as events after number 4 of the log `a`, and as a snapshot.
+///
+/// It is read as the same however it is cut on its way; each event is one step and none is passed over; what is entered holds
+/// no longer than any may.
+pub fn event_lines(data: &[u8]) {
+    const NOW: u64 = 1_800_000_000;
+    let read = read_lines(data, usize::MAX, 4, NOW);
+    for cut in [1, 7] {
+        assert_eq!(read, read_lines(data, cut, 4, NOW), "{cut} at a time");
+    }
+    assert_eq!(read.number, 4 + read.steps);
+    assert!(read.events.len() as u64 <= read.steps);
+    let entered = read.events.iter().chain(&read.entries.0);
+    assert!(entered.into_iter().all(|it| it.until > NOW && it.until <= NOW + 400 * 86_400));
 }

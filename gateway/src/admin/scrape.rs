@@ -88,14 +88,14 @@ fn metrics(gateway: &Gateway) -> Response<Full<Bytes>> {
     }
 }
 
-/// Ready is who can judge and has somewhere to send: not draining, in touch with other gateways as far as the policy wants it,
-/// and each upstream with an endpoint.
+/// Ready is who can judge and has somewhere to send: not draining, in touch with other gateways and sources of revocations as far as
+/// the policy wants it, and each upstream with an endpoint.
 fn ready(gateway: &Gateway) -> Response<Full<Bytes>> {
     if gateway.draining() {
         return text(StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned());
     }
     let snapshot = gateway.current.load();
-    match (gateway.shared.standing(), gateway.shared.lost(&snapshot.policy)) {
+    match (gateway.shared.standing(), gateway.lost(&snapshot.policy)) {
         (Standing::Waiting, _) => {
             return text(
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -103,7 +103,10 @@ fn ready(gateway: &Gateway) -> Response<Full<Bytes>> {
             );
         }
         (_, Some(OnLoss::FailClosed)) => {
-            return text(StatusCode::SERVICE_UNAVAILABLE, "no contact with other gateways\n".to_owned());
+            return text(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "no contact with other gateways or a source of revocations\n".to_owned(),
+            );
         }
         _ => {}
     }

@@ -21,6 +21,7 @@ use crate::{
     admin::{AdminService, Parts, control},
     clock,
     edge::{EdgeService, Gateway, Inboxes, listener},
+    events::Sources,
     limits::{Blocks, ConnectionLimits, PenaltyStore, RateClock, RateStore, SocketLimits},
     lock::lock,
     metrics::Metrics,
@@ -109,6 +110,7 @@ pub fn run(args: &RunArgs, ready: impl FnOnce(&Running)) -> anyhow::Result<u8> {
     tracing::info!(revocations = revocations.len(), "revocations of before are in force");
     drop(kept);
 
+    let sources = Sources::new(&reloader.current().load().policy);
     let (ways_in, inboxes) = Inboxes::new(cores);
     let gateway = Arc::new(Gateway {
         current: reloader.current(),
@@ -119,6 +121,7 @@ pub fn run(args: &RunArgs, ready: impl FnOnce(&Running)) -> anyhow::Result<u8> {
         journal,
         sessions: Sessions::new(),
         shared,
+        sources: Arc::new(sources),
         cores: ways_in,
         tickets: Tickets::default(),
         logout_tokens: LogoutTokens::default(),

@@ -26,6 +26,7 @@ use pingora_core::{
     server::{ListenFds, ShutdownWatch},
     services::{ServiceReadyNotifier, ServiceWithDependents},
 };
+use sealgate_policy::{OnLoss, Policy};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -39,6 +40,7 @@ pub use self::{
 };
 use crate::{
     clock,
+    events::Sources,
     limits::{Block, Blocks, ConnectionLimits, Displaced, Listed, SocketLimits},
     metrics::Metrics,
     reload::{Outliving, Snapshot},
@@ -73,6 +75,8 @@ pub struct Gateway {
     pub sessions: Sessions,
     /// What other gateways know.
     pub shared: Arc<Shared>,
+    /// How it stands with services that say what is revoked.
+    pub sources: Arc<Sources>,
     /// How the cores are reached.
     pub cores: Inboxes,
     /// Proofs of possession that came, so that none counts twice.
@@ -180,6 +184,12 @@ impl Gateway {
         self.cores.tell(socket.core, Notice::Displaced(socket.id));
     }
 
+    /// The strictest of what is wanted while revocations that were made elsewhere cannot be known; nothing while they can.
+    #[must_use]
+    pub fn lost(&self, policy: &Policy) -> Option<OnLoss> {
+        self.shared.lost(policy).max(self.sources.lost())
+    }
+
     /// Whether the gateway is on its way out.
     #[must_use]
     pub fn draining(&self) -> bool {
@@ -193,6 +203,13 @@ pub(crate) struct Applied {
     mark: Mark,
     /// How many sockets each core told to close.
     answers: mpsc::Receiver<usize>,
+}
+
+impl Applied {
+    /// Whether it holds for requests and sockets to come, and will after a restart as soon as the disk has it.
+    pub(crate) fn is_remembered(&self) -> bool {
+        self.entered && self.mark.is_possible()
+    }
 }
 
 /// What came of a revocation.

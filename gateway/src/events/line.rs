@@ -1,5 +1,8 @@
 //! The lines of a source, and what each means to who follows it. No I/O: bytes in, steps out.
 
+use std::ops::ControlFlow;
+
+use memchr::memchr;
 use serde::Deserialize;
 
 use crate::session::{MAX_TTL, OwnedRevocation, Place, Record};
@@ -9,6 +12,12 @@ pub(super) const MAX_LINE_BYTES: usize = 8192 + 512;
 
 /// Longest name of a log.
 const MAX_LOG_BYTES: usize = 128;
+
+/// Most entries of a snapshot: as many as can be remembered.
+const MAX_ENTRIES: u64 = 1 << 20;
+
+/// Most bytes of a snapshot's lines.
+const MAX_SNAPSHOT_BYTES: usize = 256 * 1024 * 1024;
 
 /// One line.
 #[derive(Debug, Deserialize)]
@@ -50,6 +59,10 @@ pub(super) enum Fault {
     OutOfPlace,
     #[error("a snapshot with more or fewer entries than it says")]
     Count,
+    #[error("a snapshot of more than can be remembered")]
+    TooLarge,
+    #[error("the answer ended within a line, or without its end")]
+    CutOff,
 }
 
 /// Why all is read anew.
@@ -61,6 +74,72 @@ pub(super) enum Because {
     Gap,
     /// It is another log than the one that was read, or a shorter one.
     Rewritten,
+}
+
+impl Because {
+    /// As a metric label.
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::First => "first",
+            Self::Gap => "gap",
+            Self::Rewritten => "rewritten",
+        }
+    }
+}
+
+/// Cuts what comes into lines, however it was cut on its way.
+#[derive(Debug, Default)]
+pub(super) struct Lines {
+    /// The beginning of a line whose end has not come yet.
+    rest: Vec<u8>,
+}
+
+impl Lines {
+    /// Shows each line that ends in `data` to `each`, until it breaks. Blank ones are passed over.
+    pub(super) fn take<T, E: From<Fault>>(
+        &mut self,
+        data: &[u8],
+        mut each: impl FnMut(&[u8]) -> Result<ControlFlow<T>, E>,
+    ) -> Result<ControlFlow<T>, E> {
+        let mut data = data;
+        while let Some((line, after)) = memchr(b'\n', data).and_then(|end| data.split_at_checked(end)) {
+            data = after.get(1..).unwrap_or_default();
+            let outcome = if self.rest.is_empty() {
+                show(line, &mut each)
+            } else {
+                self.keep(line)?;
+                let outcome = show(&self.rest, &mut each);
+                self.rest.clear();
+                outcome
+            };
+            if let ControlFlow::Break(outcome) = outcome? {
+                return Ok(ControlFlow::Break(outcome));
+            }
+        }
+        self.keep(data)?;
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Bounded before it is kept.
+    fn keep(&mut self, part: &[u8]) -> Result<(), Fault> {
+        if self.rest.len() + part.len() > MAX_LINE_BYTES {
+            return Err(Fault::Malformed);
+        }
+        self.rest.extend_from_slice(part);
+        Ok(())
+    }
+
+    /// Nothing more comes.
+    pub(super) fn end(&self) -> Result<(), Fault> {
+        if self.rest.is_empty() { Ok(()) } else { Err(Fault::CutOff) }
+    }
+}
+
+fn show<T, E>(
+    line: &[u8],
+    mut each: impl FnMut(&[u8]) -> Result<ControlFlow<T>, E>,
+) -> Result<ControlFlow<T>, E> {
+    if line.trim_ascii().is_empty() { Ok(ControlFlow::Continue(())) } else { each(line) }
 }
 
 /// What a line of the log means.
@@ -95,6 +174,11 @@ impl<'a> Reading<'a> {
 
     pub(super) fn place(&self) -> &Place {
         self.place
+    }
+
+    /// The event that was taken last did not come in after all: it is asked for again.
+    pub(super) fn undo(&mut self) {
+        self.place.number = self.place.number.saturating_sub(1);
     }
 
     pub(super) fn take(&mut self, line: &[u8], now: u64) -> Result<Step, Fault> {
@@ -144,10 +228,15 @@ pub(super) enum Copied {
 pub(super) struct Copying {
     here: Option<Place>,
     count: u64,
+    bytes: usize,
 }
 
 impl Copying {
     pub(super) fn take(&mut self, line: &[u8], now: u64) -> Result<Copied, Fault> {
+        self.bytes += line.len();
+        if self.bytes > MAX_SNAPSHOT_BYTES || self.count > MAX_ENTRIES {
+            return Err(Fault::TooLarge);
+        }
         match (parse(line)?, &self.here) {
             (Line::Here { log, last }, None) => {
                 self.here = Some(Place { log, number: last });
@@ -183,39 +272,58 @@ fn revocation(record: Record<String>, until: u64, now: u64) -> Result<Option<Own
     Ok(Some(revocation).filter(|it| now < it.until))
 }
 
-/// What lines were read as; for the fuzz target.
-#[derive(Debug, Default)]
+/// What an answer was read as; for the fuzz target.
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct LinesRead {
     /// Events that moved the place.
     pub steps: u64,
     /// Where the place is then.
     pub number: u64,
-    /// What would be entered, of events and of entries.
-    pub entered: Vec<OwnedRevocation>,
+    /// Whether everything was known at some line.
+    pub up_to_date: bool,
+    /// What would be entered of events.
+    pub events: Vec<OwnedRevocation>,
+    /// What would be entered of a snapshot, and whether it was whole.
+    pub entries: (Vec<OwnedRevocation>, bool),
 }
 
-/// Reads `bytes` at `now` as lines of the log `a` after number `after`, and as a snapshot, each as far as they go.
-pub fn read_lines(bytes: &[u8], after: u64, now: u64) -> LinesRead {
+/// Reads `bytes`, coming `cut` at a time, at `now`, as lines of the log `a` after number `after`, and as a snapshot; each as far as
+/// they go.
+pub fn read_lines(bytes: &[u8], cut: usize, after: u64, now: u64) -> LinesRead {
     let mut read = LinesRead::default();
     let mut place = Place { log: "a".to_owned(), number: after };
-    let mut reading = Reading::from(&mut place);
-    for line in bytes.split(|byte| *byte == b'\n') {
-        match reading.take(line, now) {
-            Ok(Step::Enter { revocation, .. }) => {
-                read.steps += 1;
-                read.entered.extend(revocation);
+    let (mut lines, mut reading) = (Lines::default(), Reading::from(&mut place));
+    for data in bytes.chunks(cut.max(1)) {
+        let taken = lines.take(data, |line| {
+            match reading.take(line, now)? {
+                Step::Enter { revocation, .. } => {
+                    read.steps += 1;
+                    read.events.extend(revocation);
+                }
+                Step::UpToDate => read.up_to_date = true,
+                Step::Nothing => {}
+                Step::Repair(_) => return Ok(ControlFlow::Break(())),
             }
-            Ok(Step::UpToDate | Step::Nothing) => {}
-            Ok(Step::Repair(_)) | Err(_) => break,
+            Ok::<_, Fault>(ControlFlow::Continue(()))
+        });
+        if !matches!(taken, Ok(ControlFlow::Continue(()))) {
+            break;
         }
     }
     read.number = place.number;
-    let mut copying = Copying::default();
-    for line in bytes.split(|byte| *byte == b'\n') {
-        match copying.take(line, now) {
-            Ok(Copied::Enter(revocation)) => read.entered.push(revocation),
-            Ok(Copied::Nothing) => {}
-            Ok(Copied::Whole(_)) | Err(_) => break,
+    let (mut lines, mut copying) = (Lines::default(), Copying::default());
+    for data in bytes.chunks(cut.max(1)) {
+        let taken = lines.take(data, |line| {
+            match copying.take(line, now)? {
+                Copied::Enter(revocation) => read.entries.0.push(revocation),
+                Copied::Nothing => {}
+                Copied::Whole(_) => return Ok(ControlFlow::Break(())),
+            }
+            Ok::<_, Fault>(ControlFlow::Continue(()))
+        });
+        read.entries.1 = matches!(taken, Ok(ControlFlow::Break(())));
+        if !matches!(taken, Ok(ControlFlow::Continue(()))) {
+            break;
         }
     }
     read
@@ -308,6 +416,38 @@ mod tests {
     }
 
     #[test]
+    fn an_event_that_found_no_room_is_asked_for_again() {
+        let mut place = at(4);
+        let mut reading = Reading::from(&mut place);
+        reading.take(here("a", 6).as_bytes(), NOW).unwrap();
+        reading.take(event(5, "s", NOW + 9).as_bytes(), NOW).unwrap();
+        reading.take(event(6, "t", NOW + 9).as_bytes(), NOW).unwrap();
+        reading.undo();
+        assert_eq!(place, at(5));
+        let again = read(&mut place, &[here("a", 6), event(6, "t", NOW + 9)]);
+        assert!(matches!(again, Ok(Step::Enter { revocation: Some(_), .. })));
+    }
+
+    #[test]
+    fn lines_and_snapshots_are_bounded() {
+        let mut lines = Lines::default();
+        let mut take =
+            |data: &[u8]| lines.take(data, |line| Ok::<_, Fault>(ControlFlow::<usize>::Break(line.len())));
+        assert_eq!(take(&vec![b'a'; MAX_LINE_BYTES]), Ok(ControlFlow::Continue(())));
+        assert_eq!(take(b""), Ok(ControlFlow::Continue(())));
+        assert_eq!(take(b"\n"), Ok(ControlFlow::Break(MAX_LINE_BYTES)));
+        assert_eq!(take(&vec![b'a'; MAX_LINE_BYTES + 1]), Err(Fault::Malformed));
+        // One that comes whole is not longer either: see `parse`.
+        assert_eq!(lines.end(), Ok(()));
+        let mut copying = Copying { count: MAX_ENTRIES, ..Copying::default() };
+        copying.take(here("a", 7).as_bytes(), NOW).unwrap();
+        assert!(copying.take(entry("s", NOW + 9).as_bytes(), NOW).is_ok());
+        assert_eq!(copying.take(entry("s", NOW + 9).as_bytes(), NOW), Err(Fault::TooLarge));
+        let mut copying = Copying { bytes: MAX_SNAPSHOT_BYTES, ..Copying::default() };
+        assert_eq!(copying.take(here("a", 7).as_bytes(), NOW), Err(Fault::TooLarge));
+    }
+
+    #[test]
     fn a_snapshot_counts_only_when_it_is_whole() {
         let copy = |lines: &[String]| {
             let mut copying = Copying::default();
@@ -396,6 +536,30 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(48))]
+
+        /// However an answer is cut on its way, it is read as the same, and never past what it should not have said.
+        #[test]
+        fn it_is_the_same_however_it_comes(
+            parts in prop::collection::vec((0u8..8, 0u64..9), 0..20),
+            cut in 1usize..80,
+        ) {
+            let mut text = String::new();
+            for (kind, number) in &parts {
+                text += &match kind {
+                    0..=1 => here("a", *number),
+                    2..=3 => event(*number, "s", NOW + number),
+                    4 => entry("s", NOW + number),
+                    5 => format!(r#"{{"type":"end","count":{number}}}"#),
+                    6 => " ".to_owned(),
+                    _ => here("b", *number),
+                };
+                text += if *number == 8 { "\r\n" } else { "\n" };
+            }
+            let whole = read_lines(text.as_bytes(), usize::MAX, 3, NOW);
+            prop_assert_eq!(&whole, &read_lines(text.as_bytes(), cut, 3, NOW));
+            prop_assert_eq!(whole.number, 3 + whole.steps);
+            prop_assert!(whole.events.iter().chain(&whole.entries.0).all(|it| it.until > NOW));
+        }
 
         /// Whatever happens between: once all was heard, exactly that is refused which the source holds, or held when it was heard.
         #[test]

@@ -28,6 +28,7 @@ use super::{
 use crate::{
     audit, clock,
     edge::{Connection, Core, EdgeStream},
+    events::Sources,
     limits::{Rates, Settling, SocketFacts, SocketGuard},
     reload::Snapshot,
     session::{Listing, Registration, Registry, Revocation, Rows, Session, SessionEnd, SessionQuery},
@@ -134,7 +135,7 @@ async fn try_open(
     if let Some(end) = session.as_deref().and_then(Session::ended) {
         return Err(end.denial());
     }
-    if identity.is_some() && core.gateway.shared.lost(&snapshot.policy) == Some(OnLoss::FailClosed) {
+    if identity.is_some() && core.gateway.lost(&snapshot.policy) == Some(OnLoss::FailClosed) {
         return Err(Denial::ContactLost);
     }
     if core.draining() {
@@ -375,6 +376,7 @@ fn by(end: &TunnelEnd) -> &'static str {
 struct SnapshotRates {
     rates: Arc<Rates>,
     shared: Arc<Shared>,
+    sources: Arc<Sources>,
     /// What the snapshot's policy wants while contact with other gateways is lost.
     on_loss: Option<OnLoss>,
 }
@@ -385,7 +387,7 @@ impl RateTaker for SnapshotRates {
     }
 
     fn lost(&self) -> Option<OnLoss> {
-        self.on_loss.filter(|_| self.shared.is_lost())
+        self.on_loss.filter(|_| self.shared.is_lost()).max(self.sources.lost())
     }
 }
 
@@ -393,6 +395,7 @@ fn snapshot_rates(core: &Core, snapshot: &Snapshot) -> Rc<dyn RateTaker> {
     Rc::new(SnapshotRates {
         rates: snapshot.rates.clone(),
         shared: core.gateway.shared.clone(),
+        sources: core.gateway.sources.clone(),
         on_loss: snapshot.policy.shared().map(|shared| shared.on_loss),
     })
 }
@@ -622,13 +625,13 @@ pub async fn sweep(core: &Core) {
     .await;
 }
 
-/// Closes the open sockets of a core that belong to sessions, where the policy wants that while contact with other gateways is
-/// lost. They may have been revoked.
+/// Closes the open sockets of a core that belong to sessions, where the policy wants that while contact with other gateways or a
+/// source of revocations is lost. They may have been revoked.
 pub async fn contact_lost(core: &Core) {
     let snapshot = core.snapshot();
     in_slices(core, |socket, identity| {
         // It may be back by now.
-        if identity.is_some() && core.gateway.shared.lost(&snapshot.policy) == Some(OnLoss::FailClosed) {
+        if identity.is_some() && core.gateway.lost(&snapshot.policy) == Some(OnLoss::FailClosed) {
             socket.orders.give(Order::Close(Denial::ContactLost));
         }
     })

@@ -149,7 +149,7 @@ async fn admit(
     };
     let revoked =
         identity.as_deref().is_some_and(|identity| core.gateway.revocations.is_revoked(identity, now));
-    let lost = core.gateway.shared.lost(&snapshot.policy);
+    let lost = core.gateway.lost(&snapshot.policy);
     let (standing, rates) = match taken {
         Ok(standing) => (standing, Ok(())),
         Err(exceeded) => (None, Err(exceeded)),

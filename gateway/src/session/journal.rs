@@ -94,6 +94,14 @@ impl Kept {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mark(Option<u64>);
 
+impl Mark {
+    /// Whether it can be.
+    #[must_use]
+    pub fn is_possible(self) -> bool {
+        self.0.is_some()
+    }
+}
+
 /// The face of it.
 pub struct Journal {
     shared: Arc<Shared>,
@@ -182,14 +190,22 @@ impl Journal {
     }
 
     /// Has a source's place written, behind all revocations that were given before it.
-    pub fn keep_place(&self, source: &str, place: &Place) {
+    pub fn keep_place(&self, source: &str, place: &Place) -> Mark {
         let mut state = lock(&self.shared.state);
         let known = state.places.get(source);
-        if known == Some(place) || (known.is_none() && state.places.len() >= MAX_PLACES) {
-            return;
+        if known == Some(place) {
+            return Mark(Some(state.asked));
+        }
+        if known.is_none() && state.places.len() >= MAX_PLACES {
+            return Mark(None);
         }
         state.places.insert(source.into(), place.clone());
-        self.post(&mut state, place_body(source, place));
+        self.post(&mut state, place_body(source, place))
+    }
+
+    /// Only these sources are followed: places of others are forgotten. What they revoked stays.
+    pub fn retain_places(&self, wanted: impl Fn(&str) -> bool) {
+        lock(&self.shared.state).places.retain(|source, _| wanted(source));
     }
 
     fn post(&self, state: &mut State, body: String) -> Mark {
@@ -538,7 +554,11 @@ mod tests {
         drop(journal);
         let (journal, after) = open(folder.path());
         assert_eq!(names(&after), ["a", "c"]);
+        assert_eq!(journal.place("source"), Some(place.clone()));
+        journal.retain_places(|source| source == "source");
         assert_eq!(journal.place("source"), Some(place));
+        journal.retain_places(|source| source == "other");
+        assert_eq!(journal.place("source"), None);
         assert_eq!(after.iter(NOW).map(|it| it.until).max(), Some(NOW + 20));
         // Written anew without the one that had expired.
         assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 4);

@@ -117,7 +117,7 @@ pub trait RateTaker {
     /// The first rate that is used up.
     fn take(&self, wanted: &[RateIndex], facts: &RateFacts<'_>) -> Result<Option<Settling>, RateExceeded>;
 
-    /// What the policy wants while revocations of other gateways cannot be known; `None` while they can.
+    /// What the policy wants while revocations that were made elsewhere cannot be known; `None` while they can.
     fn lost(&self) -> Option<OnLoss> {
         None
     }

@@ -1,6 +1,7 @@
 //! `[shared]` and `[[revocation_source]]`: revocations that are made elsewhere.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::{Compiler, HOUR, MILLISECOND, SECOND, endpoint};
@@ -91,8 +92,15 @@ impl Compiler<'_> {
         names: &mut HashMap<String, String>,
     ) -> RevocationSource {
         let d = document;
-        if !upstreams.iter().any(|upstream| *upstream.name == *d.upstream) {
-            self.error(&format!("{at}/upstream"), format!("there is no [[upstream]] `{}`", d.upstream));
+        match upstreams.iter().find(|upstream| *upstream.name == *d.upstream) {
+            None => {
+                self.error(&format!("{at}/upstream"), format!("there is no [[upstream]] `{}`", d.upstream));
+            }
+            Some(upstream) if !is_private(upstream) => self.error(
+                &format!("{at}/upstream"),
+                "whoever speaks for it ends sessions: expected an [[upstream]] over TLS, a unix socket or loopback",
+            ),
+            Some(_) => {}
         }
         if d.path.contains(['?', '#']) || d.path.parse::<http::uri::PathAndQuery>().is_err() {
             self.error(&format!("{at}/path"), "expected a path without query");
@@ -101,7 +109,9 @@ impl Compiler<'_> {
         for (index, name) in d.issuers.iter().flatten().enumerate() {
             match issuers.iter().find(|issuer| *issuer.name == **name) {
                 Some(issuer) => allowed.push(issuer.issuer.clone()),
-                None => self.error(&format!("{at}/issuers/{index}"), format!("there is no [[issuer]] `{name}`")),
+                None => {
+                    self.error(&format!("{at}/issuers/{index}"), format!("there is no [[issuer]] `{name}`"))
+                }
             }
         }
         if d.issuers.is_none() {
@@ -130,6 +140,17 @@ fn on_loss(document: Option<OnLossDocument>) -> OnLoss {
         Some(OnLossDocument::NoNewPrivileged) => OnLoss::NoNewPrivileged,
         Some(OnLossDocument::FailClosed) => OnLoss::FailClosed,
     }
+}
+
+/// Whether nobody on a network can speak in its place.
+fn is_private(upstream: &Upstream) -> bool {
+    let here = |endpoint: &Endpoint| match endpoint {
+        Endpoint::Unix(_) => true,
+        Endpoint::Tcp { host, .. } => {
+            host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
+        }
+    };
+    upstream.tls.is_some() || upstream.endpoints.iter().all(here)
 }
 
 /// Reads a server's address. A user or a password in it is refused: policies are shown to people.

@@ -481,6 +481,15 @@ jwks = "https://i.example/jwks"
 [[upstream]]
 name = "backend"
 endpoints = ["unix:/b"]
+[[upstream]]
+name = "plain"
+endpoints = ["tcp:127.0.0.1:80", "tcp:10.0.0.1:80"]
+[[upstream]]
+name = "loopback"
+endpoints = ["tcp:127.0.0.1:80", "tcp:[::1]:80", "unix:/b"]
+[[upstream]]
+name = "secure"
+endpoints = ["tls:accounts.example:443"]
 [[revocation_source]]
 name = "accounts"
 upstream = "backend"
@@ -489,7 +498,14 @@ path = "/revocations"
     let bundle = bundle(&[("policy.toml", head)]);
     let policy = Policy::compile(&bundle, &BTreeMap::new()).unwrap_or_else(|errors| panic!("{errors}"));
     let [source] = policy.revocation_sources() else { panic!() };
-    assert_eq!((&*source.upstream, source.contact_timeout, source.on_loss), ("backend", SECOND * 30, OnLoss::Warn));
+    for upstream in ["loopback", "secure"] {
+        let more = format!("[[revocation_source]]\nname = \"a\"\nupstream = \"{upstream}\"\npath = \"/r\"\n");
+        assert_errors(&[("policy.toml", &format!("{head}{more}"))], &[]);
+    }
+    assert_eq!(
+        (&*source.upstream, source.contact_timeout, source.on_loss),
+        ("backend", SECOND * 30, OnLoss::Warn)
+    );
     assert_eq!(source.issuers, ["https://i.example"]);
     assert!(OnLoss::Warn < OnLoss::NoNewPrivileged && OnLoss::NoNewPrivileged < OnLoss::FailClosed);
     let bad = r#"[[revocation_source]]
@@ -499,16 +515,27 @@ path = "/a?b"
 issuers = ["i", "j"]
 token = "secret"
 contact_timeout = "1s"
+[[revocation_source]]
+name = "plain"
+upstream = "plain"
+path = "/r"
 "#;
     assert_errors(
         &[("policy.toml", &format!("{head}{bad}"))],
         &[
-            ("policy.toml", 16, 8, "revocation_source.accounts.name", "defined twice"),
-            ("policy.toml", 17, 12, "revocation_source.accounts.upstream", "no [[upstream]] `other`"),
-            ("policy.toml", 18, 8, "revocation_source.accounts.path", "without query"),
-            ("policy.toml", 19, 17, "revocation_source.accounts.issuers[1]", "no [[issuer]] `j`"),
-            ("policy.toml", 20, 9, "revocation_source.accounts.token", "expected \"file:PATH\""),
-            ("policy.toml", 21, 19, "revocation_source.accounts.contact_timeout", "expected \"4s\" to \"1h\""),
+            ("policy.toml", 25, 8, "revocation_source.accounts.name", "defined twice"),
+            ("policy.toml", 26, 12, "revocation_source.accounts.upstream", "no [[upstream]] `other`"),
+            ("policy.toml", 27, 8, "revocation_source.accounts.path", "without query"),
+            ("policy.toml", 28, 17, "revocation_source.accounts.issuers[1]", "no [[issuer]] `j`"),
+            ("policy.toml", 29, 9, "revocation_source.accounts.token", "expected \"file:PATH\""),
+            (
+                "policy.toml",
+                30,
+                19,
+                "revocation_source.accounts.contact_timeout",
+                "expected \"4s\" to \"1h\"",
+            ),
+            ("policy.toml", 33, 12, "revocation_source.plain.upstream", "expected an [[upstream]] over TLS"),
         ],
     );
 }
