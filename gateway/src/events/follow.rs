@@ -123,9 +123,10 @@ impl Follower {
                 Some(place) => self.read(place, &mut pause).await,
                 None => {
                     // A source whose log changes whenever it is asked must not be copied without end.
-                    if let Some(copied) = copied.replace(began) {
+                    if let Some(copied) = copied {
                         tokio::time::sleep_until(copied + jittered(QUIET_PAUSE)).await;
                     }
+                    copied = Some(Instant::now());
                     self.copy(because).await.map(|here| {
                         place = Some(here);
                         Ended::Next(true)

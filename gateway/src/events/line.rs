@@ -405,6 +405,12 @@ mod tests {
             r#"{"type":"event","number":5,"until":2000000,"revoke":{"kind":"other","issuer":"i"}}"#.into(),
             r#"{"type":"event","number":5,"until":2000000,"revoke":{"kind":"session","issuer":"i"}}"#.into(),
             r#"{"type":"event","number":5,"revoke":{"kind":"issuer","issuer":"i"}}"#.into(),
+            event(5, "s", NOW + 9).replace("\"number\":5", "\"number\":5,\"number\":5"),
+            event(5, "s", NOW + 9).replace("\"number\":5", "\"number\":5.0"),
+            event(5, "s", NOW + 9).replace("\"number\":5", "\"number\":\"5\""),
+            event(5, "s", NOW + 9).replace("\"at\":5", "\"at\":5,\"more\":1"),
+            event(5, "s", NOW + 9).replace("\"id\":", "\"sub\":\"u\",\"id\":"),
+            format!("{} {}", event(5, "s", NOW + 9), event(6, "s", NOW + 9)),
             event(5, &"s".repeat(MAX_LINE_BYTES), NOW + 9),
         ] {
             assert_eq!(read(&mut place, &[here("a", 5), line.clone()]), Err(Fault::Malformed), "{line}");
