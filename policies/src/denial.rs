@@ -120,8 +120,15 @@ pub enum Denial {
     },
     /// The body's media type or content coding is not one the rule allows.
     ContentType,
-    /// The body or message is not JSON, or is ambiguous JSON (duplicate keys).
-    NotJson,
+    /// The body or message is not JSON (RFC 8259), is ambiguous, or is larger than `[json]` allows.
+    Json {
+        /// What is wrong.
+        fault: JsonFault,
+        /// Offset of the byte that shows it.
+        at: u32,
+        /// JSON pointer (RFC 6901) to the value or key at hand, escaped and shortened.
+        pointer: String,
+    },
     /// The query, body or message does not match its schema.
     Schema {
         /// JSON pointer (RFC 6901) to the offending field, escaped and shortened; empty for the whole document.
@@ -201,6 +208,39 @@ pub enum Denial {
     UpstreamTimeout,
     /// Judging or forwarding failed; fail closed.
     Internal,
+}
+
+/// What is wrong with a JSON text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum JsonFault {
+    /// Not UTF-8 (RFC 8259 §8.1).
+    Utf8,
+    /// A byte that cannot stand where it does.
+    Syntax,
+    /// It ends too soon; an empty text does.
+    End,
+    /// Half of a surrogate pair (RFC 8259 §8.2).
+    Surrogate,
+    /// A number beyond what a double can hold (RFC 8259 §6).
+    Range,
+    /// A key stands twice in one object: readers disagree which one counts (RFC 8259 §4).
+    Duplicate,
+    /// More levels than allowed.
+    Depth,
+    /// More values in all than allowed.
+    Values,
+    /// More members in one object than allowed.
+    Members,
+    /// More items in one array than allowed.
+    Items,
+    /// A longer key than allowed.
+    Key,
+    /// A longer string than allowed.
+    String,
+    /// A number of more digits than allowed.
+    Digits,
+    /// A number with a larger exponent than allowed.
+    Exponent,
 }
 
 /// What is wrong with a token. Goes to log and metrics; the outside sees only `token-invalid` or `token-expired`.
@@ -340,6 +380,11 @@ impl Denial {
         "body-too-large",
         "content-type",
         "not-json",
+        "json-duplicate-key",
+        "json-too-deep",
+        "json-too-many",
+        "json-too-long",
+        "json-number",
         "schema",
         "not-utf8",
         "bad-compression",
@@ -370,6 +415,7 @@ impl Denial {
     /// a reason that can only happen to one of them still names both, so that no caller has to choose.
     #[rustfmt::skip]
     const fn row(&self) -> Row {
+        use JsonFault as Json;
         use TokenFault as Fault;
         match self {
             Self::Malformed { .. }        => row("malformed",               400, 1002, "Malformed request"),
@@ -424,7 +470,17 @@ impl Denial {
 
             Self::BodyTooLarge { .. }     => row("body-too-large",          413, 1009, "Body too large"),
             Self::ContentType             => row("content-type",            415, 1003, "Content type not allowed"),
-            Self::NotJson                 => row("not-json",                400, 1007, "Not JSON"),
+            Self::Json { fault, .. } => match fault {
+                Json::Utf8 | Json::Syntax | Json::End | Json::Surrogate
+                                          => row("not-json",                400, 1007, "Not JSON"),
+                Json::Duplicate           => row("json-duplicate-key",      400, 1007, "A key stands twice"),
+                Json::Depth               => row("json-too-deep",           422, 1007, "JSON too deep"),
+                Json::Values | Json::Members | Json::Items
+                                          => row("json-too-many",           422, 1007, "Too many JSON values"),
+                Json::Key | Json::String  => row("json-too-long",           422, 1007, "JSON string too long"),
+                Json::Digits | Json::Exponent | Json::Range
+                                          => row("json-number",             422, 1007, "JSON number too large"),
+            },
             Self::Schema { .. }           => row("schema",                  422, 1007, "Does not match the schema"),
             Self::NotUtf8                 => row("not-utf8",                400, 1007, "Text is not UTF-8"),
             Self::BadCompression          => row("bad-compression",         400, 1007, "Does not inflate"),
@@ -538,7 +594,7 @@ impl Denial {
             Self::BodyTooLarge { limit: 0 } => "this resource takes no body".into(),
             Self::BodyTooLarge { limit } => format!("at most {limit} bytes are allowed").into(),
             Self::ContentType => "this content type or content coding is not taken here".into(),
-            Self::NotJson => "not JSON, or JSON with a key twice in one object".into(),
+            Self::Json { fault, at, pointer } => fault.detail(*at, pointer),
             Self::Schema { pointer } if pointer.is_empty() => "the document does not match its schema".into(),
             Self::Schema { pointer } => format!("{pointer} does not match its schema").into(),
             Self::NotUtf8 => "a text message must be UTF-8".into(),
@@ -610,6 +666,28 @@ impl fmt::Display for Denial {
             Self::LogoutInvalid(fault) => write!(f, "{}: {}", self.reason(), fault.name()),
             _ => write!(f, "{}: {}", self.reason(), self.detail()),
         }
+    }
+}
+
+impl JsonFault {
+    fn detail(self, at: u32, pointer: &str) -> Cow<'static, str> {
+        let what = match self {
+            Self::Utf8 => return format!("not UTF-8 at byte {at}").into(),
+            Self::Syntax => return format!("not JSON at byte {at}").into(),
+            Self::End => return "the JSON text ends too soon".into(),
+            Self::Surrogate => return format!("half a surrogate pair at byte {at}").into(),
+            Self::Duplicate => "stands twice",
+            Self::Depth => "too deep",
+            Self::Values => "too many values in all",
+            Self::Members => "too many members",
+            Self::Items => "too many items",
+            Self::Key => "a key is too long",
+            Self::String => "string too long",
+            Self::Digits => "number of too many digits",
+            Self::Exponent => "number of too large an exponent",
+            Self::Range => "number out of range",
+        };
+        if pointer.is_empty() { what.into() } else { format!("{pointer}: {what}").into() }
     }
 }
 
@@ -712,6 +790,8 @@ mod tests {
         ];
         let names: Vec<_> = faults.iter().map(|fault| fault.name()).collect();
         assert_eq!(names, TokenFault::ALL_NAMES);
+        // As long as any that is shown.
+        let pointer = "/".repeat(64);
         let mut all: Vec<_> = faults.into_iter().map(Denial::TokenInvalid).collect();
         all.extend([
             Denial::Malformed { detail: "a test" },
@@ -755,7 +835,20 @@ mod tests {
             Denial::OriginNotAllowed,
             Denial::BodyTooLarge { limit: 0 },
             Denial::ContentType,
-            Denial::NotJson,
+            Denial::Json { fault: JsonFault::Utf8, at: u32::MAX, pointer: pointer.clone() },
+            Denial::Json { fault: JsonFault::Syntax, at: u32::MAX, pointer: pointer.clone() },
+            Denial::Json { fault: JsonFault::End, at: 0, pointer: pointer.clone() },
+            Denial::Json { fault: JsonFault::Surrogate, at: u32::MAX, pointer: pointer.clone() },
+            Denial::Json { fault: JsonFault::Range, at: 0, pointer: pointer.clone() },
+            Denial::Json { fault: JsonFault::Duplicate, at: 0, pointer: pointer.clone() },
+            Denial::Json { fault: JsonFault::Depth, at: 0, pointer: pointer.clone() },
+            Denial::Json { fault: JsonFault::Values, at: 0, pointer: pointer.clone() },
+            Denial::Json { fault: JsonFault::Members, at: 0, pointer: pointer.clone() },
+            Denial::Json { fault: JsonFault::Items, at: 0, pointer: pointer.clone() },
+            Denial::Json { fault: JsonFault::Key, at: 0, pointer: pointer.clone() },
+            Denial::Json { fault: JsonFault::String, at: 0, pointer: pointer.clone() },
+            Denial::Json { fault: JsonFault::Digits, at: 0, pointer: pointer.clone() },
+            Denial::Json { fault: JsonFault::Exponent, at: 0, pointer: pointer.clone() },
             Denial::Schema { pointer: "/a".into() },
             Denial::NotUtf8,
             Denial::BadCompression,

@@ -94,6 +94,9 @@ pub(crate) struct Document {
     pub(crate) lists: ListsDocument,
     #[serde(default)]
     pub(crate) ciphertext: Vec<CiphertextDocument>,
+    /// Bounds of all JSON that is looked into; bodies, websockets and messages may have bounds of their own.
+    #[serde(default)]
+    pub(crate) json: JsonDocument,
     #[serde(default)]
     pub(crate) route: Vec<RouteDocument>,
     #[serde(default)]
@@ -773,6 +776,41 @@ pub(crate) struct CiphertextDocument {
     pub(crate) min_bytes: Option<SizeText>,
 }
 
+/// How large JSON may be. What is looked into is JSON as RFC 8259 has it and nothing else: UTF-8 without byte order mark,
+/// no half surrogate pairs, no number beyond a double, no key twice in one object; anything else is refused with
+/// `not-json` or `json-duplicate-key` (400, 1007), what is beyond these bounds with `json-too-deep`, `json-too-many`,
+/// `json-too-long` or `json-number` (422, 1007).
+///
+/// A key that is left out is taken from the table around: a message's from its websocket's, those of websockets and
+/// bodies from [json].
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "json")]
+pub(crate) struct JsonDocument {
+    /// Objects and arrays within each other; default 32.
+    #[schemars(range(min = 1, max = 127))]
+    pub(crate) max_depth: Option<u32>,
+    /// Values in all: objects, arrays and what is in them; default 10000.
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub(crate) max_values: Option<u32>,
+    /// Members of one object; default 1000.
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub(crate) max_members: Option<u32>,
+    /// Items of one array; default 10000.
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub(crate) max_items: Option<u32>,
+    /// A key as it is written, escapes and all, "1B" to "64KiB"; default "256B".
+    pub(crate) max_key: Option<SizeText>,
+    /// A string as it is written, "1B" to "16MiB"; default "16MiB".
+    pub(crate) max_string: Option<SizeText>,
+    /// Digits of a number, before and behind the point; default 100.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub(crate) max_digits: Option<u32>,
+    /// Exponent of a number, without its sign; default 308.
+    #[schemars(range(min = 0, max = 308))]
+    pub(crate) max_exponent: Option<u32>,
+}
+
 #[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[schemars(rename = "mode")]
@@ -951,9 +989,9 @@ pub(crate) struct RoleDocument {
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "body")]
 pub(crate) struct BodyDocument {
-    /// Longest body, "1B" to "16MiB" with a schema or ciphertext, to "64GiB" without.
+    /// Longest body, "1B" to "16MiB" where it is looked into as JSON, to "64GiB" otherwise.
     pub(crate) max_bytes: SizeText,
-    /// Media types; default ["application/json"] with a schema or ciphertext, any without.
+    /// Media types; default ["application/json"] where the body is looked into as JSON, any otherwise.
     #[schemars(length(min = 1))]
     pub(crate) content_types: Option<Vec<String>>,
     /// JSON Schema in the bundle, such as "schemas/message.json". The body is held until it is judged.
@@ -962,6 +1000,8 @@ pub(crate) struct BodyDocument {
     pub(crate) ciphertext: Option<String>,
     /// JSON pointer to the account that a login is for, a string, such as "/username". The body is held for it too.
     pub(crate) account: Option<String>,
+    /// The body has to be JSON within these bounds ({} for those of [json]), as with a schema or ciphertext.
+    pub(crate) json: Option<JsonDocument>,
 }
 
 /// What a query may be.
@@ -1072,6 +1112,8 @@ pub(crate) struct WebsocketDocument {
     /// Kinds of messages taken; default ["text"] with inspect "json", both without.
     #[schemars(length(min = 1))]
     pub(crate) kinds: Option<Vec<KindDocument>>,
+    /// Bounds of messages that are looked into; default [json].
+    pub(crate) json: Option<JsonDocument>,
     /// JSON pointer to a message's type; default "/type".
     pub(crate) type_pointer: Option<String>,
     /// What becomes of a message that is not JSON or of no listed type: "close" or "answer"; default "close".
@@ -1176,6 +1218,8 @@ pub(crate) struct MessageDocument {
     pub(crate) schema: Option<String>,
     /// Name of a [[ciphertext]] that the message has to keep, before its schema.
     pub(crate) ciphertext: Option<String>,
+    /// Bounds no wider than the websocket's; default those.
+    pub(crate) json: Option<JsonDocument>,
     /// What the message does, in a word for authorization and audit: an action of authz.cedarschema, where there is one. A
     /// message without is covered by the action of its socket.
     pub(crate) action: Option<String>,

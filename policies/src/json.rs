@@ -1,5 +1,7 @@
 //! Strict JSON, and schemas compiled at load.
 
+mod scan;
+
 use std::fmt;
 
 use jsonschema::Validator;
@@ -7,13 +9,28 @@ use jsonschema::error::ValidationErrorKind;
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
+pub(crate) use self::scan::{Limits, scan};
+use crate::denial::{Denial, JsonFault};
+
 /// Longest JSON pointer told to a peer; it may be made of the peer's own keys.
 const MAX_POINTER: usize = 64;
 
 /// Faults of one value that are looked at.
 const MAX_FAULTS: usize = 32;
 
-/// Reads one JSON document and nothing after it.
+/// The value of a text that [`scan`] has judged.
+///
+/// # Errors
+/// [`Denial::Json`] where the two differ, which they do not: fail closed.
+pub(crate) fn value(judged: &[u8]) -> Result<Value, Denial> {
+    serde_json::from_slice(judged).map_err(|_| Denial::Json {
+        fault: JsonFault::Syntax,
+        at: 0,
+        pointer: String::new(),
+    })
+}
+
+/// Reads one JSON document of the bundle and nothing after it; peers' are for [`scan`].
 ///
 /// Beyond `serde_json` (no lone surrogates, numbers in range, at most 127 levels) it refuses an object that has a
 /// key twice: readers disagree which one counts (RFC 8259 §4), so what is judged might not be what is understood
@@ -97,9 +114,15 @@ pub(crate) fn pointer_tokens(pointer: &str) -> Option<Vec<String>> {
 pub(crate) fn lookup<'v>(value: &'v Value, tokens: &[String]) -> Option<&'v Value> {
     tokens.iter().try_fold(value, |value, token| match value {
         Value::Object(map) => map.get(token),
-        Value::Array(items) => items.get(token.parse::<usize>().ok()?),
+        Value::Array(items) => items.get(index(token)?),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => None,
     })
+}
+
+/// A token as the index of an array (RFC 6901 §4): no sign, no leading zero.
+fn index(token: &str) -> Option<usize> {
+    let plain = token == "0" || token.starts_with(|first: char| matches!(first, '1'..='9'));
+    plain.then(|| token.parse().ok()).flatten()
 }
 
 /// Deserializes into a [`Value`], refusing duplicate keys.
@@ -273,18 +296,6 @@ impl Scanner<'_> {
                 _ => self.at += 1,
             }
         }
-    }
-}
-
-/// Takes a string out of a document, so that no copy of it is left there.
-pub(crate) fn take_string(value: &mut Value, tokens: &[String]) -> Option<String> {
-    let found = tokens.iter().try_fold(value, |value, token| match value {
-        Value::Object(map) => map.get_mut(token),
-        _ => None,
-    })?;
-    match found {
-        Value::String(text) => Some(std::mem::take(text)),
-        _ => None,
     }
 }
 

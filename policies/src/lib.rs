@@ -38,7 +38,7 @@ pub use certificate::{
     CertificateName, ClientAuthentication, ClientCertificate, ClientMode, ClientZone, ClientZones,
     ForwardCertificate,
 };
-pub use denial::{Denial, LogoutFault, ProofFault, TokenFault};
+pub use denial::{Denial, JsonFault, LogoutFault, ProofFault, TokenFault};
 pub use document::json_schema;
 pub use errors::{PolicyError, PolicyErrors};
 pub use identity::{Binding, IDENTITY_HEADER_PREFIX, IDENTITY_HEADERS, Identity, IdentityParts, SessionId};

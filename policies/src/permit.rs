@@ -7,6 +7,7 @@
 //! In shadow mode a would-be denial becomes a note on the permit ([`RequestPermit::shadowed`]). Enforced even then:
 //! what protects the gateway itself (malformed requests, sizes) and what ended a session (revocation).
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use zeroize::Zeroizing;
 use crate::authz::{Decision, DecisionCache, Found, Places, Sample, TlsFacts};
 use crate::certificate::ClientCertificate;
 use crate::ciphertext::Conversation;
-use crate::denial::{Denial, TokenFault};
+use crate::denial::{Denial, JsonFault, TokenFault};
 use crate::identity::{Binding, Identity};
 use crate::json::{self, Schema};
 use crate::path;
@@ -274,7 +275,7 @@ fn judge_head(rule: &Rule, facts: &RequestFacts<'_>, identity: Option<&Identity>
         rule.content_types.check(facts.headers, rule.body.buffered)?;
     } else if rule.body.buffered {
         // Without a body there would be nothing to hold against the schema.
-        return Err(Denial::NotJson);
+        return Err(Denial::Json { fault: JsonFault::End, at: 0, pointer: String::new() });
     }
     match (&rule.query, facts.query) {
         (None, Some(query)) if !query.is_empty() => Err(Denial::QueryNotAllowed),
@@ -534,7 +535,7 @@ impl RequestPermit {
     /// Judges a whole body, and where it takes the body to tell what a request is about, whether that is permitted.
     ///
     /// # Errors
-    /// [`Denial::BodyTooLarge`], [`Denial::NotJson`], [`Denial::PlaintextRefused`], [`Denial::Schema`],
+    /// [`Denial::BodyTooLarge`], [`Denial::Json`], [`Denial::PlaintextRefused`], [`Denial::Schema`],
     /// [`Denial::ResourceMissing`], [`Denial::NotPermitted`].
     pub fn judge_body(&self, body: &[u8], decisions: &DecisionCache) -> Result<BodyPermit, Denial> {
         let rule = &self.subject.rule;
@@ -544,22 +545,26 @@ impl RequestPermit {
         }
         let (ciphertext, schema) = (rule.body_ciphertext.as_ref(), rule.body_schema.as_ref());
         let mut account = None;
-        let judged = match (ciphertext, schema, &rule.body_account) {
-            (None, None, None) => Ok(()),
+        let judged = match &rule.body_json {
+            None => Ok(()),
             // INVARIANT: a resource that stands in the body comes with a body that is looked into; `compile` sees to it.
-            (_, _, pointer) => json::parse(body).map_err(|_| Denial::NotJson).and_then(|value| {
-                account = pointer
-                    .as_ref()
-                    .and_then(|tokens| json::lookup(&value, tokens)?.as_str().map(str::to_owned));
-                judge_content(ciphertext, schema, &value)?;
-                match rule.authorization.as_ref().filter(|it| it.resource.needs_body()) {
-                    Some(decision) => {
+            Some(limits) => {
+                let pointer = rule.body_account.as_deref();
+                json::scan(body, limits, pointer.unwrap_or_default()).map_err(Denial::from).and_then(
+                    |found| {
+                        account = pointer.and(found).map(Cow::into_owned);
+                        let authorization = rule.authorization.as_ref().filter(|it| it.resource.needs_body());
+                        if ciphertext.is_none() && schema.is_none() && authorization.is_none() {
+                            return Ok(());
+                        }
+                        let value = json::value(body)?;
+                        judge_content(ciphertext, schema, &value)?;
+                        let Some(decision) = authorization else { return Ok(()) };
                         let now = self.asked.at.ok_or(Denial::NotPermitted)?;
                         self.subject.authorize(decision, &self.asked, Some(&value), now, decisions)
-                    }
-                    None => Ok(()),
-                }
-            }),
+                    },
+                )
+            }
         };
         Ok(BodyPermit { shadowed: noted(rule.mode, judged)?, account })
     }
@@ -777,7 +782,7 @@ impl TunnelPermit {
     /// A message that renews the token becomes demands too, but never a permit: see [`MessageDemands::is_renewal`].
     ///
     /// # Errors
-    /// [`Refusal`] with [`Denial::MessageTooBig`], [`Denial::MessageKind`], [`Denial::NotJson`],
+    /// [`Refusal`] with [`Denial::MessageTooBig`], [`Denial::MessageKind`], [`Denial::Json`],
     /// [`Denial::UnknownMessageType`], [`Denial::PlaintextRefused`], [`Denial::Schema`], [`Denial::ResourceMissing`] or
     /// [`Denial::NotPermitted`].
     pub fn judge_message(&self, message: &Message<'_>) -> Result<MessageDemands<'_>, Refusal> {
@@ -825,14 +830,15 @@ impl<'t> MessageDemands<'t> {
             return Ok(());
         };
         let unknown = |denial| Refusal { denial, action: table.on_unknown };
-        let value = json::parse(message.payload).map_err(|_| unknown(Denial::NotJson))?;
-        let name = json::lookup(&value, &table.pointer).and_then(Value::as_str);
+        let payload = message.payload;
+        let name = json::scan(payload, &table.json, &table.pointer).map_err(|fault| unknown(fault.into()))?;
+        let name = name.as_deref();
         if let (Some(name), Some(renew), Direction::ToUpstream) = (name, &tunnel.renew, message.direction)
             && *name == *renew.name
         {
-            let mut value = value;
-            let token = json::take_string(&mut value, &renew.pointer).unwrap_or_default();
-            self.renewal = Some(NewToken(Zeroizing::new(token)));
+            let token = json::scan(payload, &table.json, &renew.pointer).ok().flatten();
+            // Where it is needed is the only place that has a copy.
+            self.renewal = Some(NewToken(Zeroizing::new(token.unwrap_or_default().into_owned())));
             // Nobody is there because a client keeps its token fresh (row S-1).
             self.activity = false;
             return Ok(());
@@ -842,9 +848,17 @@ impl<'t> MessageDemands<'t> {
         self.message = Some(rule);
         self.rates = &rule.rates;
         self.activity = rule.activity;
+        let refused = |denial| Refusal { denial, action: rule.on_refusal };
+        if let Some(limits) = &rule.json {
+            json::scan(payload, limits, &[]).map_err(|fault| refused(fault.into()))?;
+        }
+        if rule.ciphertext.is_none() && rule.schema.is_none() && rule.authorization.is_none() {
+            return Ok(());
+        }
+        let value = json::value(payload).map_err(refused)?;
         judge_content(rule.ciphertext.as_ref(), rule.schema.as_ref(), &value)
             .and_then(|()| self.authorize(rule.authorization.as_ref(), &value))
-            .map_err(|denial| Refusal { denial, action: rule.on_refusal })
+            .map_err(refused)
     }
 
     /// Asks the Cedar policies where the answer can be looked up and does not depend on the time.
@@ -1429,8 +1443,8 @@ direction = "to-upstream"
         let schema = |pointer: &str| Denial::Schema { pointer: pointer.into() };
         assert_eq!(permit.judge_body(b"{\"a\":\"x\"}", &DecisionCache::new(8)).unwrap_err(), schema("/a"));
         assert_eq!(permit.judge_body(b"{\"b\":1}", &DecisionCache::new(8)).unwrap_err(), schema(""));
-        assert_eq!(permit.judge_body(b"{", &DecisionCache::new(8)).unwrap_err(), Denial::NotJson);
-        assert_eq!(permit.judge_body(b"", &DecisionCache::new(8)).unwrap_err(), Denial::NotJson);
+        assert_eq!(permit.judge_body(b"{", &DecisionCache::new(8)).unwrap_err().reason(), "not-json");
+        assert_eq!(permit.judge_body(b"", &DecisionCache::new(8)).unwrap_err().reason(), "not-json");
         assert_eq!(
             permit.judge_body(&[b' '; 65], &DecisionCache::new(8)).unwrap_err(),
             Denial::BodyTooLarge { limit: 64 }
@@ -1439,7 +1453,7 @@ direction = "to-upstream"
         let long = post("{                                                                }");
         assert_eq!(long.rule(&policy), Err(Denial::BodyTooLarge { limit: 64 }));
         let none = ask(Method::POST, "/checked").roles(&["user"]);
-        assert_eq!(none.rule(&policy), Err(Denial::NotJson));
+        assert_eq!(none.rule(&policy).unwrap_err().reason(), "not-json");
         let unasked = ask(Method::DELETE, "/items/7").roles(&["user"]).body("{}");
         assert_eq!(unasked.rule(&policy), Err(Denial::BodyTooLarge { limit: 0 }));
     }
@@ -1514,10 +1528,8 @@ direction = "to-upstream"
         let demands = ask().roles(&["user"]).judge(&policy).unwrap();
         let permit = settle(demands, exceeded(1)).unwrap();
         assert_eq!(permit.shadowed().map(Denial::reason), Some("rate-exceeded"));
-        assert_eq!(
-            permit.judge_body(b"no", &DecisionCache::new(8)).unwrap().shadowed(),
-            Some(&Denial::NotJson)
-        );
+        let body = permit.judge_body(b"no", &DecisionCache::new(8)).unwrap();
+        assert_eq!(body.shadowed().map(Denial::reason), Some("not-json"));
         // Sizes and revocation are enforced all the same.
         assert!(permit.judge_body(&[b' '; 65], &DecisionCache::new(8)).is_err());
         let demands = ask().roles(&["user"]).judge(&policy).unwrap();
@@ -1731,7 +1743,8 @@ on_refusal = "answer"
         let odd = br#"{"type":"send","to":"open:1","text":7}"#;
         let refusal = tunnel.judge_message(&text(Direction::ToUpstream, odd)).unwrap_err();
         assert_eq!(refusal.denial, Denial::Schema { pointer: "/text".into() });
-        assert_eq!(send.judge_body(b"not JSON", &DecisionCache::new(8)).err(), Some(Denial::NotJson));
+        let odd = send.judge_body(b"not JSON", &DecisionCache::new(8)).unwrap_err();
+        assert_eq!(odd.reason(), "not-json");
     }
 
     #[test]
@@ -1774,7 +1787,7 @@ on_refusal = "answer"
         assert_eq!(tunnel.shadowed(), Some(&Denial::OriginNotAllowed));
         let demands = tunnel.judge_message(&text(Direction::ToUpstream, b"not json")).unwrap();
         let permit = settle_message(demands, nothing_against_it()).unwrap();
-        assert_eq!(permit.shadowed(), Some(&Denial::NotJson));
+        assert_eq!(permit.shadowed().map(Denial::reason), Some("not-json"));
         assert!(tunnel.judge_message(&text(Direction::ToUpstream, &[b' '; 70_000])).is_err(), "sizes hold");
     }
 }

@@ -10,7 +10,7 @@ use crate::certificate::CertificateRule;
 use crate::ciphertext::Ciphertext;
 use crate::denial::Denial;
 use crate::identity::Identity;
-use crate::json::Schema;
+use crate::json::{Limits, Schema};
 use crate::matcher::{ContentTypes, Origins};
 use crate::permit::Direction;
 use crate::policy::{Mode, PenaltyIndex, RateIndex, RuleId, Sender, UpstreamIndex};
@@ -52,6 +52,8 @@ pub struct Rule {
     pub(crate) query: Option<QueryRule>,
     pub(crate) body: BodyRule,
     pub(crate) content_types: ContentTypes,
+    /// Bounds of a body that must be JSON.
+    pub(crate) body_json: Option<Limits>,
     pub(crate) body_ciphertext: Option<CiphertextRule>,
     /// Tokens of the JSON pointer to the account in a body.
     pub(crate) body_account: Option<Vec<String>>,
@@ -345,6 +347,8 @@ pub(crate) struct MessageTable {
     /// Tokens of the JSON pointer to the type, unescaped.
     pub(crate) pointer: Vec<String>,
     pub(crate) types: HashMap<Box<str>, MessageRule>,
+    /// Bounds of every message.
+    pub(crate) json: Limits,
     /// What becomes of an unknown type, and of what is not JSON.
     pub(crate) on_unknown: OnRefusal,
 }
@@ -353,6 +357,8 @@ pub(crate) struct MessageTable {
 #[derive(Debug)]
 pub(crate) struct MessageRule {
     pub(crate) name: Arc<str>,
+    /// Narrower bounds than the table's.
+    pub(crate) json: Option<Limits>,
     pub(crate) ciphertext: Option<CiphertextRule>,
     pub(crate) schema: Option<Schema>,
     pub(crate) action: Option<Arc<str>>,

@@ -197,7 +197,7 @@ struct Expected {
     deny: Option<String>,
     status: Option<u16>,
     close: Option<u16>,
-    /// JSON pointer to the field that does not match its schema.
+    /// JSON pointer to the field that does not match its schema, or to where JSON is refused.
     pointer: Option<String>,
     /// Whether the socket stays open and the client is answered.
     answer: Option<bool>,
@@ -244,8 +244,10 @@ fn run(policy: &Policy, test: &Test) -> Result<(), String> {
                 differs("close code", Some(&number(wanted)), Some(&close))?;
             }
             if let Some(wanted) = &expected.pointer {
-                let found =
-                    if let Denial::Schema { pointer } = denial { Some(pointer.as_str()) } else { None };
+                let found = match denial {
+                    Denial::Schema { pointer } | Denial::Json { pointer, .. } => Some(pointer.as_str()),
+                    _ => None,
+                };
                 differs("pointer", Some(wanted), found)?;
             }
             let answered = refusal.action == OnRefusal::Answer;

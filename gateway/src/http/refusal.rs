@@ -33,7 +33,9 @@ pub fn response(
         "detail": denial.detail(),
         "instance": format!("urn:sealgate:request:{}", exchange.id),
     });
-    if let (Denial::Schema { pointer }, Some(problem)) = (denial, problem.as_object_mut()) {
+    if let (Denial::Schema { pointer } | Denial::Json { pointer, .. }, Some(problem)) =
+        (denial, problem.as_object_mut())
+    {
         problem.insert("pointer".to_owned(), json!(pointer));
     }
     let body = Bytes::from(error.unwrap_or(problem).to_string());

@@ -3,6 +3,7 @@
 mod authz;
 mod ciphertext;
 mod client;
+mod json;
 mod limits;
 mod rules;
 mod schemas;
@@ -31,6 +32,7 @@ use crate::document::{
     UpstreamTlsDocument,
 };
 use crate::errors::{PolicyError, PolicyErrors};
+use crate::json::Limits;
 use crate::policy::{
     Algorithm, AuditPolicy, AuditRequests, Balance, CertificateSource, ClaimNames, ConnectionPolicy,
     DpopPolicy, Endpoint, Group, Health, Issuer, JwksSource, Mode, OnRateError, Policy, Rate, RateKey,
@@ -163,6 +165,7 @@ impl Compiler<'_> {
             judges: SharedJudges::default(),
             penalties: &document.penalty,
             ciphertexts: &ciphertexts,
+            json: self.json("/json", &document.json, Limits::DEFAULT),
             rules: Vec::new(),
             any_auth: false,
         };

@@ -18,7 +18,7 @@ use crate::document::{
     QueryDocument, ResourceDocument, RouteDocument, SenderDocument, StepUpDocument, TicketDocument,
     WebsocketDocument,
 };
-use crate::json::{self, Schema};
+use crate::json::{self, Limits, Schema};
 use crate::matcher::{ContentTypes, Origins};
 use crate::path::{MAX_QUERY, PathPattern};
 use crate::policy::{Issuer, Mode, Rate, RateIndex, RateKey, RuleId, Upstream, UpstreamIndex};
@@ -63,6 +63,7 @@ pub(super) struct Known<'a> {
     pub(super) judges: SharedJudges,
     pub(super) penalties: &'a [PenaltyDocument],
     pub(super) ciphertexts: &'a [Named],
+    pub(super) json: Limits,
     pub(super) rules: Vec<Arc<Rule>>,
     pub(super) any_auth: bool,
 }
@@ -109,7 +110,7 @@ impl Compiler<'_> {
             }
         }
         if let Some(body) = &d.body {
-            self.body(&common.at, body, known.ciphertexts, &mut rule);
+            self.body(&common.at, body, known, &mut rule);
             // Servers and proxies disagree about bodies of these (RFC 9110 §9.3.1).
             let bodiless = [MethodDocument::Get, MethodDocument::Head];
             if d.methods.iter().any(|method| bodiless.contains(method)) {
@@ -329,6 +330,7 @@ impl Compiler<'_> {
             query,
             body: BodyRule { max_bytes: 0, buffered: false },
             content_types: ContentTypes::Any,
+            body_json: None,
             body_ciphertext: None,
             body_account: None,
             penalties: Vec::new(),
@@ -397,8 +399,9 @@ impl Compiler<'_> {
         }
     }
 
-    fn body(&mut self, at: &str, document: &BodyDocument, ciphertexts: &[Named], rule: &mut Rule) {
-        let looked_into = document.schema.is_some() || document.ciphertext.is_some();
+    fn body(&mut self, at: &str, document: &BodyDocument, known: &Known<'_>, rule: &mut Rule) {
+        let looked_into =
+            document.schema.is_some() || document.ciphertext.is_some() || document.json.is_some();
         let buffered = looked_into || document.account.is_some();
         rule.body_account = document.account.as_deref().map(|pointer| {
             let tokens = json::pointer_tokens(pointer).filter(|tokens| !tokens.is_empty());
@@ -414,7 +417,12 @@ impl Compiler<'_> {
         rule.body = BodyRule { max_bytes, buffered };
         let (ciphertext, schema) = (document.ciphertext.as_deref(), document.schema.as_deref());
         rule.body_ciphertext =
-            self.ciphertext_rule(&format!("{at}/body/ciphertext"), ciphertext, schema, ciphertexts);
+            self.ciphertext_rule(&format!("{at}/body/ciphertext"), ciphertext, schema, known.ciphertexts);
+        let json = format!("{at}/body/json");
+        rule.body_json = match &document.json {
+            Some(document) => Some(self.json(&json, document, known.json)),
+            None => buffered.then_some(known.json),
+        };
         rule.body_schema = self.schema(&format!("{at}/body/schema"), document.schema.as_deref());
         rule.content_types = match &document.content_types {
             None if buffered => ContentTypes::Listed(vec!["application/json".to_owned()]),
@@ -731,7 +739,14 @@ impl Compiler<'_> {
             let message = "expected a JSON pointer (RFC 6901) to a field, such as \"/type\"";
             self.error(&format!("{at}/type_pointer"), message);
         }
+        let json = match &d.json {
+            Some(json) => self.json(&format!("{at}/json"), json, known.json),
+            None => known.json,
+        };
         if inspect == InspectDocument::None {
+            if d.json.is_some() {
+                self.error(&format!("{at}/json"), "nothing is looked into, as inspect is \"none\"");
+            }
             if !d.message.is_empty() {
                 self.error(&format!("{at}/message"), "messages are listed, and inspect is \"none\"");
             }
@@ -760,7 +775,8 @@ impl Compiler<'_> {
                 }
                 let of_client = direction == DirectionDocument::ToUpstream;
                 let message_rates = if of_client { d.message_rates.as_slice() } else { &[] };
-                let rule = self.message(&at_message, message, &d.path, message_rates, authentication, known);
+                let rule =
+                    self.message(&at_message, message, &d.path, message_rates, authentication, json, known);
                 if types.insert(Box::from(message.name.as_str()), rule).is_some() {
                     let message = format!("`{}` is defined twice for one direction", message.name);
                     self.error(&child(&at_message, "type"), message);
@@ -769,6 +785,7 @@ impl Compiler<'_> {
             (!types.is_empty()).then(|| MessageTable {
                 pointer: tokens.clone().unwrap_or_default(),
                 types,
+                json,
                 on_unknown: on_refusal(d.unknown),
             })
         })
@@ -781,6 +798,7 @@ impl Compiler<'_> {
         path: &str,
         message_rates: &[String],
         authentication: Authentication,
+        json: Limits,
         known: &mut Known<'_>,
     ) -> MessageRule {
         let d = document;
@@ -822,6 +840,7 @@ impl Compiler<'_> {
         );
         MessageRule {
             name: d.name.as_str().into(),
+            json: d.json.as_ref().map(|own| self.message_json(&format!("{at}/json"), own, json)),
             ciphertext: self.ciphertext_rule(
                 &format!("{at}/ciphertext"),
                 d.ciphertext.as_deref(),
