@@ -366,7 +366,7 @@ fn a2_messages_are_judged_by_their_type_and_schema() {
         for (id, code, word, message) in [
             ("no JSON", 1007, "not-json", "hello"),
             ("half", 1007, "not-json", r#"{"type":"say","text":"hel"#),
-            ("twice", 1007, "not-json", r#"{"type":"say","text":"a","text":"b"}"#),
+            ("twice", 1007, "json-duplicate-key", r#"{"type":"say","text":"a","text":"b"}"#),
             ("schema", 1007, "schema", r#"{"type":"say","text":7}"#),
             ("more", 1007, "schema", r#"{"type":"say","text":"a","admin":true}"#),
             ("unknown type", 1008, "unknown-message-type", r#"{"type":"shout","text":"a"}"#),
