@@ -38,7 +38,7 @@ use crate::tokens::now;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 17] = [
+pub const TARGETS: [Target; 18] = [
     ("websocket_frames", websocket_frames),
     ("inflate", inflate),
     ("extension_offer", extension_offer),
@@ -56,6 +56,7 @@ pub const TARGETS: [Target; 17] = [
     ("access", access),
     ("logout", logout),
     ("event_lines", event_lines),
+    ("json", json),
 ];
 
 const LIMITS: TunnelLimits = TunnelLimits {
@@ -816,4 +817,148 @@ pub fn event_lines(data: &[u8]) {
     assert!(read.events.len() as u64 <= read.steps);
     let entered = read.events.iter().chain(&read.entries.0);
     assert!(entered.into_iter().all(|it| it.until > NOW && it.until <= NOW + 400 * 86_400));
+}
+
+static JSON: LazyLock<Policy> = LazyLock::new(|| {
+    let route = |name: &str, rest: &str| {
+        format!(
+            "[[route]]\nname = \"{name}\"\npath = \"/{name}\"\nmethods = [\"POST\"]\nupstream = \"backend\"\n\
+             auth = \"none\"\nbody = {{ max_bytes = \"1MiB\", {rest} }}\n"
+        )
+    };
+    let text = "version = 1\n[[upstream]]\nname = \"backend\"\nendpoints = [\"unix:/backend.sock\"]\n"
+        .to_owned()
+        + &route("plain", "json = { max_depth = 127, max_digits = 10000, max_key = \"64KiB\" }")
+        + &route(
+            "small",
+            "json = { max_depth = 3, max_values = 9, max_members = 3, max_items = 3, max_string = \"9B\" }",
+        )
+        + &route(
+            "schema",
+            "json = { max_depth = 127, max_digits = 10000, max_key = \"64KiB\" }, schema = \"schemas/s.json\"",
+        );
+    let schema = r#"{ "type": "object", "required": ["type"], "additionalProperties": false, "properties": {
+        "type": { "enum": ["a", "b"] }, "text": { "type": "string", "minLength": 1, "maxLength": 4 },
+        "list": { "type": "array", "maxItems": 2, "items": { "type": "integer", "minimum": 0 } } } }"#;
+    let files = [("policy.toml", &*text), ("schemas/s.json", schema)];
+    let files = files.map(|(name, text)| (name.to_owned(), text.as_bytes().to_owned())).into();
+    Policy::compile(&Bundle { root: PathBuf::from("/"), files }, &BTreeMap::new())
+        .unwrap_or_else(|errors| panic!("{errors}"))
+});
+
+/// A body.
+///
+/// What passes is JSON to another reader too, with no key twice and within its bounds; what does not is no JSON to
+/// that reader, or is refused for what only we refuse. What passes a schema has its form.
+pub fn json(data: &[u8]) {
+    let judge = |path| {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        let facts = RequestFacts {
+            certificate: None,
+            peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            host: "localhost",
+            method: &Method::POST,
+            path,
+            query: None,
+            headers: &headers,
+            websocket: false,
+            content_length: None,
+            has_body: true,
+            tls: sealgate_policy::TlsFacts::default(),
+        };
+        let demands = JSON.match_request(&facts)?.judge(&facts, None)?;
+        let permit = settle(demands, Evidence { rates: Ok(()), revoked: false, lost: None })?;
+        permit.judge_body(data, &DecisionCache::new(8)).map(drop)
+    };
+    let read = serde_json::from_slice::<Keyed>(data);
+    match judge("/plain").map_err(|denial| denial.reason()) {
+        Ok(()) => assert!(read.is_ok(), "{read:?}"),
+        Err("not-json") => assert!(read.is_err(), "{read:?}"),
+        Err("json-duplicate-key") => assert!(read.is_err()),
+        // Counts, and lengths that stand before a fault of another kind.
+        Err(reason) => assert!(reason.starts_with("json-"), "{reason}"),
+    }
+    if judge("/small").is_ok() {
+        let Keyed { depth, values } = read.expect("what is small enough is JSON");
+        assert!(depth <= 3 && values <= 9, "{depth} deep, {values} values");
+    }
+    if judge("/schema").is_ok() {
+        let value: Value = serde_json::from_slice(data).expect("JSON");
+        let known = |name: &String| ["type", "text", "list"].contains(&name.as_str());
+        assert!(value.as_object().is_some_and(|object| object.keys().all(known)), "{value}");
+        assert!(value["type"] == "a" || value["type"] == "b", "{value}");
+        let length = value.get("text").map_or(1, |text| text.as_str().expect("a text").chars().count());
+        assert!((1..=4).contains(&length), "{value}");
+        let list = value.get("list").map(|list| list.as_array().expect("a list"));
+        let whole = |item: &Value| item.as_f64().is_some_and(|it| it >= 0.0 && it.fract() == 0.0);
+        assert!(list.is_none_or(|list| list.len() <= 2 && list.iter().all(whole)), "{value}");
+    }
+}
+
+/// What serde reads of a JSON text in which no key stands twice.
+#[derive(Debug, Default)]
+struct Keyed {
+    depth: usize,
+    values: usize,
+}
+
+impl<'de> serde::Deserialize<'de> for Keyed {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(KeyedVisitor)
+    }
+}
+
+struct KeyedVisitor;
+
+impl KeyedVisitor {
+    fn around(inner: impl Iterator<Item = Keyed>) -> Keyed {
+        let all = inner.fold(Keyed::default(), |sum, one| Keyed {
+            depth: sum.depth.max(one.depth),
+            values: sum.values + one.values,
+        });
+        Keyed { depth: all.depth + 1, values: all.values + 1 }
+    }
+}
+
+impl<'de> serde::de::Visitor<'de> for KeyedVisitor {
+    type Value = Keyed;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("JSON")
+    }
+    fn visit_unit<E: serde::de::Error>(self) -> Result<Keyed, E> {
+        Ok(Keyed { depth: 0, values: 1 })
+    }
+    fn visit_bool<E: serde::de::Error>(self, _: bool) -> Result<Keyed, E> {
+        self.visit_unit()
+    }
+    fn visit_i64<E: serde::de::Error>(self, _: i64) -> Result<Keyed, E> {
+        self.visit_unit()
+    }
+    fn visit_u64<E: serde::de::Error>(self, _: u64) -> Result<Keyed, E> {
+        self.visit_unit()
+    }
+    fn visit_f64<E: serde::de::Error>(self, _: f64) -> Result<Keyed, E> {
+        self.visit_unit()
+    }
+    fn visit_str<E: serde::de::Error>(self, _: &str) -> Result<Keyed, E> {
+        self.visit_unit()
+    }
+    fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut items: A) -> Result<Keyed, A::Error> {
+        let mut inner = Vec::new();
+        while let Some(item) = items.next_element::<Keyed>()? {
+            inner.push(item);
+        }
+        Ok(Self::around(inner.into_iter()))
+    }
+    fn visit_map<A: serde::de::MapAccess<'de>>(self, mut members: A) -> Result<Keyed, A::Error> {
+        let mut inner = BTreeMap::new();
+        while let Some((key, value)) = members.next_entry::<String, Keyed>()? {
+            if inner.insert(key, value).is_some() {
+                return Err(serde::de::Error::custom("a key stands twice"));
+            }
+        }
+        Ok(Self::around(inner.into_values()))
+    }
 }

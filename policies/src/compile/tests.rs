@@ -1306,3 +1306,110 @@ fn several_gateways_agree_through_servers_that_are_named_without_secrets() {
         ],
     );
 }
+
+#[test]
+fn bounds_of_json_narrow_from_the_policy_to_the_message() {
+    let head = "version = 1\n[[upstream]]\nname = \"u\"\nendpoints = [\"unix:/u\"]\n";
+    let rules = r#"
+[json]
+max_depth = 8
+max_string = "1KiB"
+[[route]]
+name = "own"
+path = "/own"
+methods = ["POST"]
+upstream = "u"
+auth = "none"
+body = { max_bytes = "1KiB", json = { max_depth = 9, max_key = "8B" } }
+[[route]]
+name = "unread"
+path = "/unread"
+methods = ["POST"]
+upstream = "u"
+auth = "none"
+body = { max_bytes = "1KiB" }
+[[websocket]]
+name = "w"
+path = "/w"
+upstream = "u"
+auth = "none"
+json = { max_items = 5 }
+[[websocket.message]]
+type = "m"
+direction = "to-upstream"
+json = { max_depth = 2 }
+"#;
+    let policy = Policy::compile(&bundle(&[("policy.toml", &format!("{head}{rules}"))]), &state()).unwrap();
+    let around = Limits { depth: 8, string: 1024, ..Limits::DEFAULT };
+    let find = |method: &http::Method, path, websocket| {
+        policy.routes.find("localhost", method, path, websocket).unwrap().0.clone()
+    };
+    let post = http::Method::POST;
+    assert_eq!(find(&post, "/own", false).body_json, Some(Limits { depth: 9, key: 8, ..around }));
+    assert_eq!(find(&post, "/unread", false).body_json, None);
+    let socket = find(&http::Method::GET, "/w", true);
+    let table = socket.tunnel.as_ref().unwrap().to_upstream.as_ref().unwrap();
+    assert_eq!(table.json, Limits { items: 5, ..around });
+    assert_eq!(table.types["m"].json, Some(Limits { depth: 2, items: 5, ..around }));
+
+    let wrong = format!(
+        "{head}{}",
+        r#"[json]
+max_depth = 128
+max_values = 0
+[[websocket]]
+name = "w"
+path = "/w"
+upstream = "u"
+auth = "none"
+json = { max_key = "1MiB" }
+[[websocket.message]]
+type = "m"
+direction = "to-upstream"
+json = { max_item = 1 }
+"#
+    );
+    assert_errors(
+        &[("policy.toml", &wrong)],
+        &[
+            ("policy.toml", 6, 13, "json.max_depth", ""),
+            ("policy.toml", 7, 14, "json.max_values", ""),
+            ("policy.toml", 13, 20, "websocket.w.json.max_key", "expected \"1B\" to \"64KiB\""),
+            ("policy.toml", 17, 10, "websocket.w.message[0].json.max_item", "did you mean `max_items`?"),
+        ],
+    );
+    let wide = format!(
+        "{head}{}",
+        r#"[[websocket]]
+name = "w"
+path = "/w"
+upstream = "u"
+auth = "none"
+json = { max_items = 5 }
+[[websocket.message]]
+type = "m"
+direction = "to-upstream"
+json = { max_items = 6, max_digits = 100 }
+[[websocket]]
+name = "blind"
+path = "/blind"
+upstream = "u"
+auth = "none"
+inspect = "none"
+json = {}
+"#
+    );
+    assert_errors(
+        &[("policy.toml", &wide)],
+        &[
+            (
+                "policy.toml",
+                14,
+                22,
+                "websocket.w.message[0].json.max_items",
+                "no more than the websocket's, which is 5",
+            ),
+            ("policy.toml", 21, 8, "websocket.blind.json", "nothing is looked into"),
+        ],
+    );
+}
