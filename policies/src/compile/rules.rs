@@ -775,8 +775,10 @@ impl Compiler<'_> {
                 }
                 let of_client = direction == DirectionDocument::ToUpstream;
                 let message_rates = if of_client { d.message_rates.as_slice() } else { &[] };
-                let rule =
-                    self.message(&at_message, message, &d.path, message_rates, authentication, json, known);
+                let mut rule =
+                    self.message(&at_message, message, &d.path, message_rates, authentication, known);
+                let own = message.json.as_ref();
+                rule.json = own.map(|own| self.message_json(&format!("{at_message}/json"), own, json));
                 if types.insert(Box::from(message.name.as_str()), rule).is_some() {
                     let message = format!("`{}` is defined twice for one direction", message.name);
                     self.error(&child(&at_message, "type"), message);
@@ -798,7 +800,6 @@ impl Compiler<'_> {
         path: &str,
         message_rates: &[String],
         authentication: Authentication,
-        json: Limits,
         known: &mut Known<'_>,
     ) -> MessageRule {
         let d = document;
@@ -840,7 +841,7 @@ impl Compiler<'_> {
         );
         MessageRule {
             name: d.name.as_str().into(),
-            json: d.json.as_ref().map(|own| self.message_json(&format!("{at}/json"), own, json)),
+            json: None,
             ciphertext: self.ciphertext_rule(
                 &format!("{at}/ciphertext"),
                 d.ciphertext.as_deref(),

@@ -776,7 +776,9 @@ mod tests {
     fn paths(value: &Value, here: Vec<String>, all: &mut Vec<Vec<String>>) {
         match value {
             Value::Object(map) => {
-                map.iter().for_each(|(key, value)| paths(value, [&here[..], &[key.clone()]].concat(), all));
+                map.iter().for_each(|(key, value)| {
+                    paths(value, [&here[..], std::slice::from_ref(key)].concat(), all)
+                });
             }
             Value::Array(items) => items.iter().enumerate().for_each(|(index, value)| {
                 paths(value, [&here[..], &[index.to_string()]].concat(), all);
