@@ -8,7 +8,6 @@ mod files;
 use std::{collections::BTreeMap, io::Read as _, path::PathBuf, sync::Arc, time::SystemTime};
 
 use arc_swap::ArcSwap;
-use http::HeaderValue;
 use ring::digest;
 use rustls::{NamedGroup, crypto::CryptoProvider, version};
 use sealgate_keys::{
@@ -28,6 +27,7 @@ use crate::{
     clock,
     edge::{Zone, Zones},
     events::EventSource,
+    http::AnswerFields,
     limits::{Listed, Lists, ListsBuilder, Penalties, PenaltyStore, RateClock, RateStore, Rates},
     metrics::{Metrics, RouteMetrics},
     session::{KeyFetcher, Verifier},
@@ -66,8 +66,8 @@ pub struct Snapshot {
     pub upstreams: Upstreams,
     /// Counters of the rules.
     pub metrics: RouteMetrics,
-    /// Ready `Strict-Transport-Security`.
-    pub hsts: Option<HeaderValue>,
+    /// Fields of answers.
+    pub answers: AnswerFields,
     /// Files that this snapshot was made of, beside the bundle's.
     pub files: Vec<PathBuf>,
     certificate_expiries: Vec<(String, u64)>,
@@ -292,7 +292,6 @@ impl Material {
                 .map_err(LoadError::all)?;
         let rates = Rates::build(policy.rates(), &gateway.rates, gateway.clock.clone());
         let rates = Arc::new(rates.counted(policy.rates(), |name| gateway.metrics.rate(name)));
-        let hsts = policy.tls().hsts.as_deref().and_then(|value| HeaderValue::from_str(value).ok());
         // What did not change is not connected to anew.
         let connected = previous.and_then(|snapshot| snapshot.shared.clone());
         let shared = shared.map(|new| match connected {
@@ -312,7 +311,7 @@ impl Material {
             shared,
             sources: sources.into(),
             upstreams,
-            hsts,
+            answers: AnswerFields::of(&policy),
             certificate_expiries,
             files,
             fingerprint,

@@ -159,6 +159,16 @@ impl<I, S: Side> TlsStream<I, S> {
         }
     }
 
+    /// What it runs over.
+    pub fn get_ref(&self) -> &I {
+        &self.io
+    }
+
+    /// Bytes of ciphertext that the other side has not taken.
+    pub fn unsent(&self) -> usize {
+        self.outgoing.rest().len()
+    }
+
     /// What the handshake agreed on.
     pub fn session(&self) -> &CommonState {
         self.session.common()

@@ -26,6 +26,8 @@ pub enum Denial {
     HeadersTooLarge,
     /// A transfer coding other than `chunked` (RFC 9112 §6.1).
     UnknownTransferCoding,
+    /// A version of HTTP other than those offered.
+    VersionNotSupported,
     /// Handshake, header or body did not arrive within its deadline.
     TooSlow,
     /// The route takes no query, and the request brought one.
@@ -339,6 +341,7 @@ impl Denial {
         "uri-too-long",
         "headers-too-large",
         "unknown-transfer-coding",
+        "version-not-supported",
         "too-slow",
         "query-not-allowed",
         "no-route",
@@ -422,6 +425,7 @@ impl Denial {
             Self::UriTooLong              => row("uri-too-long",            414, 1008, "URI too long"),
             Self::HeadersTooLarge         => row("headers-too-large",       431, 1008, "Header fields too large"),
             Self::UnknownTransferCoding   => row("unknown-transfer-coding", 501, 1002, "Unknown transfer coding"),
+            Self::VersionNotSupported     => row("version-not-supported",   505, 1002, "HTTP version not supported"),
             Self::TooSlow                 => row("too-slow",                408, 1008, "Too slow"),
             Self::QueryNotAllowed         => row("query-not-allowed",       400, 1008, "Query not allowed"),
 
@@ -549,6 +553,7 @@ impl Denial {
             Self::UriTooLong => "path or query is longer than allowed".into(),
             Self::HeadersTooLarge => "the header fields are larger or more than allowed".into(),
             Self::UnknownTransferCoding => "only the transfer coding `chunked` is known".into(),
+            Self::VersionNotSupported => "this version of HTTP is not spoken here".into(),
             Self::TooSlow => "the request did not arrive in time".into(),
             Self::QueryNotAllowed => "this resource takes no query".into(),
             Self::NoRoute => "there is nothing at this path".into(),
@@ -798,6 +803,7 @@ mod tests {
             Denial::UriTooLong,
             Denial::HeadersTooLarge,
             Denial::UnknownTransferCoding,
+            Denial::VersionNotSupported,
             Denial::TooSlow,
             Denial::QueryNotAllowed,
             Denial::NoRoute,

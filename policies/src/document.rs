@@ -72,6 +72,8 @@ pub(crate) struct Document {
     #[serde(default)]
     pub(crate) connections: ConnectionsDocument,
     #[serde(default)]
+    pub(crate) headers: HeadersDocument,
+    #[serde(default)]
     pub(crate) certificate: Vec<CertificateDocument>,
     #[serde(default)]
     pub(crate) issuer: Vec<IssuerDocument>,
@@ -245,12 +247,18 @@ pub(crate) struct ConnectionsDocument {
     pub(crate) max_per_address: Option<u32>,
     /// From accept to the end of the TLS handshake, "100ms" to "5m"; default "5s".
     pub(crate) handshake_timeout: Option<DurationText>,
-    /// For the head of a request, "100ms" to "5m"; default "10s".
+    /// For the head of a request, over HTTP/2 also for the first words, "100ms" to "5m"; default "10s".
     pub(crate) header_timeout: Option<DurationText>,
     /// For a connection without a request, "1s" to "1h"; default "75s".
     pub(crate) idle_timeout: Option<DurationText>,
     /// Longest pause within a body, "100ms" to "1h"; default "30s".
     pub(crate) body_timeout: Option<DurationText>,
+    /// Bytes in a second that a client must send of a body, over the time that was waited for it, after 5 s; "0B" (any)
+    /// to "1MiB"; default "128B".
+    pub(crate) min_body_rate: Option<SizeText>,
+    /// Longest time that a client may take nothing of an answer, "100ms" to "1h"; default "30s". What it has not taken
+    /// then is dropped, also by the system.
+    pub(crate) write_timeout: Option<DurationText>,
     /// From SIGTERM to the end, "0s" to "1h"; default "30s".
     pub(crate) drain_timeout: Option<DurationText>,
     /// On SIGTERM open WebSockets are told to reconnect at even chances over this time, so that they do not come back
@@ -271,6 +279,35 @@ pub(crate) struct ConnectionsDocument {
     pub(crate) h2_connection_window: Option<SizeText>,
     /// Whether HTTP/2 is offered; default true.
     pub(crate) http2: Option<bool>,
+}
+
+/// Fields of answers. Always there: X-Content-Type-Options: nosniff and the request's id; never: Server, X-Powered-By and
+/// whatever else an upstream tells of itself. Strict-Transport-Security is tls.hsts.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "headers")]
+pub(crate) struct HeadersDocument {
+    /// Referrer-Policy, where the upstream gives none; default "no-referrer".
+    pub(crate) referrer_policy: Option<ReferrerPolicyDocument>,
+    /// Fields of every answer, whatever the upstream says, such as { "X-Frame-Options" = "DENY" }.
+    #[serde(default)]
+    pub(crate) set: BTreeMap<String, String>,
+    /// Fields that upstreams may not send to clients.
+    #[serde(default)]
+    pub(crate) remove: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(rename = "referrer-policy")]
+pub(crate) enum ReferrerPolicyDocument {
+    NoReferrer,
+    NoReferrerWhenDowngrade,
+    Origin,
+    OriginWhenCrossOrigin,
+    SameOrigin,
+    StrictOrigin,
+    StrictOriginWhenCrossOrigin,
 }
 
 /// A certificate chain and its key.

@@ -49,10 +49,10 @@ pub use permit::{
 };
 pub use policy::{
     Algorithm, AuditPolicy, AuditRequests, Balance, CertificateSource, ClaimNames, ConnectionPolicy,
-    DpopPolicy, Endpoint, Group, Health, Issuer, JwksSource, ListsPolicy, Mode, OnLoss, OnRateError, Penalty,
-    PenaltyIndex, Policy, Rate, RateFacts, RateIndex, RateKey, RevocationSource, RuleId, Sender,
-    SessionLimit, SessionPolicy, SharedMode, SharedPolicy, SharedServer, Source, TlsPolicy, TlsVersions,
-    Upstream, UpstreamIndex, UpstreamTls,
+    DpopPolicy, Endpoint, Group, HeaderPolicy, Health, Issuer, JwksSource, ListsPolicy, Mode, OnLoss,
+    OnRateError, Penalty, PenaltyIndex, Policy, Rate, RateFacts, RateIndex, RateKey, RevocationSource,
+    RuleId, Sender, SessionLimit, SessionPolicy, SharedMode, SharedPolicy, SharedServer, Source, TlsPolicy,
+    TlsVersions, Upstream, UpstreamIndex, UpstreamTls,
 };
 pub use rule::{
     AtLimit, Authentication, BodyRule, Compression, LogoutRule, MaxOpen, OnRefusal, RenewRule, Rule,

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::certificate::ClientZones;
 use crate::denial::Denial;
@@ -23,6 +23,7 @@ pub struct Policy {
     pub(crate) hash: String,
     pub(crate) tls: TlsPolicy,
     pub(crate) connections: ConnectionPolicy,
+    pub(crate) headers: HeaderPolicy,
     pub(crate) certificates: Vec<CertificateSource>,
     pub(crate) issuers: Vec<Issuer>,
     pub(crate) session: SessionPolicy,
@@ -53,6 +54,11 @@ impl Policy {
     /// Caps and deadlines of connections.
     pub fn connections(&self) -> &ConnectionPolicy {
         &self.connections
+    }
+
+    /// Fields of answers.
+    pub fn headers(&self) -> &HeaderPolicy {
+        &self.headers
     }
 
     /// Server certificates, in the file's order.
@@ -197,6 +203,10 @@ pub struct ConnectionPolicy {
     pub idle_timeout: Duration,
     /// Longest pause within a body. 100 ms to 1 h; default 30 s.
     pub body_timeout: Duration,
+    /// Bytes in a second that a client must send of a body, over the time that was waited for it. 0 (any) to 1 MiB; default 128.
+    pub min_body_rate: u32,
+    /// Longest time that a client may take nothing of an answer. 100 ms to 1 h; default 30 s.
+    pub write_timeout: Duration,
     /// From SIGTERM to the end, whatever still runs. 0 to 1 h; default 30 s.
     pub drain_timeout: Duration,
     /// On SIGTERM open WebSockets are told to close at even chances over this time. 0 to `drain_timeout`; default 5 s.
@@ -214,6 +224,17 @@ pub struct ConnectionPolicy {
     pub h2_connection_window: u32,
     /// Whether HTTP/2 is offered (ALPN `h2`); default true.
     pub http2: bool,
+}
+
+/// `[headers]`: what answers say beside what upstreams do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeaderPolicy {
+    /// `Referrer-Policy` where the upstream gives none; default `no-referrer`.
+    pub referrer_policy: HeaderValue,
+    /// Of every answer, whatever the upstream says.
+    pub set: Vec<(HeaderName, HeaderValue)>,
+    /// What upstreams may not send.
+    pub remove: Vec<HeaderName>,
 }
 
 /// `[[certificate]]`: one chain and its key.

@@ -3,16 +3,20 @@
 //! Each function here is a fuzz target (tests/fuzz/) and is run over the committed corpus by an ordinary test
 //! (tests/corpus.rs). It panics when something does not hold.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header};
+use http_body_util::BodyExt;
 use ring::digest::{SHA256, digest};
+use sealgate::edge::guard::{FrameGuard, GuardFault, RequestGuard};
 use sealgate::events::read_lines;
 use sealgate::session::{
     self, Asked, DPOP, KeyFetcher, Proofs, Tickets, TokenCache, Verifier, bearer, decode, encode,
@@ -30,6 +34,7 @@ use sealgate_policy::{
     Policy, ProofFault, RequestFacts, RequestPermit, TunnelLimits, settle,
 };
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::TokenIssuer;
 use crate::tokens::now;
@@ -38,7 +43,7 @@ use crate::tokens::now;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 18] = [
+pub const TARGETS: [Target; 20] = [
     ("websocket_frames", websocket_frames),
     ("inflate", inflate),
     ("extension_offer", extension_offer),
@@ -57,6 +62,8 @@ pub const TARGETS: [Target; 18] = [
     ("logout", logout),
     ("event_lines", event_lines),
     ("json", json),
+    ("request_guard", request_guard),
+    ("frame_guard", frame_guard),
 ];
 
 const LIMITS: TunnelLimits = TunnelLimits {
@@ -960,5 +967,183 @@ impl<'de> serde::de::Visitor<'de> for KeyedVisitor {
             }
         }
         Ok(Self::around(inner.into_values()))
+    }
+}
+
+const HEAD_BYTES: u32 = 2048;
+const HEAD_FIELDS: u32 = 20;
+
+/// What a client sends over HTTP/1.1.
+///
+/// The guard passes the same however it is cut; and hyper reads of what it passes as many requests, of the same methods and
+/// targets, with the same bodies, as a plain reading by the book finds.
+pub fn request_guard(data: &[u8]) {
+    let (whole, fault) = guarded(data, data.len().max(1));
+    for cut in [1, 7, 64] {
+        assert_eq!(guarded(data, cut), (whole.clone(), fault), "cut by {cut}");
+    }
+    assert!(data.starts_with(&whole));
+    let ours = by_the_book(&whole);
+    let theirs = by_hyper(&whole);
+    assert_eq!(ours, theirs, "hyper reads something else");
+}
+
+fn guarded(data: &[u8], cut: usize) -> (Vec<u8>, Option<GuardFault>) {
+    let mut guard = RequestGuard::new(HEAD_BYTES, HEAD_FIELDS);
+    let mut passed = 0;
+    let mut end = 0;
+    while end < data.len() {
+        end = (end + cut).min(data.len());
+        let judged = guard.judge(&data[passed..end]);
+        passed += judged.pass;
+        if judged.fault.is_some() {
+            return (data[..passed].to_vec(), judged.fault);
+        }
+    }
+    (data[..passed].to_vec(), None)
+}
+
+/// A request: its method, target and body, and whether that came to its end.
+type Request = (String, String, Vec<u8>, bool);
+
+/// Reads what the guard has passed, trusting it: lines, one length, chunks.
+fn by_the_book(mut wire: &[u8]) -> Vec<Request> {
+    let mut requests = Vec::new();
+    while let Some(rest) = wire.strip_prefix(b"\r\n") {
+        wire = rest;
+    }
+    while !wire.is_empty() {
+        let end = wire.windows(4).position(|four| four == b"\r\n\r\n").expect("heads pass as a whole") + 4;
+        let head = String::from_utf8_lossy(&wire[..end]).into_owned();
+        wire = &wire[end..];
+        let mut words = head.split_whitespace();
+        let (method, target) = (words.next().expect("a method").to_owned(), words.next().expect("a target"));
+        // What is no URI for hyper, it refuses.
+        let Ok(target) = target.parse::<Uri>().map(|uri| uri.to_string()) else { return requests };
+        let field = |name: &str| {
+            head.lines().skip(1).filter_map(|line| line.split_once(':')).find_map(|(have, value)| {
+                have.eq_ignore_ascii_case(name).then(|| value.trim_matches([' ', '\t']).to_owned())
+            })
+        };
+        let mut body = Vec::new();
+        let mut ended = true;
+        if field("transfer-encoding").is_some() {
+            loop {
+                let Some(end) = wire.windows(2).position(|two| two == b"\r\n") else {
+                    ended = false;
+                    break;
+                };
+                let line = std::str::from_utf8(&wire[..end]).expect("ASCII");
+                let size = line.split(';').next().expect("a size");
+                let size = usize::from_str_radix(size, 16).expect("hexadecimal");
+                wire = &wire[end + 2..];
+                if size == 0 {
+                    // Trailers, up to an empty line.
+                    loop {
+                        let Some(end) = wire.windows(2).position(|two| two == b"\r\n") else {
+                            ended = false;
+                            break;
+                        };
+                        wire = &wire[end + 2..];
+                        if end == 0 {
+                            break;
+                        }
+                    }
+                    break;
+                }
+                let have = size.min(wire.len());
+                body.extend_from_slice(&wire[..have]);
+                wire = &wire[have..];
+                if have < size || wire.len() < 2 {
+                    ended = false;
+                    break;
+                }
+                wire = &wire[2..];
+            }
+        } else if let Some(length) = field("content-length") {
+            let length: u64 = length.parse().expect("a length");
+            let have = usize::try_from(length).unwrap_or(usize::MAX).min(wire.len());
+            body.extend_from_slice(&wire[..have]);
+            ended = have as u64 == length;
+            wire = &wire[have..];
+        }
+        // What hyper ends the connection after.
+        let says = |wanted: &str| {
+            head.lines().skip(1).filter_map(|line| line.split_once(':')).any(|(name, value)| {
+                name.eq_ignore_ascii_case("connection")
+                    && value.is_ascii()
+                    && value.split(',').any(|option| option.trim().eq_ignore_ascii_case(wanted))
+            })
+        };
+        let http10 = head.lines().next().is_some_and(|line| line.ends_with("HTTP/1.0"));
+        requests.push((method, target, body, ended));
+        if !ended || says("close") || http10 && !says("keep-alive") {
+            break;
+        }
+        while let Some(rest) = wire.strip_prefix(b"\r\n") {
+            wire = rest;
+        }
+    }
+    requests
+}
+
+/// What hyper's server makes of it.
+fn by_hyper(wire: &[u8]) -> Vec<Request> {
+    let seen: Rc<RefCell<Vec<Request>>> = Rc::default();
+    let service = {
+        let seen = seen.clone();
+        hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| {
+            let seen = seen.clone();
+            async move {
+                let (method, target) = (request.method().to_string(), request.uri().to_string());
+                let at = seen.borrow().len();
+                seen.borrow_mut().push((method, target, Vec::new(), false));
+                let mut body = request.into_body();
+                loop {
+                    match body.frame().await {
+                        Some(Ok(frame)) => {
+                            if let Ok(data) = frame.into_data() {
+                                seen.borrow_mut()[at].2.extend_from_slice(&data);
+                            }
+                        }
+                        Some(Err(error)) => return Err(error),
+                        None => break,
+                    }
+                }
+                seen.borrow_mut()[at].3 = true;
+                Ok(http::Response::new(http_body_util::Empty::<bytes::Bytes>::new()))
+            }
+        })
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    runtime.block_on(async {
+        let (ours, theirs) = tokio::io::duplex(1 << 20);
+        let (mut read, mut write) = tokio::io::split(ours);
+        let serving = hyper::server::conn::http1::Builder::new()
+            .half_close(true)
+            .header_read_timeout(None)
+            .max_headers(HEAD_FIELDS as usize)
+            .serve_connection(hyper_util::rt::TokioIo::new(theirs), service);
+        let feeding = async {
+            let _ = write.write_all(wire).await;
+            let _ = write.shutdown().await;
+            let _ = read.read_to_end(&mut Vec::new()).await;
+        };
+        let _ = tokio::join!(serving, feeding);
+    });
+    seen.take()
+}
+
+/// What a client sends over HTTP/2. A stream of frames means the same however it is cut.
+pub fn frame_guard(data: &[u8]) {
+    let now = Instant::now();
+    let judged = |cut: usize| {
+        let mut guard = FrameGuard::default();
+        let fault = data.chunks(cut).find_map(|piece| guard.judge(piece, now).err());
+        (fault, fault.is_none() && guard.is_amid())
+    };
+    let whole = judged(data.len().max(1));
+    for cut in [1, 5, 9, 64] {
+        assert_eq!(judged(cut), whole, "cut by {cut}");
     }
 }

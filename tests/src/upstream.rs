@@ -8,6 +8,7 @@
 //! | `/status/N` | that status |
 //! | `/leak/…` | 200 with headers that must not pass outwards |
 //! | `/ws/…` | a WebSocket that echoes; the variants are under `websocket` below |
+//! | any that [`Upstream::script`] names | the bytes given there, HTTP or not |
 //! | any that [`Upstream::answer`] names | the status given there |
 //! | any that [`Upstream::say`] names | those bytes, whatever they are |
 //! | other | what was given to [`Upstream::publish`] for it, or 200 with method, path and headers as JSON |
@@ -17,7 +18,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use rustls::pki_types::pem::PemObject;
@@ -71,6 +72,8 @@ struct Shared {
     published: Mutex<HashMap<String, String>>,
     statuses: Mutex<HashMap<String, u16>>,
     words: Mutex<HashMap<String, Words>>,
+    scripts: Mutex<HashMap<String, Script>>,
+    connections: AtomicUsize,
     stopped: AtomicBool,
     open: Mutex<Vec<Box<dyn Stream>>>,
 }
@@ -80,6 +83,16 @@ struct Shared {
 struct Words {
     pieces: Vec<Vec<u8>>,
     cut: bool,
+}
+
+/// What is sent for a path, as it is.
+#[derive(Clone)]
+struct Script {
+    bytes: Vec<u8>,
+    /// Again and again, as long as somebody takes it.
+    endless: bool,
+    /// Whether the connection stays open behind it.
+    keep: bool,
 }
 
 trait Stream: Read + Write + Send {
@@ -231,6 +244,26 @@ impl Upstream {
         lock(&self.shared.words).insert(path.to_owned(), Words { pieces, cut });
     }
 
+    /// Answers with these bytes wherever `path` is asked for, and then closes, unless it is to `keep` the connection.
+    pub fn script(&self, path: &str, bytes: impl Into<Vec<u8>>, keep: bool) {
+        let script = Script { bytes: bytes.into(), endless: false, keep };
+        lock(&self.shared.scripts).insert(path.to_owned(), script);
+    }
+
+    /// Answers with `first`, and then `again` and again, wherever `path` is asked for.
+    pub fn endless(&self, path: &str, first: &str, again: &str) {
+        let first = Script { bytes: first.into(), endless: false, keep: true };
+        let again = Script { bytes: again.repeat(64).into(), endless: true, keep: false };
+        let mut scripts = lock(&self.shared.scripts);
+        scripts.insert(path.to_owned(), first);
+        scripts.insert(format!("{path} again"), again);
+    }
+
+    /// How many connections were opened to it so far.
+    pub fn connections(&self) -> usize {
+        self.shared.connections.load(Ordering::SeqCst)
+    }
+
     /// As a policy writes it.
     pub fn endpoint(&self) -> String {
         match &self.address {
@@ -300,6 +333,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Shared {
     fn serve_in_thread(self: &Arc<Self>, stream: Box<dyn Stream>) {
         let shared = Arc::clone(self);
+        self.connections.fetch_add(1, Ordering::SeqCst);
         lock(&self.open).push(stream.split());
         std::thread::spawn(move || {
             let mut writer = stream.split();
@@ -311,8 +345,23 @@ impl Shared {
 
     /// One request; `None` ends the connection.
     fn serve(&self, reader: &mut BufReader<Box<dyn Stream>>, writer: &mut dyn Stream) -> Option<()> {
-        let seen = read_request(reader)?;
+        let head = read_head(reader)?;
+        let at_once = lock(&self.scripts).get(&format!("{} at once", head.target)).cloned();
+        if let Some(script) = at_once {
+            // Before the body has come, as a proxy expects least.
+            writer.write_all(&script.bytes).ok()?;
+        }
+        let seen = read_body(head, reader)?;
         lock(&self.seen).push(seen.clone());
+        let script = lock(&self.scripts).get(&seen.target).cloned();
+        if let Some(script) = script {
+            writer.write_all(&script.bytes).ok()?;
+            let again = lock(&self.scripts).get(&format!("{} again", seen.target)).cloned();
+            while again.as_ref().is_some_and(|again| again.endless) {
+                writer.write_all(&again.as_ref()?.bytes).ok()?;
+            }
+            return script.keep.then_some(());
+        }
         if seen.target.starts_with("/hold") {
             let mut held = lock(&self.held);
             held.0 += 1;
@@ -430,7 +479,7 @@ impl Shared {
     }
 }
 
-fn read_request(reader: &mut dyn BufRead) -> Option<Seen> {
+fn read_head(reader: &mut dyn BufRead) -> Option<Seen> {
     let first = read_line(reader)?;
     let mut words = first.split(' ');
     let (method, target) = (words.next()?.to_owned(), words.next()?.to_owned());
@@ -443,7 +492,10 @@ fn read_request(reader: &mut dyn BufRead) -> Option<Seen> {
         let (name, value) = line.split_once(':')?;
         headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
     }
-    let mut seen = Seen { method, target, headers, body: Vec::new() };
+    Some(Seen { method, target, headers, body: Vec::new() })
+}
+
+fn read_body(mut seen: Seen, reader: &mut dyn BufRead) -> Option<Seen> {
     if seen.header("transfer-encoding").is_some() {
         loop {
             let size = usize::from_str_radix(&read_line(reader)?, 16).ok()?;

@@ -159,6 +159,10 @@ impl Wire {
                 None => self.fill()?,
             }
         };
+        if self.read.starts_with(b"HTTP/1.1 100 ") {
+            self.read.drain(..head);
+            return self.response();
+        }
         let reply = Reply::parse(&self.read[..head]);
         let length = reply.header("content-length").map_or(0, |length| length.parse().expect("a length"));
         while self.read.len() < head + length {

@@ -713,7 +713,7 @@ fn identity_cannot_be_forged_and_where_a_request_came_from_is_told_truly() {
         "X-Real-IP: 6.6.6.6",
         "Forwarded: for=6.6.6.6;proto=http",
         "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-        "Connection: X-Sealgate-Subject, X-Sealgate-Roles, Authorization",
+        "Connection: X-Own, keep-alive",
         "Proxy-Authorization: Basic x",
         "TE: trailers",
         "Keep-Alive: timeout=1",

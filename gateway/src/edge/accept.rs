@@ -18,6 +18,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::HandshakeKind;
 use sealgate_policy::{ConnectionFacts, ConnectionPermit, ConnectionPolicy, Denial};
+use socket2::SockRef;
 use tokio::{
     net::TcpStream,
     time::{Instant, Sleep},
@@ -30,11 +31,18 @@ use super::{
     stream::EdgeStream,
 };
 use crate::{
-    clock, http::serve as serve_request, limits::ConnectionGuard, reload::Snapshot, tls::ServerStream,
+    clock, http::Pace, http::serve as serve_request, limits::ConnectionGuard, reload::Snapshot,
+    tls::ServerStream,
 };
 
 /// How long a connection that was told to end may take over it.
 const FAREWELL: Duration = Duration::from_secs(1);
+
+/// HTTP/2 streams that a client may reset before we have looked at them, at once (CVE-2023-44487).
+const MAX_RESET_UNSEEN: usize = 20;
+
+/// HTTP/2 streams of one connection that we reset for what was wrong with them (CVE-2025-8671). A decent client has none.
+const MAX_ERROR_RESETS: usize = 100;
 
 /// Judges a connection before a byte of it was read.
 pub(super) fn permit(
@@ -68,6 +76,11 @@ pub(super) async fn serve(
     metrics.connection_opened();
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY");
+    }
+    // Also for what the system sends after we closed: a client that reads nothing keeps it in memory.
+    let write_timeout = snapshot.policy.connections().write_timeout;
+    if let Err(error) = SockRef::from(&stream).set_tcp_user_timeout(Some(write_timeout)) {
+        tracing::debug!(%error, "TCP_USER_TIMEOUT");
     }
     let handshake = shake_hands(&snapshot, stream);
     let limit = snapshot.policy.connections().handshake_timeout;
@@ -169,15 +182,15 @@ fn tls_facts(tls: &ServerStream<TcpStream>) -> TlsFacts {
 }
 
 async fn serve_http(core: Rc<Core>, tls: ServerStream<TcpStream>, connection: Arc<Connection>) {
-    let io = TokioIo::new(EdgeStream::new(tls, connection.clone()));
+    let snapshot = core.snapshot();
+    let limits = snapshot.policy.connections().clone();
+    let io = TokioIo::new(EdgeStream::new(tls, connection.clone(), &limits));
     let service = {
         let (core, connection) = (core.clone(), connection.clone());
         service_fn(move |request| serve_request(core.clone(), connection.clone(), request))
     };
-    let snapshot = core.snapshot();
-    let limits = snapshot.policy.connections().clone();
     let ended = if connection.tls.http2 {
-        let mut builder = http2::Builder::new(LocalExecutor);
+        let mut builder = http2::Builder::new(LocalExecutor { patience: limits.write_timeout });
         if snapshot.policy.http2_websockets() {
             builder.enable_connect_protocol();
         }
@@ -188,6 +201,8 @@ async fn serve_http(core: Rc<Core>, tls: ServerStream<TcpStream>, connection: Ar
             .initial_connection_window_size(limits.h2_connection_window)
             .max_send_buf_size(limits.h2_stream_window as usize)
             .max_header_list_size(limits.max_header_bytes)
+            .max_pending_accept_reset_streams(MAX_RESET_UNSEEN)
+            .max_local_error_reset_streams(MAX_ERROR_RESETS)
             .keep_alive_interval(limits.idle_timeout)
             .keep_alive_timeout(limits.header_timeout)
             .serve_connection(io, service);
@@ -210,7 +225,7 @@ async fn serve_http(core: Rc<Core>, tls: ServerStream<TcpStream>, connection: Ar
     }
 }
 
-/// Drives a connection, and ends its silences: idle, reading a head, draining.
+/// Drives a connection, and ends its silences: idle, reading a head, not taking its answers, draining.
 async fn watch<C>(
     core: &Core,
     connection: &Connection,
@@ -227,6 +242,8 @@ where
     // Past this it ends, even in the middle of a request.
     let mut last = None;
     let mut closing = core.draining();
+    // When a connection that was told to end must have ended.
+    let mut farewell: Option<Instant> = None;
     if closing {
         close(serving.as_mut());
     }
@@ -248,8 +265,19 @@ where
                 continue;
             }
             // The timer is only ever moved forward when it fires: a request costs no timer operation.
-            let deadline = last.or_else(|| connection.clock.deadline(limits).map(Instant::from_std));
-            let Some(deadline) = deadline else {
+            let stalled = connection.clock.write_deadline(limits).map(Instant::from_std);
+            let mut silent = connection.clock.deadline(limits).map(Instant::from_std);
+            if last.is_some() {
+                silent = last;
+            } else if let Some(farewell) = &mut farewell {
+                if silent.is_some() || connection.condemned().is_some() {
+                    silent = Some(*farewell);
+                } else {
+                    // A request came while we said goodbye: it is answered.
+                    *farewell = Instant::now() + FAREWELL;
+                }
+            }
+            let Some(deadline) = stalled.into_iter().chain(silent).min() else {
                 return Poll::Pending;
             };
             if deadline < armed {
@@ -262,13 +290,20 @@ where
             let now = Instant::now();
             if now < deadline {
                 armed = deadline;
-            } else if closing {
+            } else if closing || stalled.is_some_and(|stalled| stalled <= now) {
+                connection.cut();
                 return Poll::Ready(Ok(()));
             } else {
-                // An idle connection says goodbye; one that trickles a head gets no more than a moment.
                 closing = true;
-                close(serving.as_mut());
+                if connection.clock.is_reading() && !connection.tls.http2 {
+                    // One that trickles a head is told why; its stream sees to that.
+                    connection.condemn(Denial::TooSlow);
+                } else {
+                    // An idle one says goodbye.
+                    close(serving.as_mut());
+                }
                 armed = now + FAREWELL;
+                farewell = Some(armed);
             }
             timer.as_mut().reset(armed);
         }
@@ -278,12 +313,36 @@ where
 
 /// Runs the streams of an HTTP/2 connection on its own core.
 #[derive(Clone, Copy)]
-struct LocalExecutor;
+struct LocalExecutor {
+    /// How long the client may leave a response where it is.
+    patience: Duration,
+}
 
 impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
     fn execute(&self, future: F) {
-        tokio::task::spawn_local(async move {
-            future.await;
-        });
+        tokio::task::spawn_local(while_taken(future, self.patience));
     }
+}
+
+/// Drives a stream of HTTP/2, and drops it, which resets it, when its client opens no window for the rest of a response.
+async fn while_taken<F: Future>(stream: F, patience: Duration) {
+    let mut stream = pin!(stream);
+    let mut pace = Pace::default();
+    let mut deadline: Option<Pin<Box<Sleep>>> = None;
+    poll_fn(|cx| {
+        let before = pace;
+        let outcome = pace.during(|| stream.as_mut().poll(cx));
+        if outcome.is_ready() {
+            return Poll::Ready(());
+        }
+        if !pace.waits_for_client() {
+            deadline = None;
+            return Poll::Pending;
+        }
+        if pace != before {
+            deadline = None;
+        }
+        deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience))).as_mut().poll(cx)
+    })
+    .await;
 }

@@ -3,17 +3,25 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Arc, Mutex,
-        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
 
+use http::Method;
 use sealgate_policy::{ConnectionPermit, ConnectionPolicy, Denial};
 use tokio::sync::Notify;
 
 use super::clients::Client;
 use crate::{http::Origin, limits::ConnectionGuard, lock::lock, reload::Snapshot};
+
+/// What hyper reads in the place of a request that is refused. No client's request is taken for it: only a connection
+/// that was condemned answers it, and that answers nothing else.
+pub(super) const STAND_IN: &[u8] = b"- * HTTP/1.1\r\n\r\n";
+
+/// The method of [`STAND_IN`].
+const STAND_IN_METHOD: &str = "-";
 
 /// A judged connection. Shared by its stream, its requests and its tunnel, all on one core; atomic
 /// only because an upgraded stream has to be `Send`.
@@ -36,6 +44,9 @@ pub struct Connection {
     good_under: Mutex<[u8; 32]>,
     /// Told when the connection has to end, whatever it is doing.
     pub ending: Notify,
+    condemned: OnceLock<Denial>,
+    refused_upgrade: AtomicBool,
+    cut: AtomicBool,
     _permit: ConnectionPermit,
     _counted: ConnectionGuard,
 }
@@ -74,7 +85,10 @@ impl Connection {
             peer,
             origin: Origin::of(peer.ip()),
             tls,
-            clock: Clock::new(),
+            clock: Clock::new(tls.http2),
+            condemned: OnceLock::new(),
+            refused_upgrade: AtomicBool::new(false),
+            cut: AtomicBool::new(false),
             client,
             checked: AtomicU64::new(snapshot.generation),
             good_under: Mutex::new(zone.map_or([0; 32], |zone| *zone.trust.fingerprint())),
@@ -153,6 +167,42 @@ impl Connection {
         self.clock.request_begins();
         Busy(self.clone())
     }
+
+    /// Ends it: what its client sends is not listened to any more, and `denial` is the last answer. The first one counts.
+    pub fn condemn(&self, denial: Denial) {
+        let _ = self.condemned.set(denial);
+    }
+
+    /// Why it ends.
+    #[must_use]
+    pub fn condemned(&self) -> Option<&Denial> {
+        self.condemned.get()
+    }
+
+    /// The refusal to answer a request by, if it stands in the place of one that was refused before it was read.
+    #[must_use]
+    pub fn stands_in(&self, method: &Method) -> Option<&Denial> {
+        if method.as_str() == STAND_IN_METHOD { self.condemned() } else { None }
+    }
+
+    /// A request to upgrade was answered, and not by 101: its stream reads requests again.
+    pub fn upgrade_refused(&self) {
+        self.refused_upgrade.store(true, Relaxed);
+    }
+
+    /// Whether that has happened since it was last asked.
+    pub(super) fn take_refused_upgrade(&self) -> bool {
+        self.refused_upgrade.swap(false, Relaxed)
+    }
+
+    /// Its client had its time. What was not sent yet never will be.
+    pub(super) fn cut(&self) {
+        self.cut.store(true, Relaxed);
+    }
+
+    pub(super) fn is_cut(&self) -> bool {
+        self.cut.load(Relaxed)
+    }
 }
 
 /// While it lives, its connection is at work.
@@ -167,43 +217,82 @@ impl Drop for Busy {
 /// Tells how long a connection has been waiting, and for what.
 ///
 /// hyper's own `header_read_timeout` also runs while a connection idles, so we keep the time: the
-/// stream reports bytes, the service reports requests.
+/// stream reports what it reads and writes, the service reports requests.
 pub struct Clock {
     born: Instant,
     /// Phase in the top two bits, milliseconds since `born` at which it began in the rest.
     state: AtomicU64,
+    /// When the connection was last at work, in milliseconds since `born`.
+    idle_since: AtomicU64,
     requests: AtomicU32,
+    /// Whether a head is being read, also while requests are at work.
+    reading: AtomicBool,
+    /// Since when the client takes nothing, in milliseconds since `born`; [`NEVER`] if it does.
+    stalled: AtomicU64,
 }
 
 const IDLE: u64 = 0;
 const HEAD: u64 = 1;
 const BUSY: u64 = 2;
 const PHASE_SHIFT: u32 = 62;
+const NEVER: u64 = u64::MAX;
 
 impl Clock {
-    fn new() -> Self {
-        Self { born: Instant::now(), state: AtomicU64::new(IDLE << PHASE_SHIFT), requests: AtomicU32::new(0) }
+    /// Over HTTP/2 a client speaks at once (RFC 9113 §3.4); over HTTP/1.1 browsers open connections ahead.
+    fn new(speaks_at_once: bool) -> Self {
+        let phase = if speaks_at_once { HEAD } else { IDLE };
+        Self {
+            born: Instant::now(),
+            state: AtomicU64::new(phase << PHASE_SHIFT),
+            idle_since: AtomicU64::new(0),
+            requests: AtomicU32::new(0),
+            reading: AtomicBool::new(false),
+            stalled: AtomicU64::new(NEVER),
+        }
     }
 
-    /// The stream read something. True while idle: that is the beginning of a request head.
-    pub fn bytes_arrived(&self) -> bool {
-        let begins = self.state.load(Relaxed) >> PHASE_SHIFT == IDLE;
-        if begins {
-            self.enter(HEAD);
+    /// The stream read something, and is amid a head (over HTTP/2 a frame or header block) now, or not.
+    pub fn reading(&self, amid: bool) {
+        self.reading.store(amid, Relaxed);
+        match (self.phase(), amid) {
+            (IDLE, true) => self.enter(HEAD, self.now()),
+            // What else came does not prolong idleness.
+            (HEAD, false) => self.enter(IDLE, self.idle_since.load(Relaxed)),
+            _ => {}
         }
-        begins
     }
 
     /// The service was handed a request.
     pub fn request_begins(&self) {
         self.requests.fetch_add(1, Relaxed);
-        self.enter(BUSY);
+        self.enter(BUSY, self.now());
     }
 
     /// The last byte of a response went out, or the exchange broke.
     pub fn request_ended(&self) {
         if self.requests.fetch_sub(1, Relaxed) == 1 {
-            self.enter(IDLE);
+            let now = self.now();
+            self.idle_since.store(now, Relaxed);
+            self.enter(if self.reading.load(Relaxed) { HEAD } else { IDLE }, now);
+        }
+    }
+
+    /// The client takes nothing.
+    pub fn stalls(&self) {
+        self.stalled.store(self.now(), Relaxed);
+    }
+
+    /// The client took what there was.
+    pub fn writes(&self) {
+        self.stalled.store(NEVER, Relaxed);
+    }
+
+    /// When the client has taken nothing for too long; `None` while it does.
+    #[must_use]
+    pub fn write_deadline(&self, limits: &ConnectionPolicy) -> Option<Instant> {
+        match self.stalled.load(Relaxed) {
+            NEVER => None,
+            since => Some(self.born + Duration::from_millis(since) + limits.write_timeout),
         }
     }
 
@@ -220,9 +309,22 @@ impl Clock {
         }
     }
 
-    fn enter(&self, phase: u64) {
-        let now = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(0);
-        self.state.store(phase << PHASE_SHIFT | now, Relaxed);
+    /// Whether it is a head that is waited for.
+    #[must_use]
+    pub fn is_reading(&self) -> bool {
+        self.phase() == HEAD
+    }
+
+    fn phase(&self) -> u64 {
+        self.state.load(Relaxed) >> PHASE_SHIFT
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.born.elapsed().as_millis()).unwrap_or(0)
+    }
+
+    fn enter(&self, phase: u64, since: u64) {
+        self.state.store(phase << PHASE_SHIFT | since, Relaxed);
     }
 }
 
@@ -230,33 +332,50 @@ impl Clock {
 mod tests {
     use super::*;
 
-    fn phase(clock: &Clock) -> u64 {
-        clock.state.load(Relaxed) >> PHASE_SHIFT
-    }
-
     #[test]
     fn a_connection_is_idle_then_reads_a_head_then_works() {
-        let clock = Clock::new();
-        assert_eq!(phase(&clock), IDLE);
-        assert!(clock.bytes_arrived());
-        assert!(!clock.bytes_arrived(), "the same head goes on");
-        assert_eq!(phase(&clock), HEAD);
+        let clock = Clock::new(false);
+        assert_eq!(clock.phase(), IDLE);
+        clock.reading(true);
+        clock.reading(true);
+        assert_eq!(clock.phase(), HEAD);
         clock.request_begins();
-        assert_eq!(phase(&clock), BUSY);
-        assert!(!clock.bytes_arrived());
-        assert_eq!(phase(&clock), BUSY, "a body's bytes are no head");
+        assert_eq!(clock.phase(), BUSY);
+        clock.reading(false);
+        assert_eq!(clock.phase(), BUSY, "a body's bytes are no head");
         clock.request_ended();
-        assert_eq!(phase(&clock), IDLE);
+        assert_eq!(clock.phase(), IDLE);
     }
 
     #[test]
     fn a_connection_with_two_streams_is_busy_until_both_ended() {
-        let clock = Clock::new();
+        let clock = Clock::new(true);
+        assert_eq!(clock.phase(), HEAD, "the preface is waited for");
         clock.request_begins();
         clock.request_begins();
         clock.request_ended();
-        assert_eq!(phase(&clock), BUSY);
+        assert_eq!(clock.phase(), BUSY);
         clock.request_ended();
-        assert_eq!(phase(&clock), IDLE);
+        assert_eq!(clock.phase(), IDLE);
+    }
+
+    #[test]
+    fn a_head_that_was_begun_while_requests_were_at_work_is_waited_for_afterwards() {
+        let clock = Clock::new(false);
+        clock.request_begins();
+        clock.reading(true);
+        clock.request_ended();
+        assert_eq!(clock.phase(), HEAD);
+    }
+
+    #[test]
+    fn what_is_no_request_does_not_prolong_idleness() {
+        let clock = Clock::new(true);
+        clock.request_begins();
+        clock.request_ended();
+        let idle = clock.state.load(Relaxed);
+        clock.reading(true);
+        clock.reading(false);
+        assert_eq!(clock.state.load(Relaxed), idle);
     }
 }

@@ -11,6 +11,7 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use sealgate_policy::ConnectionPolicy;
 use tokio::time::{Instant, Sleep};
 
 use super::exchange::Exchange;
@@ -29,11 +30,40 @@ pub enum RequestBody {
 /// A body that is counted while it flows.
 pub struct Streamed {
     incoming: Incoming,
-    left: u64,
-    patience: Duration,
-    deadline: Pin<Box<Sleep>>,
+    received: u64,
+    /// The whole length, if it was told.
+    declared: Option<u64>,
+    /// The last part of that length, until the client has said that it is the last (RFC 9113 §8.1.1).
+    last: Option<Bytes>,
+    limits: BodyLimits,
+    /// Since when more is waited for.
+    waiting: Option<Instant>,
+    waited: Duration,
+    deadline: Option<Pin<Box<Sleep>>>,
     fate: Rc<Cell<Fate>>,
 }
+
+/// What a request body is bounded by.
+#[derive(Clone, Copy)]
+pub struct BodyLimits {
+    /// Most bytes.
+    pub max_bytes: u64,
+    /// Longest pause.
+    pub patience: Duration,
+    /// Least bytes in a second, over the time that was waited for the client; 0 for any.
+    pub min_rate: u32,
+}
+
+impl BodyLimits {
+    /// Those of a policy, for a body of `max_bytes` at most.
+    #[must_use]
+    pub fn of(limits: &ConnectionPolicy, max_bytes: u64) -> Self {
+        Self { max_bytes, patience: limits.body_timeout, min_rate: limits.min_body_rate }
+    }
+}
+
+/// Waiting for which a body needs nothing to show.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// How a streamed request body fared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,16 +85,28 @@ pub enum Fate {
 #[error("request body: {0:?}")]
 pub struct BodyError(Fate);
 
-impl RequestBody {
-    /// Passes `incoming` on, `max_bytes` at most, each part within `patience` of the one before.
+impl BodyError {
+    /// What became of it.
     #[must_use]
-    pub fn streamed(incoming: Incoming, max_bytes: u64, patience: Duration) -> (Self, Rc<Cell<Fate>>) {
+    pub fn fate(&self) -> Fate {
+        self.0
+    }
+}
+
+impl RequestBody {
+    /// Passes `incoming` on within `limits`.
+    #[must_use]
+    pub fn streamed(incoming: Incoming, limits: BodyLimits) -> (Self, Rc<Cell<Fate>>) {
         let fate = Rc::new(Cell::new(Fate::Flowing));
         let streamed = Streamed {
+            declared: incoming.size_hint().exact(),
             incoming,
-            left: max_bytes,
-            patience,
-            deadline: Box::pin(tokio::time::sleep(patience)),
+            received: 0,
+            last: None,
+            limits,
+            waiting: None,
+            waited: Duration::ZERO,
+            deadline: None,
             fate: fate.clone(),
         };
         (Self::Streamed(Box::new(streamed)), fate)
@@ -115,31 +157,74 @@ impl Body for RequestBody {
 
 impl Streamed {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) else {
-            ready!(self.deadline.as_mut().poll(cx));
-            return Poll::Ready(Some(Err(self.fail(Fate::TooSlow))));
+        loop {
+            let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) else {
+                ready!(self.poll_deadline(cx));
+                return Poll::Ready(Some(Err(self.fail(Fate::TooSlow))));
+            };
+            if let Some(since) = self.waiting.take() {
+                self.waited += since.elapsed();
+            }
+            if let Some(frame) = self.take(frame) {
+                return Poll::Ready(frame);
+            }
+        }
+    }
+
+    /// What goes on of a frame that came; `None` if that has to wait for the next one.
+    fn take(
+        &mut self,
+        frame: Option<Result<Frame<Bytes>, hyper::Error>>,
+    ) -> Option<Option<Result<Frame<Bytes>, BodyError>>> {
+        let data = match frame {
+            Some(Err(_)) => return Some(Some(Err(self.fail(Fate::Broken)))),
+            Some(Ok(frame)) => frame.into_data().ok(),
+            None => None,
         };
-        let Some(frame) = frame else {
+        let Some(data) = data else {
+            // The end; or trailers, fields that nobody judged: they end here.
             self.fate.set(Fate::Complete);
-            return Poll::Ready(None);
+            return Some(self.last.take().map(|last| Ok(Frame::data(last))));
         };
-        let Ok(frame) = frame else {
-            return Poll::Ready(Some(Err(self.fail(Fate::Broken))));
-        };
-        let Ok(data) = frame.into_data() else {
-            // Trailers are fields that nobody judged: they end here.
-            self.fate.set(Fate::Complete);
-            return Poll::Ready(None);
-        };
-        let Some(left) = self.left.checked_sub(data.len() as u64) else {
-            return Poll::Ready(Some(Err(self.fail(Fate::TooLarge))));
-        };
-        self.left = left;
-        self.deadline.as_mut().reset(Instant::now() + self.patience);
+        self.received = self.received.saturating_add(data.len() as u64);
+        if self.received > self.limits.max_bytes {
+            return Some(Some(Err(self.fail(Fate::TooLarge))));
+        }
         if self.incoming.is_end_stream() {
             self.fate.set(Fate::Complete);
+        } else if self.declared == Some(self.received) && !data.is_empty() {
+            // Passed on, it would be a whole request, whatever the client may still say to it.
+            self.last = Some(data);
+            return None;
         }
-        Poll::Ready(Some(Ok(Frame::data(data))))
+        // An empty part may end the stream.
+        Some(Some(Ok(Frame::data(match self.last.take() {
+            Some(last) if data.is_empty() => last,
+            _ => data,
+        }))))
+    }
+
+    /// Ready when the client has had its time. Only the time that it was waited for counts: it is no fault of a client that
+    /// a backend reads slowly.
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.waiting.is_none() {
+            let now = Instant::now();
+            let deadline = now + self.patience();
+            self.waiting = Some(now);
+            match &mut self.deadline {
+                Some(timer) => timer.as_mut().reset(deadline),
+                none => *none = Some(Box::pin(tokio::time::sleep_until(deadline))),
+            }
+        }
+        self.deadline.as_mut().map_or(Poll::Pending, |timer| timer.as_mut().poll(cx))
+    }
+
+    fn patience(&self) -> Duration {
+        let BodyLimits { patience, min_rate, .. } = self.limits;
+        match self.received.checked_div(min_rate.into()) {
+            Some(earned) => patience.min((GRACE + Duration::from_secs(earned)).saturating_sub(self.waited)),
+            None => patience,
+        }
     }
 
     fn fail(&self, fate: Fate) -> BodyError {
@@ -166,12 +251,14 @@ impl ResponseBody {
     #[must_use]
     pub fn held(bytes: Bytes, unread: Option<Incoming>, exchange: Exchange) -> Self {
         let unread = unread.filter(|unread| !unread.is_end_stream()).map(Unread::new);
+        Pace::waits(true);
         Self { content: Content::Held((!bytes.is_empty()).then_some(bytes), unread), exchange }
     }
 
     /// The upstream's body.
     #[must_use]
     pub fn streamed(body: AnswerBody, exchange: Exchange) -> Self {
+        Pace::waits(true);
         Self { content: Content::Streamed(body), exchange }
     }
 }
@@ -189,8 +276,10 @@ impl Body for ResponseBody {
             Content::Held(bytes, unread) => {
                 if let Some(bytes) = bytes.take() {
                     this.exchange.sent(bytes.len());
+                    Pace::waits(true);
                     return Poll::Ready(Some(Ok(Frame::data(bytes))));
                 }
+                Pace::waits(false);
                 if let Some(left) = unread {
                     ready!(left.poll_discard(cx));
                     *unread = None;
@@ -198,7 +287,9 @@ impl Body for ResponseBody {
                 Poll::Ready(None)
             }
             Content::Streamed(body) => {
-                let data = ready!(body.poll_data(cx));
+                let data = body.poll_data(cx);
+                Pace::waits(data.is_ready());
+                let data = ready!(data);
                 if let Some(Ok(data)) = &data {
                     this.exchange.sent(data.len());
                 }
@@ -210,7 +301,11 @@ impl Body for ResponseBody {
     fn is_end_stream(&self) -> bool {
         match &self.content {
             Content::Held(bytes, unread) => bytes.is_none() && unread.is_none(),
-            Content::Streamed(body) => body.is_ended(),
+            // Over HTTP/2 the end goes out by itself, when the client has a window for it: so a response stays ours, and on the
+            // clock, until its client took it, rather than h2's, which would keep it for ever.
+            Content::Streamed(body) => {
+                body.is_ended() && (self.exchange.bytes() <= SMALL || !self.exchange.over_http2())
+            }
         }
     }
 
@@ -221,6 +316,43 @@ impl Body for ResponseBody {
             }
             Content::Streamed(body) => body.left().map_or_else(SizeHint::default, SizeHint::with_exact),
         }
+    }
+}
+
+/// A response that h2 may keep for a client that opens no window for it.
+const SMALL: u64 = 16 * 1024;
+
+/// How the response of an HTTP/2 stream gets on, as far as its client decides; see `while_taken` in edge/accept.rs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pace {
+    to_client: bool,
+    steps: u32,
+}
+
+thread_local! {
+    /// Of the stream that is being polled.
+    static PACE: Cell<Pace> = const { Cell::new(Pace { to_client: false, steps: 0 }) };
+}
+
+impl Pace {
+    /// Runs a poll of the stream that this is the pace of.
+    pub fn during<T>(&mut self, poll: impl FnOnce() -> T) -> T {
+        let outer = PACE.replace(*self);
+        let outcome = poll();
+        *self = PACE.replace(outer);
+        outcome
+    }
+
+    /// Whether there is more to send, and the client has no window for it.
+    #[must_use]
+    pub fn waits_for_client(&self) -> bool {
+        self.to_client
+    }
+
+    /// A step was done; and what comes next is for the client to do, or not.
+    fn waits(to_client: bool) {
+        let Pace { steps, .. } = PACE.get();
+        PACE.set(Pace { to_client, steps: steps.wrapping_add(1) });
     }
 }
 
@@ -257,5 +389,11 @@ impl Unread {
             }
         }
         self.deadline.as_mut().poll(cx)
+    }
+}
+
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        Pace::waits(false);
     }
 }

@@ -122,6 +122,24 @@ impl Exchange {
         self.status = status;
     }
 
+    /// Bytes of the answer's body that went out.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Whether it is a stream of HTTP/2.
+    #[must_use]
+    pub fn over_http2(&self) -> bool {
+        self.connection.tls.http2
+    }
+
+    /// Whether the answer is the connection's last.
+    #[must_use]
+    pub fn is_last(&self) -> bool {
+        self.connection.condemned().is_some()
+    }
+
     /// `bytes` of the answer's body went out.
     pub fn sent(&mut self, bytes: usize) {
         self.bytes += bytes as u64;

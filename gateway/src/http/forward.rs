@@ -4,12 +4,12 @@ use std::{cell::Cell, rc::Rc, time::Instant};
 
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 use sealgate_policy::{DecisionCache, Denial, Mode, RequestPermit};
 
 use super::{
-    body::{Fate, RequestBody, ResponseBody},
+    body::{BodyLimits, Fate, RequestBody, ResponseBody},
     exchange::Exchange,
     headers,
     walk::{Answer, Door},
@@ -44,10 +44,18 @@ pub async fn forward(
     };
 
     let (mut parts, incoming) = request.into_parts();
-    let body_timeout = snapshot.policy.connections().body_timeout;
-    let (body, fate, account) = match take_body(incoming, &permit, body_timeout, &core.decisions).await {
+    let limits = BodyLimits::of(snapshot.policy.connections(), permit.body().max_bytes);
+    // If its framing is at fault, the guard has said how.
+    let of_body = |fate| match (fate, connection.condemned()) {
+        (Fate::Broken, Some(denial)) => Some(denial.clone()),
+        _ => denial_of(fate, limits.max_bytes),
+    };
+    let (body, fate, account) = match take_body(incoming, &permit, limits, &core.decisions).await {
         Ok(body) => body,
-        Err(denial) => return Err((denial, exchange)),
+        Err(BodyFault::Denied(denial)) => return Err((denial, exchange)),
+        Err(BodyFault::Broken(fate)) => {
+            return Err((of_body(fate).unwrap_or(Denial::Internal), exchange));
+        }
     };
     let attempts = match begin_attempts(&permit, &snapshot, account.as_deref(), &core) {
         Ok(attempts) => attempts,
@@ -77,7 +85,9 @@ pub async fn forward(
             if let Some(attempts) = attempts {
                 attempts.unanswered(Instant::now());
             }
-            let denial = denial_for(&error, fate.as_deref(), permit.body().max_bytes);
+            // The client's body may be what broke the exchange.
+            let denial = fate.as_deref().and_then(|fate| of_body(fate.get()));
+            let denial = denial.unwrap_or_else(|| denial_for(&error));
             if denial.status().is_server_error() {
                 core.gateway.metrics().upstream_failed(&upstream.name);
                 tracing::warn!(upstream = %upstream.name, %error, "no answer from the backend");
@@ -94,8 +104,8 @@ pub async fn forward(
     *response.status_mut() = answered.status;
     let fields = response.headers_mut();
     *fields = answered.fields;
-    headers::strip_response(fields);
-    headers::add_security(fields, snapshot.hsts.as_ref(), id);
+    snapshot.answers.strip(fields);
+    snapshot.answers.add(fields, id);
     if let Some(standing) = standing {
         snapshot.rates.write_standing(&standing, fields);
     }
@@ -125,51 +135,58 @@ fn begin_attempts(
     }
 }
 
+/// Why a body does not go upstream.
+enum BodyFault {
+    Denied(Denial),
+    Broken(Fate),
+}
+
 /// The body as it may go upstream, and the account that it names: judged whole if the rule has a schema, otherwise counted on its way.
 async fn take_body(
     incoming: Incoming,
     permit: &RequestPermit,
-    patience: std::time::Duration,
+    limits: BodyLimits,
     decisions: &DecisionCache,
-) -> Result<(RequestBody, Option<Rc<Cell<Fate>>>, Option<String>), Denial> {
-    let rule = permit.body();
-    if !rule.buffered {
-        if incoming.is_end_stream() {
-            return Ok((RequestBody::Empty, None, None));
-        }
-        let (body, fate) = RequestBody::streamed(incoming, rule.max_bytes, patience);
+) -> Result<(RequestBody, Option<Rc<Cell<Fate>>>, Option<String>), BodyFault> {
+    let buffered = permit.body().buffered;
+    if incoming.is_end_stream() && !buffered {
+        return Ok((RequestBody::Empty, None, None));
+    }
+    // An HTTP/2 stream that announces nothing and goes on would be a whole request before it has ended.
+    let is_nothing = incoming.size_hint().exact() == Some(0);
+    let (body, fate) = RequestBody::streamed(incoming, limits);
+    if !buffered && !is_nothing {
         return Ok((body, Some(fate), None));
     }
-    let bytes = gather(incoming, rule.max_bytes, patience).await?;
-    let account = permit.judge_body(&bytes, decisions)?.into_account();
+    let bytes = body.collect();
+    let bytes = Box::pin(bytes).await.map_err(|error| BodyFault::Broken(error.fate()))?.to_bytes();
+    if !buffered {
+        return Ok((RequestBody::Empty, None, None));
+    }
+    let account = permit.judge_body(&bytes, decisions).map_err(BodyFault::Denied)?.into_account();
     Ok((RequestBody::Held(Some(bytes)), None, account))
 }
 
-/// A body as a whole, `max_bytes` of it at most, within `patience`.
-pub(super) async fn gather(
-    incoming: Incoming,
-    max_bytes: u64,
-    patience: std::time::Duration,
-) -> Result<Bytes, Denial> {
-    let limit = usize::try_from(max_bytes).unwrap_or(usize::MAX);
-    let gathered = Box::pin(tokio::time::timeout(patience, Limited::new(incoming, limit).collect()))
-        .await
-        .map_err(|_| Denial::TooSlow)?
-        .map_err(|error| match error.downcast_ref::<LengthLimitError>() {
-            Some(_) => Denial::BodyTooLarge { limit: max_bytes },
-            None => Denial::Malformed { detail: "the body broke off" },
-        })?;
+/// A body as a whole, within `limits`.
+pub(super) async fn gather(incoming: Incoming, limits: BodyLimits) -> Result<Bytes, Denial> {
+    let (body, _) = RequestBody::streamed(incoming, limits);
+    let gathered = Box::pin(body.collect()).await;
+    let gathered =
+        gathered.map_err(|error| denial_of(error.fate(), limits.max_bytes).unwrap_or(Denial::Internal))?;
     Ok(gathered.to_bytes())
 }
 
-fn denial_for(error: &SendError, fate: Option<&Cell<Fate>>, max_bytes: u64) -> Denial {
-    // The client's body may be what broke the exchange.
-    match fate.map(Cell::get) {
-        Some(Fate::TooLarge) => return Denial::BodyTooLarge { limit: max_bytes },
-        Some(Fate::TooSlow) => return Denial::TooSlow,
-        Some(Fate::Broken) => return Denial::Malformed { detail: "the body broke off" },
-        Some(Fate::Flowing | Fate::Complete) | None => {}
+/// What is wrong with the client's body; nothing, perhaps.
+fn denial_of(fate: Fate, max_bytes: u64) -> Option<Denial> {
+    match fate {
+        Fate::TooLarge => Some(Denial::BodyTooLarge { limit: max_bytes }),
+        Fate::TooSlow => Some(Denial::TooSlow),
+        Fate::Broken => Some(Denial::Malformed { detail: "the body broke off" }),
+        Fate::Flowing | Fate::Complete => None,
     }
+}
+
+fn denial_for(error: &SendError) -> Denial {
     match error {
         SendError::Connect(ConnectError::TimedOut) | SendError::TimedOut => Denial::UpstreamTimeout,
         SendError::Http(Http1Error::Request) => Denial::Malformed { detail: "the target is not valid" },

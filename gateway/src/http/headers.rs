@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use sealgate_policy::{ForwardCertificate, Identity};
+use sealgate_policy::{ForwardCertificate, Identity, Policy};
 
 use super::{exchange::RequestId, target::Target};
 use crate::{edge::Client, session};
@@ -38,8 +38,22 @@ const OURS: [HeaderName; 11] = [
     HeaderName::from_static("tracestate"),
 ];
 
-/// What an upstream says of its software, or of other ways to reach it.
-const TELLTALE: [HeaderName; 3] = [header::SERVER, header::ALT_SVC, HeaderName::from_static("x-powered-by")];
+/// What an upstream says of its software, of other ways to reach it, or to a proxy of its own.
+const TELLTALE: [HeaderName; 13] = [
+    header::SERVER,
+    header::VIA,
+    header::ALT_SVC,
+    header::PUBLIC_KEY_PINS,
+    header::PUBLIC_KEY_PINS_REPORT_ONLY,
+    HeaderName::from_static("x-powered-by"),
+    HeaderName::from_static("x-aspnet-version"),
+    HeaderName::from_static("x-aspnetmvc-version"),
+    HeaderName::from_static("x-generator"),
+    HeaderName::from_static("x-runtime"),
+    HeaderName::from_static("x-sendfile"),
+    HeaderName::from_static("x-accel-redirect"),
+    HeaderName::from_static("x-backend-server"),
+];
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -123,22 +137,84 @@ impl Origin {
     }
 }
 
-/// Takes out of an upstream's fields what ends here or tells too much.
-pub fn strip_response(headers: &mut HeaderMap) {
-    remove_nominated(headers);
-    remove_where(headers, |name| {
-        HOP_BY_HOP.contains(name) || TELLTALE.contains(name) || name.as_str().starts_with(IDENTITY_PREFIX)
-    });
+/// What a policy says of the fields of answers, ready to be put in.
+pub struct AnswerFields {
+    set: Box<[(HeaderName, HeaderValue)]>,
+    referrer_policy: HeaderValue,
+    remove: Box<[HeaderName]>,
 }
 
-/// What every answer carries.
-pub fn add_security(headers: &mut HeaderMap, hsts: Option<&HeaderValue>, id: RequestId) {
-    if let Some(hsts) = hsts {
-        headers.insert(header::STRICT_TRANSPORT_SECURITY, hsts.clone());
+impl AnswerFields {
+    /// Those of `policy`.
+    #[must_use]
+    pub fn of(policy: &Policy) -> Self {
+        let hsts = policy.tls().hsts.as_deref().and_then(|value| HeaderValue::from_str(value).ok());
+        let fields = policy.headers();
+        let always = [(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"))];
+        let hsts = hsts.map(|hsts| (header::STRICT_TRANSPORT_SECURITY, hsts));
+        Self {
+            set: always.into_iter().chain(hsts).chain(fields.set.iter().cloned()).collect(),
+            referrer_policy: fields.referrer_policy.clone(),
+            remove: fields.remove.clone().into(),
+        }
     }
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.insert(REQUEST_ID, id.header());
+
+    /// Takes out of an upstream's fields what ends here or tells too much.
+    pub fn strip(&self, headers: &mut HeaderMap) {
+        remove_nominated(headers);
+        remove_where(headers, |name| {
+            HOP_BY_HOP.contains(name)
+                || TELLTALE.contains(name)
+                || name.as_str().starts_with(IDENTITY_PREFIX)
+                || self.remove.contains(name)
+        });
+    }
+
+    /// Adds what every answer carries.
+    pub fn add(&self, headers: &mut HeaderMap, id: RequestId) {
+        headers.reserve(self.set.len() + 2);
+        for (name, value) in &self.set {
+            headers.insert(name.clone(), value.clone());
+        }
+        headers.entry(header::REFERRER_POLICY).or_insert_with(|| self.referrer_policy.clone());
+        headers.insert(REQUEST_ID, id.header());
+    }
 }
+
+/// Whether a client may name `field` in `Connection`: one that ends here anyway, or one that nothing relies on. To name
+/// others is to have a proxy take away what the backend goes by.
+pub fn may_be_nominated(field: &str) -> bool {
+    // RFC 9110 §7.6.1: options that are no fields, and fields of one hop.
+    const FINE: [&str; 7] =
+        ["close", "keep-alive", "upgrade", "te", "trailer", "proxy-connection", "http2-settings"];
+    let is = |other: &str| field.eq_ignore_ascii_case(other);
+    FINE.into_iter().any(is)
+        || !(RELIED_ON.into_iter().any(is)
+            || OURS.iter().any(|name| is(name.as_str()))
+            || field.get(..IDENTITY_PREFIX.len()).is_some_and(|it| it.eq_ignore_ascii_case(IDENTITY_PREFIX))
+            || field.get(..4).is_some_and(|it| it.eq_ignore_ascii_case("sec-")))
+}
+
+/// What judgements, framing and caches go by.
+const RELIED_ON: [&str; 17] = [
+    "accept",
+    "authorization",
+    "cache-control",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "cookie",
+    "dpop",
+    "expect",
+    "host",
+    "if-match",
+    "if-none-match",
+    "origin",
+    "proxy-authorization",
+    "range",
+    "referer",
+    "transfer-encoding",
+];
 
 fn remove_nominated(headers: &mut HeaderMap) {
     if !headers.contains_key(header::CONNECTION) {
@@ -215,11 +291,48 @@ mod tests {
         assert!(headers.contains_key("host") && headers.contains_key("content-length"));
     }
 
+    fn fields() -> AnswerFields {
+        AnswerFields {
+            set: Box::new([(header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY"))]),
+            referrer_policy: HeaderValue::from_static("no-referrer"),
+            remove: Box::new([HeaderName::from_static("x-debug")]),
+        }
+    }
+
     #[test]
-    fn an_upstream_does_not_name_its_software() {
-        let mut headers = map(&[("server", "x/1.0"), ("x-powered-by", "y"), ("content-type", "text/plain")]);
-        strip_response(&mut headers);
+    fn an_upstream_does_not_name_its_software_and_a_policy_may_silence_more() {
+        let mut headers = map(&[
+            ("server", "x/1.0"),
+            ("x-powered-by", "y"),
+            ("via", "z"),
+            ("x-debug", "1"),
+            ("content-type", "text/plain"),
+        ]);
+        fields().strip(&mut headers);
         let left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         assert_eq!(left, ["content-type"]);
+    }
+
+    #[test]
+    fn a_policy_has_the_last_word_but_for_the_referrer() {
+        let mut headers = map(&[("x-frame-options", "ALLOWALL"), ("referrer-policy", "same-origin")]);
+        fields().add(&mut headers, RequestId::new(1));
+        assert_eq!(headers["x-frame-options"], "DENY");
+        assert_eq!(headers["referrer-policy"], "same-origin");
+        let mut headers = HeaderMap::new();
+        fields().add(&mut headers, RequestId::new(1));
+        assert_eq!(headers["referrer-policy"], "no-referrer");
+    }
+
+    #[test]
+    fn what_is_relied_on_cannot_be_nominated() {
+        for fine in ["close", "Keep-Alive", "Upgrade", "TE", "X-Private", "", "HTTP2-Settings"] {
+            assert!(may_be_nominated(fine), "{fine}");
+        }
+        for bad in
+            ["Host", "X-Sealgate-Subject", "x-forwarded-for", "COOKIE", "Sec-WebSocket-Key", "Content-Length"]
+        {
+            assert!(!may_be_nominated(bad), "{bad}");
+        }
     }
 }

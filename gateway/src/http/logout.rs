@@ -6,9 +6,9 @@ use hyper::body::Incoming;
 use sealgate_policy::{Denial, LogoutFault, LogoutRule, RequestPermit, TokenFault};
 
 use super::{
-    body::ResponseBody,
+    body::{BodyLimits, ResponseBody},
     exchange::Exchange,
-    forward, headers,
+    forward,
     walk::{Answer, Door, KEY_PATIENCE},
 };
 use crate::{
@@ -32,7 +32,7 @@ pub async fn receive(
     let mut response = Response::new(ResponseBody::held(Bytes::new(), None, exchange));
     let fields = response.headers_mut();
     fields.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers::add_security(fields, door.snapshot.hsts.as_ref(), id);
+    door.snapshot.answers.add(fields, id);
     Ok(response)
 }
 
@@ -44,9 +44,9 @@ async fn log_out(
     exchange: &Exchange,
 ) -> Result<(), Denial> {
     let (gateway, snapshot) = (&door.core.gateway, &door.snapshot);
-    let patience = snapshot.policy.connections().body_timeout;
+    let limits = BodyLimits::of(snapshot.policy.connections(), permit.body().max_bytes);
     let (parts, body) = request.into_parts();
-    let form = forward::gather(body, permit.body().max_bytes, patience).await?;
+    let form = forward::gather(body, limits).await?;
     if !is_form(&parts.headers) {
         return Err(Denial::LogoutInvalid(LogoutFault::Form));
     }

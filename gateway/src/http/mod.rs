@@ -6,13 +6,14 @@ mod forward;
 mod headers;
 mod logout;
 mod refusal;
-mod target;
+pub mod target;
 mod ticket;
 mod tunnel;
 mod walk;
 
+pub use body::Pace;
 pub use exchange::RequestId;
-pub use headers::Origin;
+pub use headers::{AnswerFields, Origin};
 pub use tunnel::{
     OpenSocket, Sockets, contact_lost, displace, drain, end_sessions, list, rejudge, revoke, sweep,
 };

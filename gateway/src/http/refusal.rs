@@ -6,7 +6,7 @@ use hyper::body::Incoming;
 use sealgate_policy::{Denial, TokenFault};
 use serde_json::json;
 
-use super::{body::ResponseBody, exchange::Exchange, headers};
+use super::{body::ResponseBody, exchange::Exchange};
 use crate::reload::Snapshot;
 
 /// The answer to a refused request, of whose body `unread` is left.
@@ -24,8 +24,12 @@ pub fn response(
     let kind = if error.is_some() { "application/json" } else { "application/problem+json" };
     fields.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     fields.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers::add_security(&mut fields, snapshot.hsts.as_ref(), exchange.id);
+    snapshot.answers.add(&mut fields, exchange.id);
     add_particulars(&mut fields, denial, snapshot);
+    if !exchange.over_http2() && (exchange.is_last() || ends_connection(denial)) {
+        // Whoever cannot be understood once is not to be understood in what follows.
+        fields.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     let mut problem = json!({
         "type": format!("urn:sealgate:problem:{}", denial.reason()),
         "title": denial.title(),
@@ -53,6 +57,19 @@ fn logout_error(denial: &Denial) -> Option<serde_json::Value> {
         _ => return None,
     };
     Some(json!({ "error": error, "error_description": denial.detail() }))
+}
+
+/// Whether nothing more is read of a connection over which a request came that was refused like this.
+fn ends_connection(denial: &Denial) -> bool {
+    matches!(
+        denial,
+        Denial::Malformed { .. }
+            | Denial::UriTooLong
+            | Denial::HeadersTooLarge
+            | Denial::UnknownTransferCoding
+            | Denial::VersionNotSupported
+            | Denial::TooSlow
+    )
 }
 
 /// The fields that RFC 6750, RFC 9110 and the rate limit draft ask for.

@@ -1,8 +1,12 @@
 //! One strict reading of where a request wants to go.
 
+use std::sync::Arc;
+
 use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version, header, uri::Scheme};
 use hyper::ext::Protocol;
 use sealgate_policy::Denial;
+
+use super::headers::may_be_nominated;
 
 /// Host and kind of a request, read once; what is judged is what is forwarded.
 pub struct Target {
@@ -23,6 +27,7 @@ impl Target {
     ///
     /// [`Denial::Malformed`] for a request that could be understood in two ways.
     pub fn read<B>(request: &Request<B>) -> Result<Self, Denial> {
+        nominations(request.headers())?;
         let authority = authority(request.uri(), request.headers(), request.version())?;
         let host = authority.to_str().ok().and_then(host_of);
         let host = host.ok_or(Denial::Malformed { detail: "the host is not valid" })?.to_ascii_lowercase();
@@ -43,6 +48,9 @@ fn authority(uri: &Uri, headers: &HeaderMap, version: Version) -> Result<HeaderV
     if hosts.next().is_some() {
         return Err(Denial::Malformed { detail: "more than one Host field" });
     }
+    if uri.scheme().is_some_and(|scheme| *scheme != Scheme::HTTPS) {
+        return Err(Denial::Malformed { detail: "the scheme is not https" });
+    }
     match (uri.authority().map(http::uri::Authority::as_str), host) {
         (Some(authority), Some(host)) if host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()) => {
             Ok(host.clone())
@@ -53,6 +61,20 @@ fn authority(uri: &Uri, headers: &HeaderMap, version: Version) -> Result<HeaderV
         (None, Some(host)) => Ok(host.clone()),
         _ => Err(Denial::Malformed { detail: "no Host field" }),
     }
+}
+
+/// What `Connection` names besides itself (RFC 9110 §7.6.1).
+fn nominations(headers: &HeaderMap) -> Result<(), Denial> {
+    for value in headers.get_all(header::CONNECTION) {
+        let names =
+            value.to_str().map_err(|_| Denial::Malformed { detail: "the Connection field is not valid" })?;
+        if !names.split(',').all(|name| may_be_nominated(name.trim_matches([' ', '\t']))) {
+            return Err(Denial::Malformed {
+                detail: "the Connection field names what does not end at a hop",
+            });
+        }
+    }
+    Ok(())
 }
 
 /// The host of an authority without its port; `None` if there is userinfo or anything odd in it.
@@ -97,13 +119,12 @@ fn websocket<B>(request: &Request<B>) -> Result<bool, Denial> {
 /// CONNECT with `:protocol` (RFC 8441 §4), which is how HTTP/2 opens a WebSocket.
 fn extended_connect<B>(request: &Request<B>) -> Result<bool, Denial> {
     let Some(protocol) = request.extensions().get::<Protocol>() else {
-        return Err(Denial::Malformed { detail: "CONNECT is not offered here" });
+        return Err(Denial::MethodNotAllowed {
+            allow: Arc::from("DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"),
+        });
     };
     if request.version() != Version::HTTP_2 || protocol.as_str() != "websocket" {
         return Err(Denial::ProtocolNotOffered);
-    }
-    if request.uri().scheme() != Some(&Scheme::HTTPS) {
-        return Err(Denial::Malformed { detail: "a WebSocket over HTTP/2 has the scheme https" });
     }
     if request.headers().contains_key(header::UPGRADE) {
         return Err(Denial::Malformed { detail: "HTTP/2 has no Upgrade field" });
@@ -154,8 +175,9 @@ mod tests {
         }
         assert!(read(|r| r.uri("/")).is_err(), "none");
         assert!(read(|r| r.uri("/").header("host", "a").header("host", "a")).is_err(), "two");
-        assert!(read(|r| r.uri("http://b/").header("host", "a")).is_err(), "two that differ");
-        assert!(read(|r| r.uri("http://a/").header("host", "a")).is_ok(), "two that agree");
+        assert!(read(|r| r.uri("https://b/").header("host", "a")).is_err(), "two that differ");
+        assert!(read(|r| r.uri("https://a/").header("host", "a")).is_ok(), "two that agree");
+        assert!(read(|r| r.uri("http://a/").header("host", "a")).is_err(), "another scheme");
     }
 
     #[test]
@@ -188,9 +210,12 @@ mod tests {
         let malformed = |outcome: Result<Target, Denial>| {
             assert!(matches!(outcome.err(), Some(Denial::Malformed { .. })));
         };
-        malformed(connect(Version::HTTP_2, "https://a/ws", None));
+        let not_allowed = |outcome: Result<Target, Denial>| {
+            assert!(matches!(outcome.err(), Some(Denial::MethodNotAllowed { .. })));
+        };
+        not_allowed(connect(Version::HTTP_2, "https://a/ws", None));
         malformed(connect(Version::HTTP_2, "http://a/ws", Some("websocket")));
-        malformed(read(|r| r.method(Method::CONNECT).uri("a:443").header("host", "a:443")));
+        not_allowed(read(|r| r.method(Method::CONNECT).uri("a:443").header("host", "a:443")));
         let both = |r: http::request::Builder| {
             r.method(Method::CONNECT)
                 .version(Version::HTTP_2)
@@ -199,6 +224,17 @@ mod tests {
                 .extension(Protocol::from_static("websocket"))
         };
         malformed(read(both));
+    }
+
+    #[test]
+    fn connection_names_only_what_ends_here() {
+        let named = |value: &str| read(|r| r.uri("/").header("host", "a").header("connection", value));
+        for fine in ["close", "keep-alive, Upgrade", "TE,\tX-Own ", ""] {
+            assert!(named(fine).is_ok(), "{fine}");
+        }
+        for bad in ["Host", "close, X-Sealgate-Subject", "content-length", "Authorization"] {
+            assert!(named(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use hyper::body::Incoming;
 use sealgate_policy::{Denial, RequestPermit, TicketRule};
 use serde_json::json;
 
-use super::{body::ResponseBody, exchange::Exchange, headers, walk::Door};
+use super::{body::ResponseBody, exchange::Exchange, walk::Door};
 use crate::{
     clock,
     session::{self, TicketText},
@@ -58,6 +58,6 @@ pub fn answer(
     let fields = response.headers_mut();
     fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     fields.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers::add_security(fields, door.snapshot.hsts.as_ref(), id);
+    door.snapshot.answers.add(fields, id);
     response
 }

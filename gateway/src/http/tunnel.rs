@@ -150,7 +150,7 @@ async fn try_open(
 
     let mut fields: HeaderMap = offer.answer(switched.subprotocol.as_ref()).collect();
     fields.extend(deflate.map(|agreed| (header::SEC_WEBSOCKET_EXTENSIONS, agreed.answer())));
-    headers::add_security(&mut fields, snapshot.hsts.as_ref(), exchange.id);
+    snapshot.answers.add(&mut fields, exchange.id);
     let record = TunnelRecord { core: core.clone(), connection: connection.clone(), registration };
     let rates = snapshot_rates(core, snapshot);
     let terms = terms(core, snapshot, &rates, permit, began, session, connection);

@@ -2,12 +2,14 @@
 
 use std::{
     convert::Infallible,
+    future::poll_fn,
     rc::Rc,
     sync::Arc,
+    task::Poll,
     time::{Duration, Instant},
 };
 
-use http::{Request, Response};
+use http::{Request, Response, StatusCode, header};
 use hyper::body::{Body as _, Incoming};
 use sealgate_policy::{
     Authentication, Binding, Denial, Evidence, Identity, ProofFault, RequestFacts, RequestPermit, RouteMatch,
@@ -40,9 +42,33 @@ pub async fn serve(
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
     let snapshot = core.snapshot();
-    let mut exchange =
+    let exchange =
         Exchange::begin(core.clone(), connection.clone(), snapshot.clone(), request.method().clone());
-    let admitted = match admit(&core, &connection, &snapshot, &request, &mut exchange).await {
+    if let Some(denial) = connection.stands_in(request.method()) {
+        return Ok(refusal::response(denial, &snapshot, None, exchange));
+    }
+    let may_upgrade = !connection.tls.http2 && request.headers().contains_key(header::UPGRADE);
+    let response = answer(core, &connection, &snapshot, request, exchange).await;
+    if may_upgrade && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        connection.upgrade_refused();
+        // What came behind it is held by the stream, which is looked at only when it is asked.
+        poll_fn(|cx| {
+            cx.waker().wake_by_ref();
+            Poll::Ready(())
+        })
+        .await;
+    }
+    Ok(response)
+}
+
+async fn answer(
+    core: Rc<Core>,
+    connection: &Arc<Connection>,
+    snapshot: &Arc<Snapshot>,
+    request: Request<Incoming>,
+    mut exchange: Exchange,
+) -> Response<ResponseBody> {
+    let admitted = match admit(&core, connection, snapshot, &request, &mut exchange).await {
         Ok(admitted) => admitted,
         Err(denial) => {
             let address = connection.peer.ip();
@@ -51,10 +77,11 @@ pub async fn serve(
             {
                 core.gateway.penalize(address, block);
             }
-            return Ok(refusal::response(&denial, &snapshot, Some(request.into_body()), exchange));
+            return refusal::response(&denial, snapshot, Some(request.into_body()), exchange);
         }
     };
-    let door = Door { core, connection, snapshot: snapshot.clone(), target: admitted.target };
+    let door =
+        Door { core, connection: connection.clone(), snapshot: snapshot.clone(), target: admitted.target };
     let answer = if let Some(rule) = admitted.permit.rule().ticket {
         match Box::pin(ticket::issue(&door, &admitted.permit, rule, request.headers())).await {
             Ok(ticket) => Ok(ticket::answer(&door, &ticket, rule, request.into_body(), exchange)),
@@ -68,7 +95,7 @@ pub async fn serve(
     } else {
         forward::forward(door, admitted.permit, admitted.standing, request, exchange).await
     };
-    Ok(answer.unwrap_or_else(|(denial, exchange)| refusal::response(&denial, &snapshot, None, exchange)))
+    answer.unwrap_or_else(|(denial, exchange)| refusal::response(&denial, snapshot, None, exchange))
 }
 
 /// What the steps behind the judgement need.

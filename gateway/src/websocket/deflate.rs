@@ -389,6 +389,16 @@ pub(super) fn compressed(message: &[u8]) -> Vec<u8> {
     out
 }
 
+/// What another inflater makes of a compressed message; `None` if it does not end.
+#[cfg(test)]
+pub(super) fn inflated_by_another(message: &[u8]) -> Option<Vec<u8>> {
+    let mut out = Vec::with_capacity(1 << 20);
+    let mut inflate = flate2::Decompress::new(false);
+    let whole = [message, &TAIL].concat();
+    let status = inflate.decompress_vec(&whole, &mut out, flate2::FlushDecompress::Sync).ok()?;
+    (status == flate2::Status::StreamEnd).then_some(out)
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderName;
+use http::{HeaderName, HeaderValue};
 use ring::digest;
 
 use crate::authz::{Authz, SharedJudges};
@@ -26,17 +26,17 @@ use crate::compile::rules::Known;
 use crate::compile::schemas::SchemaFiles;
 use crate::document::{
     AlgorithmDocument, AtLimitDocument, AuditRequestsDocument, BalanceDocument, CertificateDocument,
-    ConnectionsDocument, Document, DpopDocument, GroupDocument, HealthDocument, IssuerDocument, ModeDocument,
-    NameText, RateDocument, RateKeyDocument, RateOnErrorDocument, RateScopeDocument, RoleDocument,
-    SenderDocument, SessionDocument, SessionLimitDocument, TlsDocument, TlsVersionDocument, UpstreamDocument,
-    UpstreamTlsDocument,
+    ConnectionsDocument, Document, DpopDocument, GroupDocument, HeadersDocument, HealthDocument,
+    IssuerDocument, ModeDocument, NameText, RateDocument, RateKeyDocument, RateOnErrorDocument,
+    RateScopeDocument, ReferrerPolicyDocument, RoleDocument, SenderDocument, SessionDocument,
+    SessionLimitDocument, TlsDocument, TlsVersionDocument, UpstreamDocument, UpstreamTlsDocument,
 };
 use crate::errors::{PolicyError, PolicyErrors};
 use crate::json::Limits;
 use crate::policy::{
     Algorithm, AuditPolicy, AuditRequests, Balance, CertificateSource, ClaimNames, ConnectionPolicy,
-    DpopPolicy, Endpoint, Group, Health, Issuer, JwksSource, Mode, OnRateError, Policy, Rate, RateKey,
-    Sender, SessionLimit, SessionPolicy, Source, TlsPolicy, TlsVersions, Upstream, UpstreamTls,
+    DpopPolicy, Endpoint, Group, HeaderPolicy, Health, Issuer, JwksSource, Mode, OnRateError, Policy, Rate,
+    RateKey, Sender, SessionLimit, SessionPolicy, Source, TlsPolicy, TlsVersions, Upstream, UpstreamTls,
 };
 use crate::routes::{Host, Routes};
 use crate::rule::{AtLimit, RoleRule};
@@ -198,6 +198,7 @@ impl Compiler<'_> {
             hash,
             tls,
             connections: self.connections(&document.connections),
+            headers: self.headers(&document.headers),
             certificates,
             issuers,
             session,
@@ -331,6 +332,53 @@ impl Compiler<'_> {
         TlsPolicy { versions, groups, hsts, tickets: document.tickets.unwrap_or(true), client }
     }
 
+    fn headers(&mut self, document: &HeadersDocument) -> HeaderPolicy {
+        use ReferrerPolicyDocument as Referrer;
+        let referrer_policy = HeaderValue::from_static(match document.referrer_policy {
+            None | Some(Referrer::NoReferrer) => "no-referrer",
+            Some(Referrer::NoReferrerWhenDowngrade) => "no-referrer-when-downgrade",
+            Some(Referrer::Origin) => "origin",
+            Some(Referrer::OriginWhenCrossOrigin) => "origin-when-cross-origin",
+            Some(Referrer::SameOrigin) => "same-origin",
+            Some(Referrer::StrictOrigin) => "strict-origin",
+            Some(Referrer::StrictOriginWhenCrossOrigin) => "strict-origin-when-cross-origin",
+        });
+        let mut set = Vec::new();
+        for (name, value) in &document.set {
+            let at = format!("/headers/set/{}", name.replace('~', "~0").replace('/', "~1"));
+            let Some(name) = self.answer_field(&at, name) else { continue };
+            match HeaderValue::from_str(value) {
+                Ok(value) => set.push((name, value)),
+                Err(_) => self.error(&at, "expected visible ASCII characters and blanks"),
+            }
+        }
+        let remove = document.remove.iter().enumerate();
+        let remove =
+            remove.filter_map(|(index, name)| self.answer_field(&format!("/headers/remove/{index}"), name));
+        HeaderPolicy { referrer_policy, remove: remove.collect(), set }
+    }
+
+    /// A field of answers that a policy may speak of: framing is hyper's, and a few have keys of their own.
+    fn answer_field(&mut self, at: &str, name: &str) -> Option<HeaderName> {
+        let Ok(name) = name.parse::<HeaderName>() else {
+            self.error(at, "expected the name of a field");
+            return None;
+        };
+        let own = match name.as_str() {
+            "connection" | "content-length" | "content-type" | "date" | "keep-alive" | "location"
+            | "set-cookie" | "te" | "trailer" | "transfer-encoding" | "upgrade" | "www-authenticate" => {
+                "is not for a policy to change"
+            }
+            "strict-transport-security" => "is tls.hsts",
+            "referrer-policy" => "is headers.referrer_policy",
+            "x-content-type-options" | "x-request-id" => "is always there",
+            other if other.starts_with("sec-websocket-") => "is not for a policy to change",
+            _ => return Some(name),
+        };
+        self.error(at, format!("{name} {own}"));
+        None
+    }
+
     fn connections(&mut self, document: &ConnectionsDocument) -> ConnectionPolicy {
         let d = document;
         let mut time = |key: &str, text, default, range| {
@@ -351,8 +399,10 @@ impl Compiler<'_> {
             header_timeout: time("header_timeout", d.header_timeout, SECOND * 10, short),
             idle_timeout: time("idle_timeout", d.idle_timeout, SECOND * 75, SECOND..=HOUR),
             body_timeout: time("body_timeout", d.body_timeout, SECOND * 30, MILLISECOND * 100..=HOUR),
+            write_timeout: time("write_timeout", d.write_timeout, SECOND * 30, MILLISECOND * 100..=HOUR),
             drain_timeout,
             drain_jitter,
+            min_body_rate: self.size32("/connections/min_body_rate", d.min_body_rate, 128, 0..=MIB),
             max_header_bytes: self.size32(
                 "/connections/max_header_bytes",
                 d.max_header_bytes,
