@@ -27,6 +27,7 @@ use crate::{
     clock,
     edge::Gateway,
     events,
+    limits::LOOK,
     reload::{Cause, Reloader, Request, watch_files},
     shared,
 };
@@ -73,6 +74,7 @@ impl AdminService {
             scrape::serve(scrape, self.gateway.clone()),
             check_upstreams(&self.gateway),
             keep_house(&self.gateway),
+            watch_memory(&self.gateway),
             self.gateway.keep_sessions(),
             shared::follow(&self.gateway),
             events::follow(self.gateway.clone()),
@@ -150,6 +152,15 @@ async fn check_upstreams(gateway: &Gateway) {
                 probed.remove(&name);
             }
         }
+    }
+}
+
+/// Looks at memory where the policy limits it.
+async fn watch_memory(gateway: &Gateway) {
+    let mut due = tokio::time::interval(LOOK);
+    loop {
+        due.tick().await;
+        gateway.load.look(gateway.current.load().policy.overload());
     }
 }
 

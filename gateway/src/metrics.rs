@@ -13,7 +13,7 @@ use prometheus::{
 use sealgate_policy::{Denial, Policy, Rule};
 
 use crate::{
-    limits::{PenaltyCounters, RateCounters},
+    limits::{ConcurrencyCounters, LoadLevel, PenaltyCounters, RateCounters},
     lock::lock,
     websocket::relay::{ReasonCounters, TunnelMetrics},
 };
@@ -48,6 +48,9 @@ pub struct Metrics {
     shadow_denials: IntCounterVec,
     penalties: IntCounterVec,
     blocked_addresses: IntGauge,
+    concurrency: IntCounterVec,
+    in_flight: IntGauge,
+    load_level: IntGauge,
     rates: IntCounterVec,
     rate_overflows: IntCounter,
     upstream_errors: IntCounterVec,
@@ -407,6 +410,22 @@ impl Metrics {
                     &["penalty", "event"]
                 )
             ),
+            concurrency: metric!(
+                r,
+                counters(
+                    "sealgate_concurrency_decisions_total",
+                    "What became of requests and WebSockets of which only so many may be under way.",
+                    &["limit", "outcome"]
+                )
+            ),
+            in_flight: metric!(r, gauge("sealgate_http_requests_in_flight", "Requests under way.")),
+            load_level: metric!(
+                r,
+                gauge(
+                    "sealgate_load_level",
+                    "0 everybody is served, 1 whoever has a session, 2 nobody whose request or connection is new."
+                )
+            ),
             blocked_addresses: metric!(
                 r,
                 gauge("sealgate_blocked_addresses", "Addresses that may not connect for a time.")
@@ -561,6 +580,23 @@ impl Metrics {
     pub fn penalty(&self, name: &str) -> PenaltyCounters {
         let event = |event| self.penalties.with_label_values(&[name, event]);
         PenaltyCounters { failures: event("failure"), blocks: event("block"), refusals: event("refusal") }
+    }
+
+    /// The children of a limit of what is under way.
+    #[must_use]
+    pub fn concurrency(&self, name: &str) -> ConcurrencyCounters {
+        let outcome = |outcome| self.concurrency.with_label_values(&[name, outcome]);
+        ConcurrencyCounters {
+            allowed: outcome("allowed"),
+            refused: outcome("refused"),
+            shadowed: outcome("shadowed"),
+        }
+    }
+
+    /// How much is to be done.
+    pub fn load(&self, in_flight: u32, level: LoadLevel) {
+        self.in_flight.set(in_flight.into());
+        self.load_level.set(level as i64);
     }
 
     /// So many addresses are blocked.

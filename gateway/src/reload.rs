@@ -28,7 +28,10 @@ use crate::{
     edge::{Zone, Zones},
     events::EventSource,
     http::AnswerFields,
-    limits::{Listed, Lists, ListsBuilder, Penalties, PenaltyStore, RateClock, RateStore, Rates},
+    limits::{
+        ConcurrencyLimits, InFlight, Listed, Lists, ListsBuilder, Penalties, PenaltyStore, RateClock,
+        RateStore, Rates,
+    },
     metrics::{Metrics, RouteMetrics},
     session::{KeyFetcher, Verifier},
     shared::Servers,
@@ -56,6 +59,8 @@ pub struct Snapshot {
     pub rates: Arc<Rates>,
     /// The policy's penalties over the process's records.
     pub penalties: Penalties,
+    /// The policy's limits of what is under way.
+    pub concurrency: ConcurrencyLimits,
     /// Addresses that may or may not connect.
     pub lists: Lists,
     /// Through what it agrees with other gateways. The same for as long as nothing of it changes.
@@ -307,6 +312,9 @@ impl Material {
             penalties: Penalties::build(policy.penalties(), &gateway.penalties, |name| {
                 Some(gateway.metrics.penalty(name))
             }),
+            concurrency: ConcurrencyLimits::build(policy.concurrency(), &gateway.in_flight, |name| {
+                Some(gateway.metrics.concurrency(name))
+            }),
             lists,
             shared,
             sources: sources.into(),
@@ -415,6 +423,8 @@ fn read_up_to(source: &Source, limit: u64) -> Result<Zeroizing<Vec<u8>>, String>
 pub struct Outliving {
     /// Rate limit cells: a reload forgives nobody.
     pub rates: Arc<RateStore>,
+    /// What is under way, of what is limited.
+    pub in_flight: Arc<InFlight>,
     /// Who failed how often.
     pub penalties: Arc<PenaltyStore>,
     /// Their clock.

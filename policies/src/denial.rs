@@ -175,6 +175,8 @@ pub enum Denial {
         /// When one more would be let through.
         retry_after: Duration,
     },
+    /// As much is under way as a `[[concurrency]]` allows.
+    TooManyAtOnce,
     /// Too many attempts have failed, and the wait that follows is not over.
     TooManyFailures {
         /// When one more would be looked at.
@@ -399,6 +401,7 @@ impl Denial {
         "too-many-fragments",
         "protocol",
         "rate-exceeded",
+        "too-many-at-once",
         "too-many-failures",
         "limit-unavailable",
         "renewal-too-soon",
@@ -497,6 +500,7 @@ impl Denial {
             Self::Protocol { .. }         => row("protocol",                400, 1002, "WebSocket protocol error"),
 
             Self::RateExceeded { .. }     => row("rate-exceeded",           429, 4429, "Too many requests"),
+            Self::TooManyAtOnce           => row("too-many-at-once",        429, 4429, "Too many at once"),
             Self::TooManyFailures { .. }  => row("too-many-failures",       429, 4429, "Too many failures"),
             Self::LimitUnavailable        => row("limit-unavailable",       503, 1013, "Limits cannot be checked"),
             Self::RenewalTooSoon { .. }   => row("renewal-too-soon",        429, 4429, "Renewal too soon"),
@@ -615,6 +619,9 @@ impl Denial {
             Self::RateExceeded { retry_after, .. } | Self::RenewalTooSoon { retry_after } => {
                 format!("try again in {} s", whole_seconds(*retry_after)).into()
             }
+            Self::TooManyAtOnce => {
+                "too many requests or connections of yours are under way; wait for one".into()
+            }
             Self::TooManyFailures { retry_after } => {
                 format!("too many attempts failed; try again in {} s", whole_seconds(*retry_after)).into()
             }
@@ -641,6 +648,7 @@ impl Denial {
             Self::TokenKeysUnavailable
             | Self::ContactLost
             | Self::LimitUnavailable
+            | Self::TooManyAtOnce
             | Self::TooManyConnections
             | Self::TooManyProofs
             | Self::TooManySockets
@@ -868,6 +876,7 @@ mod tests {
             Denial::RateExceeded { rate: RateIndex(0), retry_after: Duration::from_millis(1) },
             Denial::LimitUnavailable,
             Denial::TooManyFailures { retry_after: Duration::from_secs(1) },
+            Denial::TooManyAtOnce,
             Denial::AddressRefused,
             Denial::RenewalTooSoon { retry_after: Duration::from_millis(1) },
             Denial::TooManySockets,

@@ -91,6 +91,10 @@ pub(crate) struct Document {
     #[serde(default)]
     pub(crate) rate: Vec<RateDocument>,
     #[serde(default)]
+    pub(crate) concurrency: Vec<ConcurrencyDocument>,
+    #[serde(default)]
+    pub(crate) overload: OverloadDocument,
+    #[serde(default)]
     pub(crate) penalty: Vec<PenaltyDocument>,
     #[serde(default)]
     pub(crate) lists: ListsDocument,
@@ -692,6 +696,53 @@ pub(crate) enum RateKeyDocument {
     Socket,
 }
 
+/// How many requests, or open WebSockets, of a key may be under way at the same time, at this gateway. One more is refused with 429.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "concurrency")]
+pub(crate) struct ConcurrencyDocument {
+    /// Unique name: lower-case letters, digits, "-".
+    pub(crate) name: NameText,
+    /// What is counted apart, as for a [[rate]]; not "message-type" and not "socket".
+    #[schemars(length(min = 1))]
+    pub(crate) per: Vec<RateKeyDocument>,
+    /// Name of the header, for "header".
+    pub(crate) header: Option<String>,
+    /// How much of an IPv6 address counts as one, in bits; default 64.
+    #[schemars(range(min = 16, max = 64))]
+    pub(crate) ipv6_prefix: Option<u8>,
+    /// How many at the same time. A request is under way until the last byte of its answer is gone, a WebSocket until it is closed.
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub(crate) limit: u32,
+    #[serde(default)]
+    pub(crate) mode: ModeDocument,
+}
+
+/// When load is shed, before it ends in collapse. Near a limit, requests without a session are refused (503) and sessions are served; at it
+/// every new request, WebSocket and connection is refused. WebSockets that are open go on. Without limits nothing is shed.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "overload")]
+pub(crate) struct OverloadDocument {
+    /// Memory of the process, "16MiB" to "999GiB"; default no limit.
+    pub(crate) max_memory: Option<SizeText>,
+    /// Memory of its control group (cgroup v2), in hundredths of what that may have; default no limit.
+    #[schemars(range(min = 1, max = 100))]
+    pub(crate) max_group_memory: Option<u8>,
+    /// Requests under way; default no limit.
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub(crate) max_in_flight: Option<u32>,
+    /// New connections in a second; more are closed before TLS. Default no limit.
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub(crate) max_accept_rate: Option<u32>,
+    /// Where it counts as near, in hundredths of a limit; default 80.
+    #[schemars(range(min = 1, max = 100))]
+    pub(crate) shed_at: Option<u8>,
+    /// Names of routes that are never refused for it, such as a health check; default none.
+    #[serde(default)]
+    pub(crate) exempt: Vec<String>,
+}
+
 /// A growing wait for who fails again and again: wrong passwords, tokens that do not count. Meanwhile the routes answer 429, and the
 /// upstream is not asked.
 ///
@@ -931,6 +982,9 @@ pub(crate) struct RouteDocument {
     /// How many a request takes of each of them; at most the burst of any. Default 1.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub(crate) cost: Option<u32>,
+    /// Names of [[concurrency]] limits under which a request is counted.
+    #[serde(default)]
+    pub(crate) concurrency: Vec<String>,
     /// What a body may be; default: no body is taken.
     pub(crate) body: Option<BodyDocument>,
     /// What a query may be; default: no query is taken.
@@ -1165,6 +1219,9 @@ pub(crate) struct WebsocketDocument {
     pub(crate) message: Vec<MessageDocument>,
     /// How a client may renew its token inside the open socket; default not at all.
     pub(crate) renew: Option<RenewDocument>,
+    /// Names of [[concurrency]] limits under which it is counted while it is open.
+    #[serde(default)]
+    pub(crate) concurrency: Vec<String>,
     /// How many may be open at the same time; default no limit.
     pub(crate) max_open: Option<MaxOpenDocument>,
 }

@@ -24,7 +24,9 @@ use crate::denial::{Denial, JsonFault, TokenFault};
 use crate::identity::{Binding, Identity};
 use crate::json::{self, Schema};
 use crate::path;
-use crate::policy::{Mode, OnLoss, PenaltyIndex, Policy, RateFacts, RateIndex, Sender, UpstreamIndex};
+use crate::policy::{
+    ConcurrencyIndex, Mode, OnLoss, PenaltyIndex, Policy, RateFacts, RateIndex, Sender, UpstreamIndex,
+};
 use crate::routes::CanonicalPath;
 use crate::rule::{
     Authentication, BodyRule, CiphertextRule, Compression, MaxOpen, MessageRule, OnRefusal, RateList,
@@ -326,6 +328,11 @@ impl RequestDemands {
     /// Rates to take, all or none, enforced ones first.
     pub fn rates(&self) -> &[RateIndex] {
         &self.subject.rule.rates.all
+    }
+
+    /// Limits of what is under way, under which it counts.
+    pub fn concurrency(&self) -> &[ConcurrencyIndex] {
+        &self.subject.rule.concurrency
     }
 
     /// What to take them for. `headers` are the request's.

@@ -33,6 +33,8 @@ pub struct Policy {
     pub(crate) audit: AuditPolicy,
     pub(crate) upstreams: Vec<Upstream>,
     pub(crate) rates: Vec<Rate>,
+    pub(crate) concurrency: Vec<Concurrency>,
+    pub(crate) overload: OverloadPolicy,
     pub(crate) penalties: Vec<Penalty>,
     pub(crate) lists: ListsPolicy,
     pub(crate) rules: Vec<Arc<Rule>>,
@@ -104,6 +106,16 @@ impl Policy {
     /// Rates; [`RateIndex`] points into this slice.
     pub fn rates(&self) -> &[Rate] {
         &self.rates
+    }
+
+    /// Limits of what is under way; [`ConcurrencyIndex`] points into this slice.
+    pub fn concurrency(&self) -> &[Concurrency] {
+        &self.concurrency
+    }
+
+    /// When load is shed.
+    pub fn overload(&self) -> &OverloadPolicy {
+        &self.overload
     }
 
     /// Penalties; [`PenaltyIndex`] points into this slice.
@@ -607,6 +619,49 @@ pub struct Rate {
     pub shared: Option<OnRateError>,
     /// Whether it refuses or only counts.
     pub mode: Mode,
+}
+
+/// Points into [`Policy::concurrency`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConcurrencyIndex(pub usize);
+
+/// `[[concurrency]]`: how many at the same time, per what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Concurrency {
+    /// Unique name; a metric label.
+    pub name: Arc<str>,
+    /// As [`Rate::per`].
+    pub per: Vec<RateKey>,
+    /// As [`Rate::header`].
+    pub header: Option<HeaderName>,
+    /// As [`Rate::ipv6_prefix`].
+    pub ipv6_prefix: u8,
+    /// How many. 1 to 10,000,000.
+    pub limit: u32,
+    /// Whether it refuses or only counts.
+    pub mode: Mode,
+}
+
+/// `[overload]`: when load is shed. `None` is no limit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OverloadPolicy {
+    /// Memory of the process, in bytes. 16 MiB to 999 GiB.
+    pub max_memory: Option<u64>,
+    /// Memory of its control group, in hundredths of what that may have.
+    pub max_group_memory: Option<u8>,
+    /// Requests under way.
+    pub max_in_flight: Option<u32>,
+    /// New connections in a second.
+    pub max_accept_rate: Option<u32>,
+    /// From where on only sessions are served, in hundredths of a limit; default 80.
+    pub shed_at: u8,
+}
+
+impl OverloadPolicy {
+    /// Whether memory has to be looked at.
+    pub const fn watches_memory(&self) -> bool {
+        self.max_memory.is_some() || self.max_group_memory.is_some()
+    }
 }
 
 /// Points into [`Policy::penalties`].

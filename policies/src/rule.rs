@@ -13,7 +13,7 @@ use crate::identity::Identity;
 use crate::json::{Limits, Schema};
 use crate::matcher::{ContentTypes, Origins};
 use crate::permit::Direction;
-use crate::policy::{Mode, PenaltyIndex, RateIndex, RuleId, Sender, UpstreamIndex};
+use crate::policy::{ConcurrencyIndex, Mode, PenaltyIndex, RateIndex, RuleId, Sender, UpstreamIndex};
 
 /// One rule. Made only by [`Policy::compile`](crate::Policy::compile).
 #[derive(Debug)]
@@ -58,6 +58,9 @@ pub struct Rule {
     /// Tokens of the JSON pointer to the account in a body.
     pub(crate) body_account: Option<Vec<String>>,
     pub(crate) penalties: Vec<PenaltyIndex>,
+    pub(crate) concurrency: Vec<ConcurrencyIndex>,
+    /// Whether it is served whatever the load is.
+    pub(crate) exempt: bool,
     pub(crate) body_schema: Option<Schema>,
     pub(crate) tunnel: Option<TunnelRule>,
 }
@@ -76,6 +79,11 @@ impl Rule {
     /// Rates that a request or an upgrade takes.
     pub fn rates(&self) -> &[RateIndex] {
         &self.rates.all
+    }
+
+    /// Whether requests of it are served whatever the load is.
+    pub fn is_exempt_from_shedding(&self) -> bool {
+        self.exempt
     }
 
     /// What a body may be.

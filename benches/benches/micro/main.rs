@@ -8,6 +8,7 @@ mod clock;
 mod fixture;
 mod frames;
 mod keys;
+mod lists;
 mod message;
 mod permit;
 mod rates;
@@ -29,6 +30,7 @@ fn main() -> anyhow::Result<()> {
     rates::measure(&mut criterion, &fixture)?;
     clock::measure(&mut criterion, &fixture)?;
     frames::measure(&mut criterion)?;
+    lists::measure(&mut criterion)?;
     criterion.final_summary();
     Ok(())
 }

@@ -73,6 +73,8 @@ fn metrics(gateway: &Gateway) -> Response<Full<Bytes>> {
     let (live, remembered) = gateway.count_sessions();
     gateway.metrics().sessions(live, remembered);
     let ages = snapshot.verifier.key_ages(Instant::now());
+    let load = &gateway.load;
+    gateway.metrics().load(load.in_flight(), load.level(snapshot.policy.overload()));
     gateway.metrics().addresses_blocked(gateway.blocks.len());
     gateway.metrics().rates_overflowed(gateway.outliving.rates.overflowed());
     match gateway.metrics().render(gateway.connections.total(), ages) {

@@ -31,7 +31,10 @@ use super::{
     stream::EdgeStream,
 };
 use crate::{
-    clock, http::Pace, http::serve as serve_request, limits::ConnectionGuard, reload::Snapshot,
+    clock,
+    http::{Pace, serve as serve_request},
+    limits::{ConnectionGuard, LoadLevel},
+    reload::Snapshot,
     tls::ServerStream,
 };
 
@@ -59,6 +62,10 @@ pub(super) fn permit(
         refused: core.gateway.refuses(snapshot, peer.ip(), clock::unix_now()),
     };
     let permit = snapshot.policy.permit_connection(&facts)?;
+    let (load, overload) = (&core.gateway.load, snapshot.policy.overload());
+    if load.level(overload) == LoadLevel::Full || !load.accept(overload, std::time::Instant::now()) {
+        return Err(Denial::Overloaded);
+    }
     Ok((permit, counted))
 }
 

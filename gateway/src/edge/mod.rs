@@ -41,7 +41,7 @@ pub use self::{
 use crate::{
     clock,
     events::Sources,
-    limits::{Block, Blocks, ConnectionLimits, Displaced, Listed, SocketLimits},
+    limits::{Block, Blocks, ConnectionLimits, Displaced, Listed, Load, SocketLimits},
     metrics::Metrics,
     reload::{Outliving, Snapshot},
     session::{
@@ -67,6 +67,8 @@ pub struct Gateway {
     pub sockets: Arc<SocketLimits>,
     /// Addresses that may not connect for a time.
     pub blocks: Blocks,
+    /// How much is to be done.
+    pub load: Arc<Load>,
     /// Sessions, subjects and tokens that ended before their time.
     pub revocations: Revocations,
     /// The same on disk.

@@ -1,6 +1,6 @@
 //! One request and its answer: counted and recorded once, when the answer's last byte is gone.
 
-use std::{rc::Rc, sync::Arc, time::Instant};
+use std::{cell::Cell, rc::Rc, sync::Arc, time::Instant};
 
 use http::{HeaderValue, StatusCode};
 use sealgate_policy::{Denial, Identity, Rule};
@@ -8,6 +8,7 @@ use sealgate_policy::{Denial, Identity, Rule};
 use crate::{
     audit,
     edge::{Connection, Core},
+    limits::{Place, Work},
     reload::Snapshot,
 };
 
@@ -25,6 +26,9 @@ pub struct Exchange {
     status: StatusCode,
     denial: Option<&'static str>,
     bytes: u64,
+    _work: Work,
+    /// Where only so many may be under way.
+    place: Cell<Option<Place>>,
 }
 
 /// 128 bits in hexadecimal: the request's id and, at the boundary, a new trace id (W3C Trace Context).
@@ -87,6 +91,7 @@ impl Exchange {
     ) -> Self {
         connection.clock.request_begins();
         let id = RequestId::new(core.random());
+        let work = core.gateway.load.begin();
         Self {
             core,
             connection,
@@ -99,6 +104,8 @@ impl Exchange {
             status: StatusCode::INTERNAL_SERVER_ERROR,
             denial: None,
             bytes: 0,
+            _work: work,
+            place: Cell::new(None),
         }
     }
 
@@ -110,6 +117,16 @@ impl Exchange {
     /// A token told who asks.
     pub fn identified(&mut self, identity: Arc<Identity>) {
         self.identity = Some(identity);
+    }
+
+    /// The request has a place among those that may be under way.
+    pub fn placed(&mut self, place: Place) {
+        self.place.set(Some(place));
+    }
+
+    /// Takes the place over, for a WebSocket that goes on after its request.
+    pub fn take_place(&self) -> Option<Place> {
+        self.place.take()
     }
 
     /// The request was refused.

@@ -156,9 +156,9 @@ async fn try_open(
     let terms = terms(core, snapshot, &rates, permit, began, session, connection);
     // Over HTTP/2 the connection goes on, and must not be taken for idle.
     let busy = connection.tls.http2.then(|| connection.busy());
-    let open = core.count_open();
+    let (open, place) = (core.count_open(), exchange.take_place());
     tokio::task::spawn_local(async move {
-        let (_counted, _open, _busy) = (counted, open, busy);
+        let (_counted, _open, _busy, _place) = (counted, open, busy, place);
         match upgrade.await {
             Ok(upgraded) => record.run(upgraded, upstream, switched, deflate, terms, orders).await,
             Err(error) => tracing::debug!(%error, "the client left during the upgrade"),

@@ -12,8 +12,8 @@ use std::{
 use http::{Request, Response, StatusCode, header};
 use hyper::body::{Body as _, Incoming};
 use sealgate_policy::{
-    Authentication, Binding, Denial, Evidence, Identity, ProofFault, RequestFacts, RequestPermit, RouteMatch,
-    TokenFault, settle,
+    Authentication, Binding, Denial, Evidence, Identity, Mode, ProofFault, RequestFacts, RequestPermit,
+    RouteMatch, TokenFault, settle,
 };
 
 use super::{
@@ -22,7 +22,7 @@ use super::{
 use crate::{
     clock,
     edge::{Connection, Core},
-    limits::RateStanding,
+    limits::{LoadLevel, RateStanding},
     reload::Snapshot,
     session::{self, Asked, Scheme, Session, Token, TokenFailure},
     shared::{Taken, Together},
@@ -152,6 +152,17 @@ async fn admit(
     {
         return Err(Denial::TooManyFailures { retry_after });
     }
+    if !matched.rule().is_exempt_from_shedding() {
+        // Whoever has a session comes before strangers.
+        let is_too_much = match core.gateway.load.level(snapshot.policy.overload()) {
+            LoadLevel::Normal => false,
+            LoadLevel::High => matched.authentication() == Authentication::None,
+            LoadLevel::Full => true,
+        };
+        if is_too_much {
+            return Err(Denial::Overloaded);
+        }
+    }
     let (identity, key) = match identify(core, snapshot, &matched, &facts, now).await? {
         Some((token, identity)) => {
             exchange.identified(identity.clone());
@@ -168,6 +179,15 @@ async fn admit(
     // Before rates are taken: they are the owner's, and a stolen token must not use them up.
     let demands = matched.judge(&facts, identity.clone())?.prove(proven, now, &core.decisions)?;
     let rate_facts = demands.rate_facts(request.headers());
+    if !demands.concurrency().is_empty() {
+        match snapshot.concurrency.enter(demands.concurrency(), &rate_facts) {
+            Ok(place) => exchange.placed(place),
+            Err(_) if demands.rule().mode == Mode::Shadow => {
+                core.gateway.metrics().shadow_denied(Denial::TooManyAtOnce.reason());
+            }
+            Err(_) => return Err(Denial::TooManyAtOnce),
+        }
+    }
     let taken = if snapshot.rates.shares(demands.rates()) {
         // In a box, as above: most rates are this gateway's own.
         Box::pin(snapshot.rates.take_shared(&core.gateway.shared, demands.rates(), &rate_facts)).await

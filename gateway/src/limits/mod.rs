@@ -2,12 +2,14 @@
 //!
 //! Rates are governor's GCRA over cells that we keep ourselves ([`RateStore`]): bounded, sharded, and outside the
 //! snapshot, so that a reload forgives nobody. [`Rates`] is the snapshot's side of it: what the policy says, ready
-//! to be asked. [`ConnectionLimits`] and [`SocketLimits`] count what is open, which no
-//! reload touches either. [`Penalties`] make those wait who fail again and again, [`Lists`] and [`Blocks`] refuse addresses.
+//! to be asked. [`ConnectionLimits`] and [`SocketLimits`] count what is open, [`ConcurrencyLimits`] what is under way, which no
+//! reload touches either; [`Load`] tells when it is too much. [`Penalties`] make those wait who fail again and again, [`Lists`] and [`Blocks`] refuse addresses.
 
 mod blocks;
 mod connections;
+mod in_flight;
 mod lists;
+mod load;
 mod penalties;
 mod rates;
 mod sockets;
@@ -15,7 +17,9 @@ mod store;
 
 pub use blocks::{Block, Blocks, TooManyBlocks};
 pub use connections::{ConnectionGuard, ConnectionLimits};
+pub use in_flight::{ConcurrencyCounters, ConcurrencyLimits, InFlight, Place, TooManyAtOnce};
 pub use lists::{Listed, Lists, ListsBuilder};
+pub use load::{LOOK, Load, LoadLevel, Work};
 pub use penalties::{Attempts, Penalties, PenaltyCounters, PenaltyStore};
 pub use rates::{RateClock, RateCounters, RateStanding, Rates, Settling, retry_after_seconds};
 pub use sockets::{Displaced, Replaced, SocketFacts, SocketGuard, SocketLimits, TooManySockets};

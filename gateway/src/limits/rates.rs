@@ -78,11 +78,7 @@ pub struct Rates {
 /// One rate, prepared.
 #[derive(Debug)]
 struct Limit {
-    /// Stands for the rate's name in every key.
-    name: u64,
-    per: Box<[RateKey]>,
-    header: Option<HeaderName>,
-    ipv6_prefix: u8,
+    shape: KeyShape,
     /// Whether its keys hold something of a verified token.
     of_identity: bool,
     quota: Quota,
@@ -332,7 +328,7 @@ impl Rates {
         for &rate in wanted {
             let Some(limit) = self.limits.get(rate.0) else { continue };
             let Some(shared) = &limit.shared else { continue };
-            let key = Key { limit, facts };
+            let key = limit.shape.key(facts);
             part.cells.push((rate, self.store.key(&key, limit.of_identity)));
             part.asks.push(RateAsk {
                 key: format!("{}:{}", shared.name, key.digest()),
@@ -427,7 +423,7 @@ impl Rates {
     ) -> Result<(&Limit, StateSnapshot), RateExceeded> {
         // INVARIANT: the policy that made the index made these limits. Fail closed all the same.
         let limit = self.limits.get(rate.0).ok_or(exceeded(rate, LONGEST))?;
-        let key = self.store.key(Key { limit, facts }, limit.of_identity);
+        let key = self.store.key(limit.shape.key(facts), limit.of_identity);
         // What a shared rate's messages owe goes beyond its burst.
         let reach = if limit.shared.is_some() { limit.reach.saturating_mul(2) } else { limit.reach };
         let cells = Cells { store: &self.store, overflow: &limit.overflow, now, reach, peek };
@@ -456,10 +452,12 @@ impl Limit {
         let name = store.hash(("rate", &*rate.name));
         let quoted_name = quoted(&rate.name);
         Limit {
-            name,
-            per: rate.per.clone().into(),
-            header: rate.header.clone(),
-            ipv6_prefix: rate.ipv6_prefix,
+            shape: KeyShape {
+                name,
+                per: rate.per.clone().into(),
+                header: rate.header.clone(),
+                ipv6_prefix: rate.ipv6_prefix,
+            },
             of_identity: rate.per.iter().any(|key| key.is_of_identity()),
             quota,
             reach: nanos(interval).saturating_mul(burst.get().into()),
@@ -523,15 +521,31 @@ pub fn retry_after_seconds(wait: Duration) -> u64 {
     whole_seconds(wait).max(1)
 }
 
+/// What is counted apart.
+#[derive(Debug)]
+pub(super) struct KeyShape {
+    /// Stands for the limit's name in every key.
+    pub(super) name: u64,
+    pub(super) per: Box<[RateKey]>,
+    pub(super) header: Option<HeaderName>,
+    pub(super) ipv6_prefix: u8,
+}
+
+impl KeyShape {
+    pub(super) fn key<'a>(&'a self, facts: &'a RateFacts<'a>) -> Key<'a> {
+        Key { shape: self, facts }
+    }
+}
+
 /// What a cell's key is the hash of.
-struct Key<'a> {
-    limit: &'a Limit,
+pub(super) struct Key<'a> {
+    shape: &'a KeyShape,
     facts: &'a RateFacts<'a>,
 }
 
 impl Hash for Key<'_> {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.limit.name);
+        state.write_u64(self.shape.name);
         self.parts(&mut |tag, bytes| {
             state.write_u8(tag);
             state.write_usize(bytes.len());
@@ -560,7 +574,7 @@ impl Key<'_> {
     /// text.
     fn parts(&self, add: &mut impl FnMut(u8, &[u8])) {
         let facts = self.facts;
-        for part in &*self.limit.per {
+        for part in &*self.shape.per {
             let known = match part {
                 RateKey::Address => false,
                 RateKey::Subject => add_named(1, facts.issuer, facts.subject, add),
@@ -584,7 +598,7 @@ impl Key<'_> {
                 RateKey::Header => self.add_header(add),
             };
             if !known {
-                let AddressKey(address) = AddressKey::of(facts.address, self.limit.ipv6_prefix);
+                let AddressKey(address) = AddressKey::of(facts.address, self.shape.ipv6_prefix);
                 add(0, &address.to_be_bytes());
             }
         }
@@ -592,7 +606,7 @@ impl Key<'_> {
 
     /// All values of the header, in order; `false` where it did not come.
     fn add_header(&self, add: &mut impl FnMut(u8, &[u8])) -> bool {
-        let (Some(headers), Some(name)) = (self.facts.headers, &self.limit.header) else { return false };
+        let (Some(headers), Some(name)) = (self.facts.headers, &self.shape.header) else { return false };
         let mut came = false;
         for value in headers.get_all(name) {
             add(8, value.as_bytes());

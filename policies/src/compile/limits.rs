@@ -1,13 +1,16 @@
-//! `[[penalty]]` and `[lists]`.
+//! `[[penalty]]`, `[[concurrency]]`, `[overload]` and `[lists]`.
 
 use std::collections::HashMap;
 
-use super::{Compiler, DAY, HOUR, MINUTE, SECOND, mode};
+use super::{Compiler, DAY, GIB, HOUR, MIB, MINUTE, SECOND, mode};
 use crate::document::{
-    ListsDefaultDocument, ListsDocument, PenaltyDocument, PenaltyKeyDocument, PenaltyRefuseDocument,
+    ConcurrencyDocument, ListsDefaultDocument, ListsDocument, OverloadDocument, PenaltyDocument,
+    PenaltyKeyDocument, PenaltyRefuseDocument,
 };
-use crate::policy::{ListsPolicy, Penalty, PenaltyIndex, Source};
-use crate::rule::Rule;
+use crate::policy::{
+    Concurrency, ConcurrencyIndex, ListsPolicy, OverloadPolicy, Penalty, PenaltyIndex, RateKey, Source,
+};
+use crate::rule::{Authentication, Rule};
 use crate::source::hint;
 
 impl Compiler<'_> {
@@ -91,6 +94,77 @@ impl Compiler<'_> {
                     self.error(&pointer, "the route stands twice");
                 }
             }
+        }
+    }
+
+    pub(super) fn concurrency(
+        &mut self,
+        at: &str,
+        document: &ConcurrencyDocument,
+        names: &mut HashMap<String, String>,
+    ) -> Concurrency {
+        let d = document;
+        let (per, header) = self.rate_keys(at, &d.per, d.header.as_deref());
+        if per.iter().any(|key| matches!(key, RateKey::MessageType | RateKey::Socket)) {
+            self.error(
+                &format!("{at}/per"),
+                "messages are not counted; not by \"message-type\" or \"socket\"",
+            );
+        }
+        Concurrency {
+            name: self.unique(at, &d.name, names),
+            per,
+            header,
+            ipv6_prefix: d.ipv6_prefix.unwrap_or(64),
+            limit: d.limit,
+            mode: mode(d.mode),
+        }
+    }
+
+    /// Resolves names of limits, and sees that their keys will have a value.
+    pub(super) fn concurrency_of(
+        &mut self,
+        at: &str,
+        names: &[String],
+        authentication: Authentication,
+        limits: &[Concurrency],
+    ) -> Vec<ConcurrencyIndex> {
+        let mut found = Vec::new();
+        for (index, name) in names.iter().enumerate() {
+            let pointer = format!("{at}/concurrency/{index}");
+            let Some((place, limit)) = limits.iter().enumerate().find(|(_, limit)| *limit.name == **name)
+            else {
+                let known: Vec<_> = limits.iter().map(|limit| &*limit.name).collect();
+                self.error(&pointer, format!("unknown concurrency limit `{name}`{}", hint(name, &known)));
+                continue;
+            };
+            if found.contains(&ConcurrencyIndex(place)) {
+                self.error(&pointer, "the limit stands twice");
+            }
+            if limit.per.iter().any(|key| key.is_of_identity()) && authentication == Authentication::None {
+                self.error(&pointer, format!("`{name}` counts by what a token says, and auth is \"none\""));
+            }
+            found.push(ConcurrencyIndex(place));
+        }
+        found
+    }
+
+    pub(super) fn overload(&mut self, document: &OverloadDocument, routes: &[&str]) -> OverloadPolicy {
+        let d = document;
+        for (index, name) in d.exempt.iter().enumerate() {
+            if !routes.contains(&name.as_str()) {
+                let message = format!("unknown route `{name}`{}", hint(name, routes));
+                self.error(&format!("/overload/exempt/{index}"), message);
+            }
+        }
+        let max_memory =
+            d.max_memory.map(|size| self.size("/overload/max_memory", Some(size), 0, 16 * MIB..=999 * GIB));
+        OverloadPolicy {
+            max_memory,
+            max_group_memory: d.max_group_memory,
+            max_in_flight: d.max_in_flight,
+            max_accept_rate: d.max_accept_rate,
+            shed_at: d.shed_at.unwrap_or(80),
         }
     }
 

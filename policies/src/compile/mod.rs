@@ -149,6 +149,9 @@ impl Compiler<'_> {
             self.rate(at, rate, &mut names, document.shared.is_some())
         });
         let mut names = HashMap::new();
+        let concurrency =
+            each(&document.concurrency, "/concurrency", |at, limit| self.concurrency(at, limit, &mut names));
+        let mut names = HashMap::new();
         let penalties =
             each(&document.penalty, "/penalty", |at, penalty| self.penalty(at, penalty, &mut names));
         let mut names = HashMap::new();
@@ -164,6 +167,8 @@ impl Compiler<'_> {
             authz,
             judges: SharedJudges::default(),
             penalties: &document.penalty,
+            concurrency: &concurrency,
+            exempt: &document.overload.exempt,
             ciphertexts: &ciphertexts,
             json: self.json("/json", &document.json, Limits::DEFAULT),
             rules: Vec::new(),
@@ -178,6 +183,7 @@ impl Compiler<'_> {
         }
         let names: Vec<_> = document.route.iter().map(|route| route.name.0.as_str()).collect();
         self.check_penalties(&document.penalty, &names);
+        let overload = self.overload(&document.overload, &names);
         if known.any_auth && issuers.is_empty() {
             self.error("/issuer", "a rule wants a token, and there is no [[issuer]] whose tokens count");
         }
@@ -214,6 +220,8 @@ impl Compiler<'_> {
             },
             upstreams,
             rates,
+            concurrency,
+            overload,
             penalties,
             lists: self.lists(&document.lists),
             rules,
@@ -720,46 +728,13 @@ impl Compiler<'_> {
         names: &mut HashMap<String, String>,
         others: bool,
     ) -> Rate {
-        let mut per: Vec<_> = document
-            .per
-            .iter()
-            .map(|key| match key {
-                RateKeyDocument::Address => RateKey::Address,
-                RateKeyDocument::Subject => RateKey::Subject,
-                RateKeyDocument::Session => RateKey::Session,
-                RateKeyDocument::Route => RateKey::Route,
-                RateKeyDocument::Device => RateKey::Device,
-                RateKeyDocument::Issuer => RateKey::Issuer,
-                RateKeyDocument::Header => RateKey::Header,
-                RateKeyDocument::MessageType => RateKey::MessageType,
-                RateKeyDocument::Socket => RateKey::Socket,
-            })
-            .collect();
-        per.sort_unstable();
-        per.dedup();
-        if per.len() < document.per.len() {
-            self.error(&format!("{at}/per"), "a key stands twice");
-        }
+        let (per, header) = self.rate_keys(at, &document.per, document.header.as_deref());
         let period =
             self.duration(&format!("{at}/period"), Some(document.period), SECOND, MILLISECOND..=DAY * 366);
         // INVARIANT: the schema gives both a minimum of 1.
         let quota = NonZeroU32::new(document.quota).unwrap_or(NonZeroU32::MIN);
         if period.as_nanos() < u128::from(quota.get()) {
             self.error(&format!("{at}/quota"), "more than one in a nanosecond");
-        }
-        let header = document.header.as_deref().and_then(|name| {
-            let header = HeaderName::from_bytes(name.as_bytes()).ok();
-            if header.is_none() {
-                self.error(&format!("{at}/header"), "expected the name of a header");
-            }
-            header
-        });
-        match (per.contains(&RateKey::Header), document.header.is_some()) {
-            (true, false) => self.error(&format!("{at}/per"), "\"header\" needs the name of one: header"),
-            (false, true) => {
-                self.error(&format!("{at}/header"), "nothing counts by it; expected \"header\" in per")
-            }
-            _ => {}
         }
         let of_socket = per.contains(&RateKey::Socket);
         Rate {
@@ -773,6 +748,49 @@ impl Compiler<'_> {
             shared: self.shared_rate(at, document, others, of_socket, period / quota.get()),
             mode: mode(document.mode),
         }
+    }
+
+    /// Keys, sorted, and the header that one of them means.
+    fn rate_keys(
+        &mut self,
+        at: &str,
+        per: &[RateKeyDocument],
+        header: Option<&str>,
+    ) -> (Vec<RateKey>, Option<HeaderName>) {
+        let mut keys: Vec<_> = per
+            .iter()
+            .map(|key| match key {
+                RateKeyDocument::Address => RateKey::Address,
+                RateKeyDocument::Subject => RateKey::Subject,
+                RateKeyDocument::Session => RateKey::Session,
+                RateKeyDocument::Route => RateKey::Route,
+                RateKeyDocument::Device => RateKey::Device,
+                RateKeyDocument::Issuer => RateKey::Issuer,
+                RateKeyDocument::Header => RateKey::Header,
+                RateKeyDocument::MessageType => RateKey::MessageType,
+                RateKeyDocument::Socket => RateKey::Socket,
+            })
+            .collect();
+        keys.sort_unstable();
+        keys.dedup();
+        if keys.len() < per.len() {
+            self.error(&format!("{at}/per"), "a key stands twice");
+        }
+        let named = header.and_then(|name| {
+            let parsed = HeaderName::from_bytes(name.as_bytes()).ok();
+            if parsed.is_none() {
+                self.error(&format!("{at}/header"), "expected the name of a header");
+            }
+            parsed
+        });
+        match (keys.contains(&RateKey::Header), header.is_some()) {
+            (true, false) => self.error(&format!("{at}/per"), "\"header\" needs the name of one: header"),
+            (false, true) => {
+                self.error(&format!("{at}/header"), "nothing counts by it; expected \"header\" in per")
+            }
+            _ => {}
+        }
+        (keys, named)
     }
 
     fn shared_rate(

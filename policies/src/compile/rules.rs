@@ -21,7 +21,7 @@ use crate::document::{
 use crate::json::{self, Limits, Schema};
 use crate::matcher::{ContentTypes, Origins};
 use crate::path::{MAX_QUERY, PathPattern};
-use crate::policy::{Issuer, Mode, Rate, RateIndex, RateKey, RuleId, Upstream, UpstreamIndex};
+use crate::policy::{Concurrency, Issuer, Mode, Rate, RateIndex, RateKey, RuleId, Upstream, UpstreamIndex};
 use crate::routes::{Host, Routes};
 use crate::rule::{
     AtLimit, Authentication, BodyRule, Compression, Kinds, LogoutRule, MaxOpen, MessageRule, MessageTable,
@@ -49,6 +49,7 @@ struct Common<'d> {
     action: Option<&'d str>,
     rates: &'d [String],
     cost: Option<u32>,
+    concurrency: &'d [String],
     query: Option<&'d QueryDocument>,
     mode: ModeDocument,
 }
@@ -62,6 +63,9 @@ pub(super) struct Known<'a> {
     pub(super) authz: AuthzState,
     pub(super) judges: SharedJudges,
     pub(super) penalties: &'a [PenaltyDocument],
+    pub(super) concurrency: &'a [Concurrency],
+    /// Names of routes that are served whatever the load is.
+    pub(super) exempt: &'a [String],
     pub(super) ciphertexts: &'a [Named],
     pub(super) json: Limits,
     pub(super) rules: Vec<Arc<Rule>>,
@@ -92,6 +96,7 @@ impl Compiler<'_> {
             action: d.action.as_deref(),
             rates: &d.rates,
             cost: d.cost,
+            concurrency: &d.concurrency,
             query: d.query.as_ref(),
             mode: d.mode,
         };
@@ -334,6 +339,8 @@ impl Compiler<'_> {
             body_ciphertext: None,
             body_account: None,
             penalties: Vec::new(),
+            concurrency: self.concurrency_of(at, common.concurrency, authentication, known.concurrency),
+            exempt: known.exempt.contains(&common.name.0),
             body_schema: None,
             tunnel: None,
         }
@@ -542,6 +549,7 @@ impl Compiler<'_> {
             action: d.action.as_deref(),
             rates: &d.rates,
             cost: d.cost,
+            concurrency: &d.concurrency,
             query: d.query.as_ref(),
             mode: d.mode,
         };
