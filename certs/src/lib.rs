@@ -60,5 +60,5 @@ pub use provider::{ProviderChoice, install_default_provider, provider};
 pub use random::CryptoError;
 pub use server::server_config;
 pub use signing::{SigningKey, SigningKeyError};
-pub use store::{CertificateEntry, CertificateError, CertificateFault, CertificateStore};
+pub use store::{CertificateEntry, CertificateError, CertificateFault, CertificateInfo, CertificateStore};
 pub use tickets::TicketKeys;

@@ -123,7 +123,26 @@ pub struct CertificateStore {
     wildcard: HashMap<String, Vec<Arc<CertifiedKey>>>,
     default: Vec<Arc<CertifiedKey>>,
     nameless: Vec<Arc<CertifiedKey>>,
-    expiries: Vec<(String, u64)>,
+    entries: Vec<CertificateInfo>,
+}
+
+/// What an operator is shown of a certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateInfo {
+    /// The names that it is served for, or `default`.
+    pub names: String,
+    /// Its subject, as in the certificate.
+    pub subject: String,
+    /// Its issuer, as in the certificate.
+    pub issuer: String,
+    /// Serial number in lower-case hexadecimal.
+    pub serial: String,
+    /// Kind of its key: `ECDSA`, `Ed25519` or `RSA`.
+    pub key: &'static str,
+    /// When it becomes valid, in seconds since 1970.
+    pub not_before: u64,
+    /// When it expires, in seconds since 1970.
+    pub expires_at: u64,
 }
 
 impl CertificateStore {
@@ -142,7 +161,7 @@ impl CertificateStore {
             wildcard: HashMap::new(),
             default: Vec::new(),
             nameless: Vec::new(),
-            expiries: Vec::new(),
+            entries: Vec::new(),
         };
         let mut errors = Vec::new();
         for (position, entry) in entries.into_iter().enumerate() {
@@ -163,14 +182,35 @@ impl CertificateStore {
         Ok(store)
     }
 
-    /// For each entry its names (or `default`), and when the first certificate of its chain expires, in seconds since
-    /// 1970.
-    pub fn expiries(&self) -> impl Iterator<Item = (&str, u64)> {
-        self.expiries.iter().map(|(names, expiry)| (names.as_str(), *expiry))
+    /// The servers' own certificates, in the order of the entries.
+    pub fn entries(&self) -> &[CertificateInfo] {
+        &self.entries
+    }
+
+    /// Whether an entry without names serves whoever asks for an unknown one.
+    pub fn has_default(&self) -> bool {
+        !self.default.is_empty()
+    }
+
+    /// Whether an entry names this, itself or by a wildcard. `name` is lower case, without a final dot.
+    pub fn names(&self, name: &str) -> bool {
+        self.named(name).is_some()
+    }
+
+    /// Whether a client that asks for `host` gets a certificate that is for it. `host` is lower case; an IPv6 address stands
+    /// without brackets.
+    pub fn covers(&self, host: &str) -> bool {
+        let Ok(wanted) = ServerName::try_from(host) else { return false };
+        let candidates = self.named(host).unwrap_or(&self.default);
+        let covered = |key: &Arc<CertifiedKey>| {
+            let leaf = key.cert.first().and_then(|leaf| ParsedCertificate::try_from(leaf).ok());
+            leaf.is_some_and(|leaf| verify_server_name(&leaf, &wanted).is_ok())
+        };
+        !candidates.is_empty() && candidates.iter().all(covered)
     }
 
     fn insert(&mut self, names: &[String], label: &str, checked: Checked) -> Vec<CertificateFault> {
-        let Checked { key, expiry } = checked;
+        let Checked { key, info } = checked;
         let mut faults = Vec::new();
         let mut place = |slot: &mut Vec<Arc<CertifiedKey>>, name: &str| {
             if slot.iter().any(|other| other.key.algorithm() == key.key.algorithm()) {
@@ -190,27 +230,25 @@ impl CertificateStore {
                 None => place(self.exact.entry(lower).or_default(), name),
             }
         }
-        if self.expiries.is_empty() {
+        if self.entries.is_empty() {
             self.nameless.push(key);
         }
-        self.expiries.push((label.to_owned(), expiry));
+        self.entries.push(CertificateInfo { names: label.to_owned(), ..info });
         faults
     }
 
     /// `name` is lower case, without a final dot, as rustls gives it.
     fn select(&self, name: Option<&str>, schemes: &[SignatureScheme]) -> Option<&Arc<CertifiedKey>> {
-        let named = name.and_then(|name| {
-            self.exact.get(name).or_else(|| {
-                let (_, parent) = name.split_once('.')?;
-                self.wildcard.get(parent)
-            })
-        });
-        let candidates = match (named, name) {
+        let candidates = match (name.and_then(|name| self.named(name)), name) {
             (Some(candidates), _) => candidates,
             (None, None) if self.default.is_empty() => &self.nameless,
             (None, _) => &self.default,
         };
         candidates.iter().find(|candidate| candidate.key.choose_scheme(schemes).is_some())
+    }
+
+    fn named(&self, name: &str) -> Option<&Vec<Arc<CertifiedKey>>> {
+        self.exact.get(name).or_else(|| self.wildcard.get(name.split_once('.')?.1))
     }
 }
 
@@ -223,14 +261,14 @@ impl ResolvesServerCert for CertificateStore {
 
 impl fmt::Debug for CertificateStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CertificateStore").field("expiries", &self.expiries).finish_non_exhaustive()
+        f.debug_struct("CertificateStore").field("entries", &self.entries).finish_non_exhaustive()
     }
 }
 
 /// An entry's chain and key after all checks.
 struct Checked {
     key: Arc<CertifiedKey>,
-    expiry: u64,
+    info: CertificateInfo,
 }
 
 impl Checked {
@@ -250,9 +288,21 @@ impl Checked {
             parsed.iter().filter_map(|certificate| check_time(certificate, now)).collect();
         faults.extend(check_key_length(leaf));
         faults.extend(entry.names.iter().filter_map(|name| check_name(&chain, leaf, name)));
-        let expiry = u64::try_from(leaf.validity().not_after.timestamp()).unwrap_or(0);
+        let seconds = |time: x509_parser::time::ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0);
+        let mut info = CertificateInfo {
+            names: String::new(),
+            subject: leaf.subject().to_string(),
+            issuer: leaf.issuer().to_string(),
+            serial: leaf.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect(),
+            key: "",
+            not_before: seconds(leaf.validity().not_before),
+            expires_at: seconds(leaf.validity().not_after),
+        };
         match certified_key(chain.clone(), &entry.key_pem, provider) {
-            Ok(key) if faults.is_empty() => Ok(Self { key: Arc::new(key), expiry }),
+            Ok(key) if faults.is_empty() => {
+                info.key = kind(key.key.algorithm());
+                Ok(Self { key: Arc::new(key), info })
+            }
             Ok(_) => Err(faults),
             Err(fault) => {
                 faults.push(fault);
@@ -365,6 +415,14 @@ fn certified_key(
             Err(CertificateFault::KeyMismatch)
         }
         Err(error) => Err(CertificateFault::ChainUnreadable(error.to_string())),
+    }
+}
+
+fn kind(algorithm: SignatureAlgorithm) -> &'static str {
+    match algorithm {
+        SignatureAlgorithm::ECDSA => "ECDSA",
+        SignatureAlgorithm::ED25519 => "Ed25519",
+        _ => "RSA",
     }
 }
 
@@ -600,21 +658,44 @@ lLxpt1Nj/j6aZhtB
     }
 
     #[test]
-    fn expiries_are_those_of_the_servers_own_certificates() {
+    fn entries_tell_of_the_servers_own_certificates() {
         let store = build(&[entry(&["a.example", "b.example"], ECDSA), entry_covering(&[], &["c"])]).unwrap();
-        let expiries: Vec<_> = store.expiries().collect();
+        let expiries: Vec<_> =
+            store.entries().iter().map(|entry| (entry.names.as_str(), entry.expires_at)).collect();
+        assert!(store.entries().iter().all(|entry| entry.key == "ECDSA" && entry.not_before == NOW - DAY));
         assert_eq!(expiries, [("a.example, b.example", NOW + DAY), ("default", NOW + DAY)]);
+    }
+
+    #[test]
+    fn it_is_known_which_names_are_covered() {
+        let entries = [
+            entry(&["a.example", "*.b.example"], ECDSA),
+            entry(&["a.example"], RSA),
+            entry_covering(&[], &["fallback.example", "::1"]),
+        ];
+        let store = build(&entries).unwrap();
+        for covered in ["a.example", "x.b.example", "fallback.example", "::1"] {
+            assert!(store.covers(covered), "{covered}");
+        }
+        for other in ["b.example", "x.x.b.example", "other.example", "127.0.0.1", "", "a b"] {
+            assert!(!store.covers(other), "{other}");
+        }
+        assert!(store.names("a.example") && store.names("x.b.example") && store.has_default());
+        assert!(!store.names("fallback.example") && !store.names("b.example"));
+        let none = build(&entries[..2]).unwrap();
+        assert!(!none.has_default() && !none.covers("fallback.example"));
     }
 
     #[test]
     fn prints_no_key_k_3() {
         let entry = entry(&["chat.example"], ECDSA);
         let secret = String::from_utf8(entry.key_pem.to_vec()).unwrap();
-        let line = secret.lines().nth(1).unwrap();
+        let lines: Vec<_> = secret.lines().collect();
         let store = build(std::slice::from_ref(&entry)).unwrap();
         for printed in [format!("{entry:?}"), format!("{store:?}")] {
             assert!(printed.contains("chat.example"));
-            assert!(!printed.contains(line) && !printed.contains("key"), "{printed}");
+            assert!(!lines.iter().any(|line| printed.contains(line)), "{printed}");
+            assert!(!printed.contains("key_pem"), "{printed}");
         }
     }
 }

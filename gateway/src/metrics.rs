@@ -15,6 +15,7 @@ use sealgate_policy::{Denial, Policy, Rule};
 use crate::{
     limits::{ConcurrencyCounters, LoadLevel, PenaltyCounters, RateCounters},
     lock::lock,
+    reload::CertificateRow,
     websocket::relay::{ReasonCounters, TunnelMetrics},
 };
 
@@ -525,7 +526,7 @@ impl Metrics {
                 gauges(
                     "sealgate_certificate_expiry_timestamp_seconds",
                     "When a certificate ends.",
-                    &["name"]
+                    &["name", "key"]
                 )
             ),
             jwks_age: metric!(
@@ -719,10 +720,11 @@ impl Metrics {
     }
 
     /// When the certificates of the snapshot end.
-    pub fn certificates<'a>(&self, expiries: impl Iterator<Item = (&'a str, u64)>) {
+    pub fn certificates(&self, rows: &[CertificateRow]) {
         self.certificate_expiry.reset();
-        for (name, at) in expiries {
-            self.certificate_expiry.with_label_values(&[name]).set(i64::try_from(at).unwrap_or(i64::MAX));
+        for CertificateRow { names, key, expires_at, .. } in rows {
+            let end = i64::try_from(*expires_at).unwrap_or(i64::MAX);
+            self.certificate_expiry.with_label_values(&[names, key]).set(end);
         }
     }
 

@@ -11,8 +11,8 @@ use arc_swap::ArcSwap;
 use ring::digest;
 use rustls::{NamedGroup, crypto::CryptoProvider, version};
 use sealgate_keys::{
-    CertificateEntry, CertificateStore, ClientDemand, ClientTrust, ClientTrustError, ProviderChoice,
-    TicketKeys,
+    CertificateEntry, CertificateInfo, CertificateStore, ClientDemand, ClientTrust, ClientTrustError,
+    ProviderChoice, TicketKeys,
 };
 use sealgate_policy::{
     Bundle, CertificateSource, ClientAuthentication, ClientMode, Group, Policy, PolicyError, PolicyErrors,
@@ -43,6 +43,9 @@ const MAX_SECRET_BYTES: u64 = 1024 * 1024;
 
 /// Largest list of addresses, bundle of authorities or revocation list.
 const MAX_LIST_BYTES: u64 = 64 * 1024 * 1024;
+
+/// A certificate with less time left is spoken of, in seconds: renewal was due before.
+const EXPIRES_SOON: u64 = 7 * 24 * 60 * 60;
 
 /// One immutable state of all that a reload can change. A unit of work takes one and keeps it to its
 /// end.
@@ -75,7 +78,9 @@ pub struct Snapshot {
     pub answers: AnswerFields,
     /// Files that this snapshot was made of, beside the bundle's.
     pub files: Vec<PathBuf>,
-    certificate_expiries: Vec<(String, u64)>,
+    /// The servers' certificates.
+    pub certificates: Vec<CertificateRow>,
+    warnings: Vec<String>,
     fingerprint: [u8; 32],
 }
 
@@ -131,6 +136,47 @@ impl LoadError {
 impl From<PolicyErrors> for LoadError {
     fn from(errors: PolicyErrors) -> Self {
         Self { errors: errors.0.into_iter().map(Fault::Policy).collect() }
+    }
+}
+
+/// What an operator is shown of a certificate.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CertificateRow {
+    /// The names that it is served for, or `default`.
+    pub names: String,
+    /// Its subject.
+    pub subject: String,
+    /// Its issuer.
+    pub issuer: String,
+    /// Serial number in lower-case hexadecimal.
+    pub serial: String,
+    /// Kind of its key: `ECDSA`, `Ed25519` or `RSA`.
+    pub key: String,
+    /// When it becomes valid, in seconds since 1970.
+    pub not_before: u64,
+    /// When it expires, in seconds since 1970.
+    pub expires_at: u64,
+}
+
+impl From<&CertificateInfo> for CertificateRow {
+    fn from(info: &CertificateInfo) -> Self {
+        let CertificateInfo { names, subject, issuer, serial, key, not_before, expires_at } = info.clone();
+        Self { names, subject, issuer, serial, key: key.to_owned(), not_before, expires_at }
+    }
+}
+
+impl CertificateRow {
+    /// What is to be said of it at `now` (unix seconds): that it has expired, or soon will; nothing while it is fine.
+    #[must_use]
+    pub fn alarm(&self, now: u64) -> Option<String> {
+        let Self { names, key, expires_at, .. } = self;
+        match expires_at.checked_sub(now) {
+            None => Some(format!("the {key} certificate for {names} has expired")),
+            Some(left) if left < EXPIRES_SOON => {
+                Some(format!("the {key} certificate for {names} expires in {} h", left / 3600))
+            }
+            Some(_) => None,
+        }
     }
 }
 
@@ -260,22 +306,35 @@ impl PolicySource {
     }
 }
 
+/// A policy that would load.
+pub struct Checked {
+    /// The policy.
+    pub policy: Policy,
+    /// Its certificates.
+    pub certificates: Vec<CertificateRow>,
+    /// What is no error, and yet should be known.
+    pub warnings: Vec<String>,
+}
+
 impl Material {
     /// Checks all that can be checked without a network: certificates, names and keys.
     ///
     /// # Errors
     ///
     /// Every fault that was found.
-    pub fn check(self) -> Result<Policy, LoadError> {
-        tls(&self.policy, self.certificates, &self.clients, None)?;
-        Ok(self.policy)
+    pub fn check(self) -> Result<Checked, LoadError> {
+        let (_, certificates, mut warnings) = tls(&self.policy, self.certificates, &self.clients, None)?;
+        let now = clock::unix_now();
+        warnings.extend(certificates.iter().filter_map(|row| row.alarm(now)));
+        Ok(Checked { policy: self.policy, certificates, warnings })
     }
 
     /// Builds the snapshot: TLS, upstreams, keys of issuers, rates, counters.
     async fn build(self, gateway: &Outliving, previous: Option<&Snapshot>) -> Result<Snapshot, LoadError> {
-        let Self { policy, certificates, clients, shared, sources, lists, fingerprint, files } = self;
+        let Self { policy, certificates: entries, clients, shared, sources, lists, fingerprint, files } =
+            self;
         let tickets = policy.tls().tickets.then(|| gateway.tickets.clone());
-        let tls = tls(&policy, certificates, &clients, tickets);
+        let tls = tls(&policy, entries, &clients, tickets);
         let upstreams = Upstreams::build(
             policy.upstreams(),
             previous.map(|snapshot| &snapshot.upstreams),
@@ -284,7 +343,7 @@ impl Material {
         )
         .await
         .map_err(LoadError::all);
-        let ((tls, certificate_expiries), upstreams) = match (tls, upstreams) {
+        let ((tls, certificates, warnings), upstreams) = match (tls, upstreams) {
             (Ok(tls), Ok(upstreams)) => (tls, upstreams),
             (tls, upstreams) => {
                 let faults = [tls.err(), upstreams.err()].into_iter().flatten();
@@ -320,7 +379,8 @@ impl Material {
             sources: sources.into(),
             upstreams,
             answers: AnswerFields::of(&policy),
-            certificate_expiries,
+            certificates,
+            warnings,
             files,
             fingerprint,
             policy,
@@ -328,7 +388,7 @@ impl Material {
     }
 }
 
-type Tls = (Zones, Vec<(String, u64)>);
+type Tls = (Zones, Vec<CertificateRow>, Vec<String>);
 
 fn tls(
     policy: &Policy,
@@ -357,7 +417,7 @@ fn tls(
         });
         LoadError { errors: errors.collect() }
     })?;
-    let expiries = store.expiries().map(|(names, at)| (names.to_owned(), at)).collect();
+    let rows = store.entries().iter().map(CertificateRow::from).collect();
     let versions: &[_] = if tls13_only { &[&version::TLS13] } else { &[&version::TLS13, &version::TLS12] };
     let alpn: &[&[u8]] = if policy.connections().http2 { &[b"h2", b"http/1.1"] } else { &[b"http/1.1"] };
     let store = Arc::new(store);
@@ -369,7 +429,24 @@ fn tls(
         let config = config.map(Arc::new).map_err(LoadError::other)?;
         zones.push(Zone { config, trust, forward: wanted.forward });
     }
-    Ok((Zones::new(wanted.client.clone(), zones).map_err(LoadError::other)?, expiries))
+    let mut warnings: Vec<_> = zones.iter().flat_map(|zone| zone.trust.warnings().to_vec()).collect();
+    // No error: such a host may be reached through somebody else's proxy, or its certificate may be on its way.
+    let uncovered = policy.hosts().into_iter().filter(|host| !covered(&store, host));
+    warnings.extend(
+        uncovered.map(|host| format!("no certificate is for `{host}`, which a rule has for its host")),
+    );
+    let refuses = policy.tls().refuse_unknown_names;
+    let zones = Zones::new(policy.tls().client.clone(), zones, store, refuses).map_err(LoadError::other)?;
+    Ok((zones, rows, warnings))
+}
+
+/// Whether there is a certificate for a rule's host.
+fn covered(store: &CertificateStore, host: &str) -> bool {
+    match host.strip_prefix("*.") {
+        // One of the hosts that it stands for.
+        Some(parent) => store.covers(&format!("any.{parent}")),
+        None => store.covers(host.trim_matches(['[', ']'])),
+    }
 }
 
 fn client_trust(
@@ -573,8 +650,10 @@ impl Reloader {
 
 fn announce(metrics: &Metrics, snapshot: &Snapshot) {
     metrics.policy_loaded(snapshot.generation, snapshot.policy.hash(), clock::unix_now());
-    for warning in snapshot.tls.all().iter().flat_map(|zone| zone.trust.warnings()) {
-        tracing::warn!(%warning, "client certificates");
+    let now = clock::unix_now();
+    let alarms = snapshot.certificates.iter().filter_map(|row| row.alarm(now));
+    for warning in snapshot.warnings.iter().cloned().chain(alarms) {
+        tracing::warn!(%warning, "certificates");
     }
-    metrics.certificates(snapshot.certificate_expiries.iter().map(|(names, at)| (names.as_str(), *at)));
+    metrics.certificates(&snapshot.certificates);
 }

@@ -119,16 +119,22 @@ impl<I: AsyncRead + AsyncWrite + Unpin> ServerStream<I> {
         TlsStream::new(io, session).shake_hands(&mut []).await
     }
 
-    /// As [`ServerStream::accept`], with the configuration that `choose` has for the name that the client asks for (SNI).
+    /// As [`ServerStream::accept`], with the configuration that `choose` has for the name that the client asks for (SNI). If it has
+    /// none, the client gets the alert for that (RFC 6066 §3).
     ///
     /// # Errors
     /// As there, and those of `choose`.
     pub async fn accept_by(
-        choose: impl FnOnce(Option<&str>) -> io::Result<Arc<ServerConfig>>,
+        choose: impl FnOnce(Option<&str>) -> io::Result<Option<Arc<ServerConfig>>>,
         mut io: I,
     ) -> io::Result<Self> {
         let mut hello = Vec::new();
         let config = choose(read_hello(&mut io, &mut hello).await?.as_deref())?;
+        let Some(config) = config else {
+            // A fatal unrecognized_name.
+            let _ = io.write_all(&[21, 3, 3, 0, 2, 2, 112]).await;
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "nobody is here by the name asked for"));
+        };
         let session = UnbufferedServerConnection::new(config).map_err(invalid)?;
         TlsStream::new(io, session).shake_hands(&mut hello).await
     }

@@ -126,8 +126,19 @@ pub(crate) struct TlsDocument {
     pub(crate) hsts: Option<HstsDocument>,
     /// TLS 1.3 session tickets; default true.
     pub(crate) tickets: Option<bool>,
+    /// A client that asks for a name (SNI) that no [[certificate]] lists: "default" answers with the one without names, "refuse" with
+    /// the alert unrecognized_name (RFC 6066), as without such a one. Default "default".
+    pub(crate) unknown_name: Option<UnknownNameDocument>,
     #[serde(default)]
     pub(crate) client: ClientAuthDocument,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(rename = "unknown-name")]
+pub(crate) enum UnknownNameDocument {
+    Default,
+    Refuse,
 }
 
 /// Client certificates (mutual TLS). A certificate that is sent has to be good, whatever the mode: otherwise the handshake fails.

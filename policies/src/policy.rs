@@ -133,6 +133,11 @@ impl Policy {
         &self.rules
     }
 
+    /// Hosts that rules name, exact or `*.` and one, in order; not those of rules for any host.
+    pub fn hosts(&self) -> Vec<String> {
+        self.routes.hosts()
+    }
+
     /// Whether any WebSocket may be opened over HTTP/2, so that clients are told (RFC 8441 §3).
     pub fn http2_websockets(&self) -> bool {
         self.http2_websockets
@@ -174,6 +179,8 @@ pub struct TlsPolicy {
     pub hsts: Option<String>,
     /// Whether TLS 1.3 tickets are given; default true. TLS 1.2 never gets one.
     pub tickets: bool,
+    /// Whether a client that asks for a name of no certificate is refused; default false: it gets the one without names.
+    pub refuse_unknown_names: bool,
     /// Who is asked for a certificate.
     pub client: ClientZones,
 }

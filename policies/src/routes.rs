@@ -88,6 +88,14 @@ impl Routes {
         Err(no_rule(slots(), method, websocket))
     }
 
+    /// Exact hosts and wildcards, in order.
+    pub(crate) fn hosts(&self) -> Vec<String> {
+        let wildcards = self.wildcard.keys().map(|parent| format!("*.{parent}"));
+        let mut hosts: Vec<_> = self.exact.keys().map(ToString::to_string).chain(wildcards).collect();
+        hosts.sort();
+        hosts
+    }
+
     /// Adds a rule under one of its hosts; `None` for methods makes it the path's WebSocket.
     ///
     /// # Errors

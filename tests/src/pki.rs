@@ -36,7 +36,17 @@ impl Pki {
     /// Writes `NAME.pem` and `NAME.key` for the host names given, good for servers and clients, and returns the
     /// certificate's serial number in upper-case hex, as openssl prints it.
     pub fn issue(&self, name: &str, hosts: &[&str]) -> String {
-        let key = KeyPair::generate().expect("a key");
+        self.issue_with(name, hosts, KeyPair::generate().expect("a key"), |_| {})
+    }
+
+    /// As [`Pki::issue`], for a key of any kind, and with more said in the certificate.
+    pub fn issue_with(
+        &self,
+        name: &str,
+        hosts: &[&str],
+        key: KeyPair,
+        adjust: impl FnOnce(&mut CertificateParams),
+    ) -> String {
         let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
         let mut params = CertificateParams::new(hosts).expect("host names");
         params.distinguished_name.push(DnType::CommonName, name);
@@ -48,6 +58,7 @@ impl Pki {
             .expect("random numbers");
         serial[0] = serial[0] & 0x7f | 0x10;
         params.serial_number = Some(rcgen::SerialNumber::from_slice(&serial));
+        adjust(&mut params);
         let certificate = params.signed_by(&key, &self.authority).expect("a certificate");
         fs::write(self.folder.join(format!("{name}.pem")), certificate.pem()).expect("the chain");
         let path = self.folder.join(format!("{name}.key"));

@@ -33,13 +33,14 @@ inspect = "none"
 "#;
 
 /// Label names whose values come from closed sets.
-const LABELS: [&str; 15] = [
+const LABELS: [&str; 16] = [
     "by",
     "code",
     "direction",
     "endpoint",
     "hash",
     "issuer",
+    "key",
     "le",
     "mode",
     "name",

@@ -21,7 +21,7 @@ use crate::{
     clock,
     edge::{Gateway, RevokeReport},
     limits::{Block, Listed},
-    reload::{Cause, LoadError, Report, Request},
+    reload::{Cause, CertificateRow, LoadError, Report, Request},
     session::{MAX_PAGE, MAX_TTL, Revocation, SessionKey, SessionPage, SessionQuery, Target},
 };
 
@@ -42,6 +42,8 @@ pub enum Command {
     Reload,
     /// Say what is in force.
     Status,
+    /// Say which certificates are served.
+    Certificates,
     /// Say whose sockets are open, one page.
     Sessions {
         /// Name or `iss` of an issuer: only its subjects.
@@ -111,6 +113,11 @@ pub enum Answer {
     Rejected(LoadError),
     /// What is in force.
     Status(Status),
+    /// Which certificates are served.
+    Certificates {
+        /// In the policy's order.
+        certificates: Vec<CertificateRow>,
+    },
     /// Whose sockets are open.
     Sessions(SessionPage),
     /// Sessions were ended.
@@ -231,6 +238,9 @@ async fn obey(command: Command, gateway: &Gateway, requests: &mpsc::Sender<Reque
                 hash: snapshot.policy.hash().to_owned(),
                 connections: gateway.connections.total(),
             })
+        }
+        Command::Certificates => {
+            Answer::Certificates { certificates: gateway.current.load().certificates.clone() }
         }
         Command::Sessions { issuer, subject, after, limit } => {
             let limit = limit.unwrap_or(100);

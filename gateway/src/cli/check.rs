@@ -1,9 +1,11 @@
 //! `sealgate check`: would this policy load?
 
+use std::path::Path;
+
 use clap::Args;
 
 use super::{FINE, PolicyArgs, REFUSED};
-use crate::reload::PolicySource;
+use crate::reload::{Checked, PolicySource};
 
 #[derive(Args)]
 pub struct CheckArgs {
@@ -18,11 +20,17 @@ pub struct CheckArgs {
 pub fn check(args: &CheckArgs) -> anyhow::Result<u8> {
     let source = PolicySource::from(&args.policy);
     match source.read().and_then(crate::reload::Material::check) {
-        Ok(policy) if args.json => {
-            println!("{}", serde_json::json!({ "ok": true, "hash": policy.hash(), "errors": [] }));
+        Ok(Checked { policy, warnings, .. }) if args.json => {
+            let found = serde_json::json!({
+                "ok": true, "hash": policy.hash(), "errors": [], "warnings": warnings,
+            });
+            println!("{found}");
             Ok(FINE)
         }
-        Ok(policy) => {
+        Ok(Checked { policy, warnings, .. }) => {
+            for warning in &warnings {
+                eprintln!("warning: {warning}");
+            }
             println!(
                 "{}: fine, {} rules, hash {}",
                 args.policy.policy.display(),
@@ -43,12 +51,19 @@ pub fn check(args: &CheckArgs) -> anyhow::Result<u8> {
     }
 }
 
+impl PolicySource {
+    /// A bundle, its state folder, and what the command line defines.
+    pub(super) fn of(policy: &Path, state: &Path, define: &[(String, String)]) -> Self {
+        let state = std::path::absolute(state).unwrap_or_else(|_| state.to_owned());
+        let mut variables: std::collections::BTreeMap<_, _> = define.iter().cloned().collect();
+        variables.insert("state".to_owned(), state.display().to_string());
+        let bundle = std::path::absolute(policy).unwrap_or_else(|_| policy.to_owned());
+        Self { bundle, variables }
+    }
+}
+
 impl From<&PolicyArgs> for PolicySource {
     fn from(args: &PolicyArgs) -> Self {
-        let state = std::path::absolute(&args.state).unwrap_or_else(|_| args.state.clone());
-        let mut variables: std::collections::BTreeMap<_, _> = args.define.iter().cloned().collect();
-        variables.insert("state".to_owned(), state.display().to_string());
-        let bundle = std::path::absolute(&args.policy).unwrap_or_else(|_| args.policy.clone());
-        Self { bundle, variables }
+        Self::of(&args.policy, &args.state, &args.define)
     }
 }

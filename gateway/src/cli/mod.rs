@@ -1,6 +1,7 @@
 //! The command line.
 
 mod blocks;
+mod certs;
 mod check;
 #[cfg(feature = "dev")]
 mod dev;
@@ -51,6 +52,9 @@ enum Command {
     Unblock(blocks::UnblockArgs),
     /// Show which addresses are refused for a time, by an operator or a penalty.
     Blocks(reload::ControlArgs),
+    /// See certificates, of a running gateway or of a policy.
+    #[command(subcommand)]
+    Certs(certs::CertsCommand),
     /// Look at policies.
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
@@ -123,6 +127,7 @@ pub fn main() -> ExitCode {
         Command::Block(args) => blocks::block(&args),
         Command::Unblock(args) => blocks::unblock(&args),
         Command::Blocks(args) => blocks::blocks(&args),
+        Command::Certs(command) => certs::certs(&command),
         Command::Policy(command) => policy::policy(command),
         Command::Version { json } => version(json),
         #[cfg(feature = "dev")]

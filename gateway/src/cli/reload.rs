@@ -26,6 +26,10 @@ pub struct ControlArgs {
 }
 
 impl ControlArgs {
+    pub(super) fn state(&self) -> &std::path::Path {
+        &self.state
+    }
+
     /// Has the gateway do it, and prints its answer if that is to be JSON.
     #[expect(clippy::print_stdout, reason = "the command's answer")]
     pub(super) fn ask(&self, command: &Command) -> anyhow::Result<Answer> {

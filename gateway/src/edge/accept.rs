@@ -140,8 +140,11 @@ async fn shake_hands(
         // In a box: few policies ask for certificates by name.
         Box::pin(ServerStream::accept_by(
             |asked| {
+                if !snapshot.tls.knows(asked) {
+                    return Ok(None);
+                }
                 name = asked.map(Box::from);
-                snapshot.tls.of(asked, port).map(|zone| zone.config.clone()).map_err(missing)
+                snapshot.tls.of(asked, port).map(|zone| Some(zone.config.clone())).map_err(missing)
             },
             stream,
         ))

@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use http::HeaderValue;
 use rustls::{ServerConfig, pki_types::CertificateDer};
-use sealgate_keys::{ClientFacts, ClientTrust};
+use sealgate_keys::{CertificateStore, ClientFacts, ClientTrust};
 use sealgate_policy::{CertificateName, ClientCertificate, ClientZones, ForwardCertificate};
 
 /// TLS for the clients of one name and port.
@@ -24,6 +24,9 @@ pub struct Zones {
     /// As [`ClientZones::all`], and never empty.
     all: Vec<Zone>,
     places: ClientZones,
+    store: Arc<CertificateStore>,
+    /// Names that no certificate has are refused.
+    refuses_unknown: bool,
 }
 
 /// A zone that is not there: the policy and what was built of it differ.
@@ -32,17 +35,28 @@ pub struct Zones {
 pub struct NoZone;
 
 impl Zones {
-    /// `all` are the zones of `places`, in that order.
+    /// `all` are the zones of `places`, in that order; `refuses_unknown` is the policy's wish, and holds anyway where `store` has no
+    /// certificate for unknown names.
     ///
     /// # Errors
     ///
     /// They are not as many.
-    pub fn new(places: ClientZones, all: Vec<Zone>) -> Result<Self, NoZone> {
-        if all.len() == places.all().len() && !all.is_empty() {
-            Ok(Self { all, places })
-        } else {
-            Err(NoZone)
+    pub fn new(
+        places: ClientZones,
+        all: Vec<Zone>,
+        store: Arc<CertificateStore>,
+        refuses_unknown: bool,
+    ) -> Result<Self, NoZone> {
+        if all.len() != places.all().len() || all.is_empty() {
+            return Err(NoZone);
         }
+        let refuses_unknown = refuses_unknown || !store.has_default();
+        Ok(Self { all, places, store, refuses_unknown })
+    }
+
+    /// Whether somebody is here by the name that a client asks for; a client that names none is always answered.
+    pub fn knows(&self, name: Option<&str>) -> bool {
+        !self.refuses_unknown || name.is_none_or(|name| self.store.names(name))
     }
 
     /// The zone of a client that asks for `name` (none: names none) at `port`.
@@ -56,7 +70,7 @@ impl Zones {
 
     /// Whether the client's name has to be known before it is answered.
     pub fn by_name(&self) -> bool {
-        self.places.by_name()
+        self.places.by_name() || self.refuses_unknown
     }
 
     /// Whether all clients are treated alike.

@@ -29,7 +29,8 @@ use crate::document::{
     ConnectionsDocument, Document, DpopDocument, GroupDocument, HeadersDocument, HealthDocument,
     IssuerDocument, ModeDocument, NameText, RateDocument, RateKeyDocument, RateOnErrorDocument,
     RateScopeDocument, ReferrerPolicyDocument, RoleDocument, SenderDocument, SessionDocument,
-    SessionLimitDocument, TlsDocument, TlsVersionDocument, UpstreamDocument, UpstreamTlsDocument,
+    SessionLimitDocument, TlsDocument, TlsVersionDocument, UnknownNameDocument, UpstreamDocument,
+    UpstreamTlsDocument,
 };
 use crate::errors::{PolicyError, PolicyErrors};
 use crate::json::Limits;
@@ -337,7 +338,14 @@ impl Compiler<'_> {
             format!("max-age={}{subdomains}{preload}", age.as_secs())
         });
         let client = self.client_zones(&document.client);
-        TlsPolicy { versions, groups, hsts, tickets: document.tickets.unwrap_or(true), client }
+        TlsPolicy {
+            versions,
+            groups,
+            hsts,
+            tickets: document.tickets.unwrap_or(true),
+            refuse_unknown_names: document.unknown_name == Some(UnknownNameDocument::Refuse),
+            client,
+        }
     }
 
     fn headers(&mut self, document: &HeadersDocument) -> HeaderPolicy {
