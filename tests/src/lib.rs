@@ -4,6 +4,7 @@
 //! we did not write, [`Wire`] sends what no decent client would, and [`Upstream`] stands behind a gateway and records
 //! what reached it. Nothing here knows the gateway's insides.
 
+mod attacks;
 mod bundle;
 mod curl;
 mod driver;
@@ -17,6 +18,7 @@ mod tokens;
 mod upstream;
 mod wire;
 
+pub use attacks::{changed_object, filled};
 pub use bundle::Bundle;
 pub use curl::{Curl, Reply, curl};
 pub use driver::{Client, Driver, Open};

@@ -1,9 +1,12 @@
 //! Tokens that are bound to a key (DPoP, RFC 9449): they count with a fresh proof for this very request, and only then.
 
+use std::collections::BTreeSet;
+
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::digest::{SHA256, digest};
-use sealgate_tests::{Bundle, Gateway, Holder, Reply, now};
+use sealgate_tests::{Bundle, Gateway, Holder, Reply, changed_object, filled};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 const RULES: &str = r#"
@@ -43,11 +46,6 @@ fn with(mut claims: Value, name: &str, value: Value) -> Value {
     claims
 }
 
-fn without(mut claims: Value, name: &str) -> Value {
-    claims.as_object_mut().unwrap().remove(name);
-    claims
-}
-
 fn encode(bytes: impl AsRef<[u8]>) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }
@@ -71,19 +69,22 @@ fn bound(token: &str, proof: &str) -> Vec<String> {
     vec![format!("Authorization: DPoP {token}"), format!("DPoP: {proof}")]
 }
 
-/// Asserts a refusal, its reason, and a challenge that says what would help.
-fn refused(name: &str, reply: &Reply, reason: &str, error: &str) {
-    let problem: Value = serde_json::from_str(&reply.body).unwrap_or_else(|_| panic!("{name}: {reply:?}"));
-    let said = (reply.status, problem["type"].as_str().unwrap_or_default());
-    assert_eq!(said, (401, &*format!("urn:sealgate:problem:{reason}")), "{name}");
-    let challenge = reply.header("www-authenticate").unwrap_or_default();
-    assert!(challenge.contains(&format!("error=\"{error}\"")), "{name}: {challenge}");
-    if reason.starts_with("proof") {
-        assert!(
-            challenge.starts_with("DPoP ") && challenge.contains("algs=\"ES256 ES384 EdDSA\""),
-            "{challenge}"
-        );
+/// What is wrong with a refusal: another status or reason, or a challenge that does not say what would help.
+fn refused_otherwise(reply: &Reply, reason: &str, error: &str) -> Option<String> {
+    let problem: Value = serde_json::from_str(&reply.body).unwrap_or_default();
+    if reply.status != 401 || problem["type"] != format!("urn:sealgate:problem:{reason}") {
+        return Some(format!("{reply:?}"));
     }
+    let challenge = reply.header("www-authenticate").unwrap_or_default();
+    let of_proofs = challenge.starts_with("DPoP ") && challenge.contains("algs=\"ES256 ES384 EdDSA\"");
+    let fits =
+        challenge.contains(&format!("error=\"{error}\"")) && (of_proofs || !reason.starts_with("proof"));
+    (!fits).then(|| format!("challenge {challenge}"))
+}
+
+#[track_caller]
+fn refused(name: &str, reply: &Reply, reason: &str, error: &str) {
+    assert_eq!(refused_otherwise(reply, reason, error), None, "{name}");
 }
 
 /// Whether one of its challenges is DPoP's.
@@ -141,81 +142,193 @@ fn a3_a_bound_token_counts_with_its_proof_only() {
     assert_eq!(bundle.upstream.seen().len(), seen, "the backend sees nothing of that");
 }
 
-/// What RFC 9449 §4.3 and §11 name, over HTTP and over an upgrade; the backend sees none of it.
-#[test]
-fn a3_attacks_on_proofs_reach_nobody() {
-    let bundle = Bundle::new(RULES);
-    let gateway = Gateway::run(&bundle);
-    let (holder, thief) = (Holder::new(), Holder::new());
-    let token = holder.token(&bundle.issuer);
-    let other_token = bundle.issuer.with("bob", json!({ "cnf": { "jkt": holder.thumbprint() } }));
-    for path in ["/mine", "/ws/echo"] {
-        let good = || claims(&gateway, "GET", path, &token);
-        let header = |name: &str, value: Value| holder.key.sign(&with(holder.header(), name, value), &good());
-        let url = |url: String| holder.proof(&with(good(), "htu", url.into()));
-        let claim = |name: &str, value: Value| holder.proof(&with(good(), name, value));
-        let mut private = holder.jwk();
-        private["d"] = encode([1; 32]).into();
-        let proof = holder.proof(&good());
-        let (signed, signature) = proof.rsplit_once('.').unwrap();
-        let cases = [
-            ("by a thief's key", thief.proof(&good())),
-            ("by a thief's key, with the holder's in it", thief.key.sign(&holder.header(), &good())),
-            ("no signature", format!("{signed}.")),
-            ("the signature padded", format!("{signed}.{signature}==")),
-            (
-                "alg none",
-                format!("{}.{}.", encode(r#"{"typ":"dpop+jwt","alg":"none"}"#), encode(good().to_string())),
-            ),
-            ("alg HS256", header("alg", "HS256".into())),
-            ("alg RS256", header("alg", "RS256".into())),
-            ("typ of an access token", header("typ", "at+jwt".into())),
-            ("typ JWT", header("typ", "JWT".into())),
-            ("no typ", header("typ", Value::Null)),
-            ("no key", header("jwk", Value::Null)),
-            ("a private key", header("jwk", private)),
-            ("a symmetric key", header("jwk", json!({ "kty": "oct", "k": "AAAA" }))),
-            ("a key to be fetched", header("jku", "https://evil.example/jwks.json".into())),
-            ("crit", header("crit", json!(["x"]))),
-            ("another method", claim("htm", "POST".into())),
-            ("the method in small letters", claim("htm", "get".into())),
-            ("another path", url(gateway.url("/bound"))),
-            ("another host", url(format!("https://evil.example:{}{path}", gateway.port()))),
-            ("no port", url(format!("https://localhost{path}"))),
-            ("plain http", url(gateway.url(path).replacen("https", "http", 1))),
-            ("user information", url(gateway.url(path).replacen("://", "://alice@", 1))),
-            ("an encoded slash", url(gateway.url(path).replace(path, "/%2F"))),
-            ("too old", claim("iat", (now() - 36).into())),
-            ("from the future", claim("iat", (now() + 30).into())),
-            ("iat a text", claim("iat", now().to_string().into())),
-            ("for another token", claim("ath", encode(digest(&SHA256, other_token.as_bytes())).into())),
-            ("ath padded", claim("ath", format!("{}=", encode(digest(&SHA256, token.as_bytes()))).into())),
-            ("no ath", holder.proof(&without(good(), "ath"))),
-            ("no jti", holder.proof(&without(good(), "jti"))),
-            ("no htm", holder.proof(&without(good(), "htm"))),
-            ("no htu", holder.proof(&without(good(), "htu"))),
-            ("no iat", holder.proof(&without(good(), "iat"))),
-            ("jti empty", claim("jti", "".into())),
-            ("jti too long", claim("jti", "x".repeat(257).into())),
-            ("too long", claim("x", "x".repeat(5000).into())),
-            ("the token for a proof", token.clone()),
-            ("rubbish", "rubbish".to_owned()),
-            ("two proofs in one field", format!("{}, {}", holder.proof(&good()), holder.proof(&good()))),
-        ];
-        for (name, proof) in &cases {
-            let reply = ask(&gateway, path, &bound(&token, proof));
-            refused(&format!("{name}, {path}"), &reply, "proof-invalid", "invalid_dpop_proof");
-        }
-        let mut twice = bound(&token, &holder.proof(&good()));
-        twice.push(format!("DPoP: {}", holder.proof(&good())));
-        refused("two fields", &ask(&gateway, path, &twice), "proof-invalid", "invalid_dpop_proof");
-        // A proof made for one token of one key, sent with another.
-        let reply = ask(&gateway, path, &bound(&other_token, &holder.proof(&good())));
-        refused("another token of that key", &reply, "proof-invalid", "invalid_dpop_proof");
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct List {
+    group: Vec<Group>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Group {
+    about: String,
+    source: String,
+    #[serde(default)]
+    nonces: bool,
+    expect: String,
+    cases: Vec<Case>,
+}
+
+/// One case; the file says what its fields mean.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Case {
+    name: String,
+    source: Option<String>,
+    key: Option<String>,
+    header: Option<String>,
+    #[serde(default)]
+    header_without: Vec<String>,
+    header_text: Option<String>,
+    claims: Option<String>,
+    #[serde(default)]
+    claims_without: Vec<String>,
+    claims_text: Option<String>,
+    signature: Option<String>,
+    send: Option<Vec<String>>,
+    #[serde(default)]
+    again: bool,
+}
+
+/// What cases are about: a request, and those who ask.
+struct Scene<'a> {
+    gateway: &'a Gateway,
+    path: &'a str,
+    holder: Holder,
+    thief: Holder,
+    token: String,
+    of_bob: String,
+    nonce: Option<String>,
+    nonce_elsewhere: Option<String>,
+}
+
+impl Scene<'_> {
+    fn good(&self) -> String {
+        self.holder.proof(&claims(self.gateway, "GET", self.path, &self.token))
     }
-    assert_eq!(bundle.upstream.seen().len(), 0);
-    let good = holder.proof(&claims(&gateway, "GET", "/mine", &token));
-    assert_eq!(ask(&gateway, "/mine", &bound(&token, &good)).status, 200);
+
+    /// Puts in what stands between `<` and `>`.
+    fn filled(&self, text: &str) -> String {
+        filled(text, &["header", "claims", "signature", "proof"], |word| {
+            Some(match word {
+                "url" => self.gateway.url(self.path),
+                "authority" => self.gateway.authority().to_owned(),
+                "path" => self.path.to_owned(),
+                "holder" => self.holder.jwk().to_string(),
+                "thief" => self.thief.jwk().to_string(),
+                "token" => self.token.clone(),
+                "of-bob" => self.of_bob.clone(),
+                "ath" => encode(digest(&SHA256, self.token.as_bytes())),
+                "ath-of-bob" => encode(digest(&SHA256, self.of_bob.as_bytes())),
+                "another" => self.good(),
+                "another-signature" => self.good().rsplit('.').next().unwrap().to_owned(),
+                "nonce" => self.nonce.clone().unwrap(),
+                "nonce-elsewhere" => self.nonce_elsewhere.clone().unwrap(),
+                _ => return None,
+            })
+        })
+    }
+
+    fn proof(&self, case: &Case) -> String {
+        let text = |whole: &Option<String>, changes: &Option<String>, without: &[String], good: &Value| {
+            changed_object(good, changes.as_deref(), without, whole.as_deref(), |text| self.filled(text))
+        };
+        let good = claims(self.gateway, "GET", self.path, &self.token);
+        let header = text(&case.header_text, &case.header, &case.header_without, &self.holder.header());
+        let claims = text(&case.claims_text, &case.claims, &case.claims_without, &good);
+        let signed = format!("{}.{}", encode(header), encode(claims));
+        let signature = encode(match case.key.as_deref().unwrap_or("holder") {
+            "holder" => self.holder.key.sign_text(&signed),
+            "thief" => self.thief.key.sign_text(&signed),
+            other => panic!("key {other}?"),
+        });
+        let wanted = self.filled(case.signature.as_deref().unwrap_or("<signature>"));
+        format!("{signed}.{}", wanted.replace("<signature>", &signature))
+    }
+
+    fn fields(&self, case: &Case) -> Vec<String> {
+        let proof = self.proof(case);
+        match &case.send {
+            Some(fields) => fields.iter().map(|it| self.filled(it).replace("<proof>", &proof)).collect(),
+            None => bound(&self.token, &proof),
+        }
+    }
+}
+
+/// What the policy's first nonce is.
+fn nonce(gateway: &Gateway, holder: &Holder, token: &str) -> String {
+    let proof = holder.proof(&claims(gateway, "GET", "/mine", token));
+    let reply = ask(gateway, "/mine", &bound(token, &proof));
+    reply.header("dpop-nonce").expect("a nonce").to_owned()
+}
+
+#[test]
+fn a3_every_attack_on_proofs_gets_its_answer_and_reaches_nobody() {
+    let list = include_str!("../attacks/proofs.toml");
+    let list: List = toml::from_str(list).unwrap_or_else(|error| panic!("proofs.toml: {error}"));
+    let mut faults = Vec::new();
+    let mut names = BTreeSet::new();
+    let (mut attacks, mut passing) = (0, 0);
+    for nonces in [false, true] {
+        let bundle = Bundle::new(&if nonces {
+            RULES.replace("max_age = \"30s\"", "max_age = \"30s\"\nnonce = true")
+        } else {
+            RULES.to_owned()
+        });
+        let gateway = Gateway::run(&bundle);
+        let elsewhere = nonces.then(|| {
+            let bundle = Bundle::new(&RULES.replace("max_age = \"30s\"", "nonce = true"));
+            let holder = Holder::new();
+            nonce(&Gateway::run(&bundle), &holder, &holder.token(&bundle.issuer))
+        });
+        for path in ["/mine", "/ws/echo"] {
+            let holder = Holder::new();
+            let token = holder.token(&bundle.issuer);
+            let scene = Scene {
+                gateway: &gateway,
+                path,
+                nonce: nonces.then(|| nonce(&gateway, &holder, &token)),
+                nonce_elsewhere: elsewhere.clone(),
+                thief: Holder::new(),
+                of_bob: bundle.issuer.with("bob", json!({ "cnf": { "jkt": holder.thumbprint() } })),
+                token,
+                holder,
+            };
+            let opened = if path == "/mine" { 200 } else { 101 };
+            for group in list.group.iter().filter(|group| group.nonces == nonces) {
+                for case in &group.cases {
+                    let name = format!("{}: {}, {path}", group.about, case.name);
+                    assert!(names.insert(name.clone()), "{name} stands twice");
+                    assert!(
+                        !case.source.as_ref().unwrap_or(&group.source).is_empty(),
+                        "{name} has no source"
+                    );
+                    let fields = scene.fields(case);
+                    if case.again {
+                        assert_eq!(ask(&gateway, path, &fields).status, opened, "{name}, the first time");
+                    }
+                    let before = bundle.upstream.seen().len();
+                    let reply = ask(&gateway, path, &fields);
+                    let reached = bundle.upstream.seen().len() - before;
+                    let fault = if group.expect == "200" {
+                        passing += 1;
+                        (reply.status != opened || reached != 1).then(|| format!("{reply:?}"))
+                    } else {
+                        attacks += 1;
+                        let reason = group.expect.strip_prefix("401 ").expect("status and reason");
+                        let error = match reason {
+                            "proof-invalid" => "invalid_dpop_proof",
+                            "proof-nonce" => "use_dpop_nonce",
+                            _ => "invalid_token",
+                        };
+                        refused_otherwise(&reply, reason, error)
+                            .or_else(|| (reached > 0).then(|| "the backend saw it".to_owned()))
+                    };
+                    faults.extend(fault.map(|fault| format!("{name}: {fault}")));
+                }
+            }
+            let good = scene.nonce.as_ref().map_or_else(
+                || scene.good(),
+                |nonce| {
+                    let good = claims(&gateway, "GET", path, &scene.token);
+                    scene.holder.proof(&with(good, "nonce", nonce.as_str().into()))
+                },
+            );
+            assert_eq!(ask(&gateway, path, &bound(&scene.token, &good)).status, opened);
+        }
+    }
+    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+    assert!(attacks >= 150 && passing >= 16, "{attacks} attacks, {passing} that pass");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
-use sealgate_tests::{Bundle, DEADLINE, Gateway, Pki, Signal, Wire, frame, now, sealgate, until};
+use sealgate_tests::{Bundle, DEADLINE, Gateway, Pki, Signal, Wire, now, sealgate, until};
 use serde_json::{Value, json};
 
 /// How it behaves.
@@ -313,24 +313,6 @@ fn token(bundle: &Bundle, session: &str) -> String {
     bundle.issuer.with(session, json!({ "sid": session, "jti": session, "iat": issued, "nbf": issued }))
 }
 
-fn open(gateway: &Gateway, token: &str) -> Wire {
-    let mut wire = gateway.wire();
-    let reply = wire.upgrade("/ws/a", &format!("Authorization: Bearer {token}\r\n"));
-    assert_eq!(reply.status, 101, "{reply:?}");
-    wire
-}
-
-#[track_caller]
-fn assert_open(wire: &mut Wire) {
-    wire.send(frame(0x81, b"still here"));
-    assert_eq!(wire.message().expect("the echo").payload, b"still here");
-}
-
-#[track_caller]
-fn assert_closed(wire: &mut Wire, code: u16) {
-    assert_eq!(wire.message().expect("a close frame").close().0, code);
-}
-
 fn status(gateway: &Gateway, path: &str, token: &str) -> u16 {
     gateway.curl(path).token(token).send().status
 }
@@ -377,10 +359,10 @@ fn events_end_sessions_gaps_are_repaired_and_a_restart_goes_on_from_its_place() 
     until_status(&gateway, "/api", before, 401);
     assert_eq!(snapshots(&gateway, "first"), 1.0);
 
-    let mut sockets = [told, lost, anew].map(|token| open(&gateway, token));
-    let mut of_good = open(&gateway, good);
+    let mut sockets = [told, lost, anew].map(|token| gateway.open("/ws/a", token));
+    let mut of_good = gateway.open("/ws/a", good);
     source.session("told", true);
-    assert_closed(&mut sockets[0], 4410);
+    assert_eq!(sockets[0].close_code(), 4410);
     assert_eq!(gateway.curl("/api").token(told).send().problem(401).rsplit(':').next(), Some("revoked"));
     assert_eq!(source.asked("snapshot=1"), 1);
     until("it is counted", DEADLINE, || {
@@ -390,7 +372,7 @@ fn events_end_sessions_gaps_are_repaired_and_a_restart_goes_on_from_its_place() 
     assert_eq!(metric(&gateway, "sealgate_revocation_source_connected"), 1.0);
 
     source.session("lost", false);
-    assert_closed(&mut sockets[1], 4410);
+    assert_eq!(sockets[1].close_code(), 4410);
     until("it is counted", DEADLINE, || (snapshots(&gateway, "gap") == 1.0).then_some(()));
 
     // Set up anew: another log, that counts from 0.
@@ -399,7 +381,7 @@ fn events_end_sessions_gaps_are_repaired_and_a_restart_goes_on_from_its_place() 
         state.kept.clear();
     });
     source.session("anew", true);
-    assert_closed(&mut sockets[2], 4410);
+    assert_eq!(sockets[2].close_code(), 4410);
     until("it is counted", DEADLINE, || (snapshots(&gateway, "rewritten") >= 1.0).then_some(()));
 
     // Whom it may not speak for, it does not end.
@@ -407,7 +389,7 @@ fn events_end_sessions_gaps_are_repaired_and_a_restart_goes_on_from_its_place() 
     until("it is refused", DEADLINE, || {
         (metric(&gateway, "sealgate_revocation_source_refused_total") >= 1.0).then_some(())
     });
-    assert_open(&mut of_good);
+    of_good.assert_echoes();
 
     // While it is away: the place is known, and events are all that is read.
     until("the place is on disk", DEADLINE, || {
@@ -437,10 +419,10 @@ fn each_kind_of_event_ends_what_it_names_and_nothing_else() {
     until_contact(&gateway);
     let names = ["session", "subject", "token", "fresh", "other"];
     let tokens = names.map(|name| token(&bundle, name));
-    let mut sockets = tokens.each_ref().map(|token| open(&gateway, token));
+    let mut sockets = tokens.each_ref().map(|token| gateway.open("/ws/a", token));
     for (index, kind) in ["session", "subject", "token"].iter().enumerate() {
         source.revoke(json!({ "kind": kind, "issuer": "https://issuer.test", "id": kind }), true);
-        assert_closed(&mut sockets[index], 4410);
+        assert_eq!(sockets[index].close_code(), 4410);
         assert_eq!(status(&gateway, "/api", &tokens[index]), 401);
         assert_eq!(status(&gateway, "/api", &tokens[4]), 200);
     }
@@ -449,19 +431,19 @@ fn each_kind_of_event_ends_what_it_names_and_nothing_else() {
         json!({ "kind": "subject", "issuer": "https://issuer.test", "id": "fresh", "before": now() - 30 }),
         true,
     );
-    assert_closed(&mut sockets[3], 4410);
+    assert_eq!(sockets[3].close_code(), 4410);
     assert_eq!(status(&gateway, "/api", &bundle.issuer.token("fresh")), 200);
     source.revoke(json!({ "kind": "key", "issuer": "https://issuer.test", "id": "another-key" }), true);
     source.revoke(json!({ "kind": "issuer", "issuer": "https://issuer.test", "before": now() - 3600 }), true);
     until("they were heard", DEADLINE, || {
         (metric(&gateway, "sealgate_revocation_source_events_total") == 6.0).then_some(())
     });
-    assert_open(&mut sockets[4]);
+    sockets[4].assert_echoes();
     source.revoke(json!({ "kind": "issuer", "issuer": "https://issuer.test", "before": now() - 30 }), true);
-    assert_closed(&mut sockets[4], 4410);
-    let mut socket = open(&gateway, &bundle.issuer.token("later"));
+    assert_eq!(sockets[4].close_code(), 4410);
+    let mut socket = gateway.open("/ws/a", &bundle.issuer.token("later"));
     source.revoke(json!({ "kind": "key", "issuer": "https://issuer.test", "id": bundle.issuer.kid() }), true);
-    assert_closed(&mut socket, 4410);
+    assert_eq!(socket.close_code(), 4410);
     assert_eq!(status(&gateway, "/api", &bundle.issuer.token("later")), 401);
     assert_eq!(source.asked("snapshot=1"), 1);
 }
@@ -473,7 +455,7 @@ fn a_source_that_misbehaves_costs_nothing_but_itself_and_is_heard_again() {
     let mut gateway = Gateway::run(&bundle);
     until_contact(&gateway);
     let good = token(&bundle, "good");
-    let mut socket = open(&gateway, &good);
+    let mut socket = gateway.open("/ws/a", &good);
     let memory = gateway.process().watch_memory();
     let modes = [Mode::Malformed, Mode::Endless, Mode::Blank, Mode::Status(503), Mode::Hang, Mode::CutOff];
     for (number, mode) in modes.into_iter().enumerate() {
@@ -500,7 +482,7 @@ fn a_source_that_misbehaves_costs_nothing_but_itself_and_is_heard_again() {
     until("the snapshot is asked for", DEADLINE, || (source.asked("snapshot=1") > copies).then_some(()));
     source.mode(Mode::Well);
     until_contact(&gateway);
-    assert_open(&mut socket);
+    socket.assert_echoes();
     assert!(metric(&gateway, "sealgate_revocation_source_refused_total") >= 2.0);
     // One whose log is another one each time it is asked is not copied without end.
     let (copies, began) = (source.asked("snapshot=1"), Instant::now());
@@ -536,23 +518,23 @@ fn without_contact_a_policy_that_warns_goes_on() {
     let mut gateway = Gateway::run(&bundle);
     until_contact(&gateway);
     let (good, leaver) = (token(&bundle, "good"), token(&bundle, "leaver"));
-    let mut sockets = [&good, &leaver].map(|token| open(&gateway, token));
+    let mut sockets = [&good, &leaver].map(|token| gateway.open("/ws/a", token));
     source.mode(Mode::Hang);
     until_lost(&gateway);
     source.session("leaver", true);
     for path in ["/api", "/admin", "/open"] {
         assert_eq!(status(&gateway, path, &leaver), 200, "{path}");
     }
-    assert_open(&mut open(&gateway, &good));
-    sockets.iter_mut().for_each(assert_open);
+    gateway.open("/ws/a", &good).assert_echoes();
+    sockets.iter_mut().for_each(Wire::assert_echoes);
     assert_eq!(gateway.admin("/readyz").status, 200);
     assert!(gateway.process().stderr().contains("contact with a source of revocations is lost"));
     // It is back, and what it revoked meanwhile ends.
     source.mode(Mode::Well);
-    assert_closed(&mut sockets[1], 4410);
+    assert_eq!(sockets[1].close_code(), 4410);
     assert_eq!(status(&gateway, "/api", &leaver), 401);
     until_contact(&gateway);
-    assert_open(&mut sockets[0]);
+    sockets[0].assert_echoes();
 }
 
 #[test]
@@ -562,14 +544,14 @@ fn without_contact_a_policy_may_refuse_privileged_work_or_fail_closed() {
     let gateway = Gateway::run(&bundle);
     let good = token(&bundle, "good");
     until_status(&gateway, "/admin", &good, 200);
-    let mut socket = open(&gateway, &good);
+    let mut socket = gateway.open("/ws/a", &good);
     source.mode(Mode::Hang);
     until_status(&gateway, "/admin", &good, 503);
     let problem = gateway.curl("/admin").token(&good).send().problem(503);
     assert_eq!(problem.rsplit(':').next(), Some("contact-lost"));
     assert_eq!(status(&gateway, "/api", &good), 200);
-    assert_open(&mut socket);
-    assert_open(&mut open(&gateway, &good));
+    socket.assert_echoes();
+    gateway.open("/ws/a", &good).assert_echoes();
     assert_eq!(gateway.admin("/readyz").status, 200);
     source.mode(Mode::Well);
     until_status(&gateway, "/admin", &good, 200);
@@ -579,7 +561,7 @@ fn without_contact_a_policy_may_refuse_privileged_work_or_fail_closed() {
     assert!(gateway.reload().0);
     assert_eq!(status(&gateway, "/api", &good), 200);
     source.mode(Mode::Status(500));
-    assert_closed(&mut socket, 1013);
+    assert_eq!(socket.close_code(), 1013);
     let problem = gateway.curl("/api").token(&good).send().problem(503);
     assert_eq!(problem.rsplit(':').next(), Some("contact-lost"));
     let refused = gateway.wire().upgrade("/ws/a", &format!("Authorization: Bearer {good}\r\n"));
@@ -589,18 +571,18 @@ fn without_contact_a_policy_may_refuse_privileged_work_or_fail_closed() {
     source.mode(Mode::Well);
     until_status(&gateway, "/api", &good, 200);
     assert_eq!(gateway.admin("/readyz").status, 200);
-    assert_open(&mut open(&gateway, &good));
+    gateway.open("/ws/a", &good).assert_echoes();
 
     // What is lost already counts by the policy in force: a stricter one ends what is open.
     bundle.write(&rules(&followed("accounts", &source, "on_loss = \"warn\"", "")));
     assert!(gateway.reload().0);
-    let mut socket = open(&gateway, &good);
+    let mut socket = gateway.open("/ws/a", &good);
     source.mode(Mode::Hang);
     until_lost(&gateway);
-    assert_open(&mut socket);
+    socket.assert_echoes();
     bundle.write(&rules(&followed("accounts", &source, "on_loss = \"fail-closed\"", "")));
     assert!(gateway.reload().0);
-    assert_closed(&mut socket, 1013);
+    assert_eq!(socket.close_code(), 1013);
     // And when none is followed any more, nothing is lost.
     bundle.write(&rules(""));
     assert!(gateway.reload().0);
@@ -633,13 +615,13 @@ fn a_reload_adds_changes_and_removes_sources_and_forgives_nobody() {
     let [by_first, by_second, later, good] =
         ["by-first", "by-second", "later", "good"].map(|session| token(&bundle, session));
     assert_eq!(status(&gateway, "/api", &by_first), 200);
-    let mut socket = open(&gateway, &by_first);
+    let mut socket = gateway.open("/ws/a", &by_first);
 
     // Added.
     let one = followed("first", &first, "", "");
     bundle.write(&rules(&one));
     assert!(gateway.reload().0);
-    assert_closed(&mut socket, 4410);
+    assert_eq!(socket.close_code(), 4410);
     let both = format!("{one}{}", followed("second", &second, "", ""));
     bundle.write(&rules(&both));
     assert!(gateway.reload().0);
@@ -717,19 +699,19 @@ fn both_sides_prove_who_they_are_and_secrets_are_not_told() {
     let mut gateway = Gateway::run(&bundle);
     let good = token(&bundle, "good");
     assert_eq!(status(&gateway, "/api", &good), 200);
-    let mut socket = open(&gateway, &token(&bundle, "leaver"));
+    let mut socket = gateway.open("/ws/a", &token(&bundle, "leaver"));
     source.session("leaver", true);
-    assert_closed(&mut socket, 4410);
+    assert_eq!(socket.close_code(), 4410);
     for (what, wrong) in [
         ("another client's certificate", with(&tls(&pki, &stranger, "accounts.internal"))),
         ("an authority that did not sign the source", with(&tls(&stranger, &pki, "accounts.internal"))),
         ("a name that the source does not have", with(&tls(&pki, &pki, "other.internal"))),
         ("no token", right.replace(&format!("token = \"file:{}\"", secret.display()), "")),
     ] {
-        let mut socket = open(&gateway, &good);
+        let mut socket = gateway.open("/ws/a", &good);
         bundle.write(&wrong);
         assert!(gateway.reload().0, "{what}");
-        assert_closed(&mut socket, 1013);
+        assert_eq!(socket.close_code(), 1013);
         assert_eq!(status(&gateway, "/api", &good), 503, "{what}");
         bundle.write(&right);
         assert!(gateway.reload().0, "{what}");
@@ -744,9 +726,9 @@ fn both_sides_prove_who_they_are_and_secrets_are_not_told() {
     until("the change is seen", DEADLINE, || {
         (metric(&gateway, "sealgate_policy_generation") > generation).then_some(())
     });
-    let mut socket = open(&gateway, &token(&bundle, "second"));
+    let mut socket = gateway.open("/ws/a", &token(&bundle, "second"));
     source.session("second", true);
-    assert_closed(&mut socket, 4410);
+    assert_eq!(socket.close_code(), 4410);
     // One that is none, and none at all, change nothing, and are not repeated.
     for text in ["s3cret token", ""] {
         std::fs::write(&secret, text).expect("a token");

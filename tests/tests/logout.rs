@@ -5,7 +5,7 @@ use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use sealgate_tests::{Bundle, DEADLINE, Gateway, Reply, Signal, TokenIssuer, now};
+use sealgate_tests::{Bundle, DEADLINE, Gateway, Reply, Signal, TokenIssuer, filled, now};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -242,27 +242,14 @@ impl Keys<'_> {
         }
     }
 
-    /// Puts in what stands between `<` and `>`; what is not known stays, to be put in later.
+    /// Puts in what stands between `<` and `>`.
     fn filled(&self, text: &str) -> String {
-        let (mut filled, mut rest) = (String::new(), text);
-        while let Some((before, after)) = rest.split_once('<') {
-            let (word, after) = after.split_once('>').unwrap_or_else(|| panic!("no `>` in {text}"));
-            filled.push_str(before);
-            match (word, word.strip_prefix("now"), word.rsplit_once('*')) {
-                ("access", ..) => filled.push_str(&access(self.issuer, "alice", "attacked")),
-                ("stranger", ..) => filled.push_str(&self.stranger.jwk().to_string()),
-                (_, Some(offset), _) => {
-                    let offset: i64 = if offset.is_empty() { 0 } else { offset.parse().expect("seconds") };
-                    filled.push_str(&now().checked_add_signed(offset).expect("a time").to_string());
-                }
-                (_, None, Some((part, count))) => {
-                    filled.push_str(&part.repeat(count.parse().expect("a count")));
-                }
-                _ => filled.push_str(&format!("<{word}>")),
-            }
-            rest = after;
-        }
-        filled + rest
+        let later = ["header", "claims", "signature", "other-signature", "token"];
+        filled(text, &later, |word| match word {
+            "access" => Some(access(self.issuer, "alice", "attacked")),
+            "stranger" => Some(self.stranger.jwk().to_string()),
+            _ => None,
+        })
     }
 }
 

@@ -1,8 +1,11 @@
 //! One-use tickets: how a page opens a WebSocket without a token in its upgrade.
 
+use std::collections::BTreeSet;
 use std::thread;
+use std::time::Duration;
 
-use sealgate_tests::{Bundle, Gateway, Reply, frame};
+use sealgate_tests::{Bundle, Gateway, Reply, filled, frame};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 const RULES: &str = r#"
@@ -11,6 +14,18 @@ name = "ticket"
 path = "/ticket"
 methods = ["POST"]
 ticket = { ttl = "5m" }
+
+[[route]]
+name = "brief"
+path = "/brief"
+methods = ["POST"]
+ticket = { ttl = "5s" }
+
+[[route]]
+name = "mine"
+path = "/mine"
+methods = ["GET"]
+upstream = "backend"
 
 [[websocket]]
 name = "socket"
@@ -30,8 +45,8 @@ origins = ["https://chat.example"]
 
 const HERE: &str = "https://chat.example";
 
-fn asked(gateway: &Gateway, token: &str, origin: Option<&str>) -> Reply {
-    let request = gateway.curl("/ticket").method("POST").token(token);
+fn asked(gateway: &Gateway, path: &str, token: &str, origin: Option<&str>) -> Reply {
+    let request = gateway.curl(path).method("POST").token(token);
     match origin {
         Some(origin) => request.header(&format!("Origin: {origin}")).send(),
         None => request.send(),
@@ -39,7 +54,7 @@ fn asked(gateway: &Gateway, token: &str, origin: Option<&str>) -> Reply {
 }
 
 fn ticket(gateway: &Gateway, token: &str) -> String {
-    let reply = asked(gateway, token, Some(HERE));
+    let reply = asked(gateway, "/ticket", token, Some(HERE));
     assert_eq!((reply.status, reply.header("cache-control")), (200, Some("no-store")), "{reply:?}");
     assert_eq!(reply.json()["expires_in"], 300);
     reply.json()["ticket"].as_str().expect("a ticket").to_owned()
@@ -80,53 +95,141 @@ fn a3_a_ticket_opens_one_socket_of_its_session_and_page() {
     assert_eq!(seen.header("x-sealgate-subject"), Some("alice"));
     assert_eq!(seen.header("x-sealgate-session"), Some("session-of-alice"));
     assert_eq!(seen.header("sec-websocket-protocol"), Some("im.v1"), "a ticket is never forwarded");
-    let opened = bundle.upstream.seen().len();
 
-    let invalid = |name: &str, reply: &Reply| refused(name, reply, 401, "token-invalid");
     // On new connections, so that either core is met.
     for _ in 0..8 {
-        invalid("used", &upgrade(&gateway, "/ws/echo", &one, &here));
+        refused("used", &upgrade(&gateway, "/ws/echo", &one, &here), 401, "token-invalid");
     }
-    for (name, fields) in [
-        ("another page, though it may connect", origin("https://other.example")),
-        ("no page", String::new()),
-        ("a page that hides", origin("null")),
-    ] {
-        let stolen = ticket(&gateway, &token);
-        invalid(name, &upgrade(&gateway, "/ws/echo", &stolen, &fields));
-        invalid("and then it is used", &upgrade(&gateway, "/ws/echo", &stolen, &here));
+    // A page that it was not made for has used it up all the same.
+    let stolen = ticket(&gateway, &token);
+    for page in [origin("https://other.example"), here] {
+        refused("stolen", &upgrade(&gateway, "/ws/echo", &stolen, &page), 401, "token-invalid");
     }
-    let another = ticket(&gateway, &token);
-    let mut guessed = another.clone();
-    guessed.replace_range(0..1, if another.starts_with('A') { "B" } else { "A" });
-    for (name, text) in [
-        ("guessed", guessed.as_str()),
-        ("empty", ""),
-        ("cut short", &another[1..]),
-        ("too long", &format!("{another}A")),
-        ("padded", &format!("{another}=")),
-        ("a token", &token),
-    ] {
-        invalid(name, &upgrade(&gateway, "/ws/echo", text, &here));
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct List {
+    group: Vec<Group>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Group {
+    about: String,
+    source: String,
+    expect: String,
+    cases: Vec<Case>,
+}
+
+/// One case; the file says what its fields mean.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Case {
+    name: String,
+    source: Option<String>,
+    ticket: Option<String>,
+    offer: Option<String>,
+    origin: Option<String>,
+    #[serde(default)]
+    send: Vec<String>,
+    path: Option<String>,
+    #[serde(default)]
+    http: bool,
+}
+
+impl Case {
+    /// The path of its upgrade and the fields.
+    fn filled(&self, known: impl Fn(&str) -> Option<String>) -> (String, String) {
+        let ticket = filled(self.ticket.as_deref().unwrap_or("<ticket>"), &[], &known);
+        let fill = |text: &str| {
+            filled(text, &[], |word| if word == "ticket" { Some(ticket.clone()) } else { known(word) })
+        };
+        let offer = self.offer.as_deref().unwrap_or("im.v1, sealgate.ticket.<ticket>");
+        let fields = [("Sec-WebSocket-Protocol", offer), ("Origin", self.origin.as_deref().unwrap_or(HERE))];
+        let fields = fields.iter().filter(|(_, value)| !value.is_empty());
+        let mut lines: String = fields.map(|(name, value)| format!("{name}: {}\r\n", fill(value))).collect();
+        lines.extend(self.send.iter().map(|field| fill(field) + "\r\n"));
+        (fill(self.path.as_deref().unwrap_or("/ws/echo")), lines)
     }
-    // Two credentials are two too many, whoever they are of.
-    let bob = bundle.issuer.token("bob");
-    for fields in [
-        format!("{here}Authorization: Bearer {bob}\r\n"),
-        format!("{here}Authorization: Bearer {token}\r\n"),
-        format!("{here}Sec-WebSocket-Protocol: sealgate.bearer.{bob}\r\n"),
-        format!("{here}Sec-WebSocket-Protocol: sealgate.ticket.{another}\r\n"),
-    ] {
-        refused("beside a token", &upgrade(&gateway, "/ws/echo", &another, &fields), 400, "token-twice");
+
+    fn send(&self, gateway: &Gateway, path: &str, lines: &str) -> Reply {
+        let mut wire = gateway.wire();
+        if !self.http {
+            return wire.upgrade(path, lines);
+        }
+        wire.send(format!("GET /mine HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n"));
+        wire.response().expect("an answer")
     }
-    // A ticket carries the session's rights and no more.
-    let weak = ticket(&gateway, &token);
-    refused("without the role", &upgrade(&gateway, "/ws/admin", &weak, &here), 403, "role-missing");
-    // It is for sockets alone.
-    let reply =
-        gateway.curl("/ticket").method("POST").header(&format!("Authorization: Bearer {another}")).send();
-    invalid("as a token", &reply);
-    assert_eq!(bundle.upstream.seen().len(), opened, "the backend sees none of that");
+}
+
+#[test]
+fn a3_every_attack_on_tickets_gets_its_answer_and_reaches_nobody() {
+    let list = include_str!("../attacks/tickets.toml");
+    let list: List = toml::from_str(list).unwrap_or_else(|error| panic!("tickets.toml: {error}"));
+    let bundle = Bundle::new(RULES);
+    let gateway = Gateway::run(&bundle);
+    let (alice, bob) = (bundle.issuer.token("alice"), bundle.issuer.token("bob"));
+    let strangers = Bundle::new(RULES);
+    let elsewhere = ticket(&Gateway::run(&strangers), &strangers.issuer.token("alice"));
+    let known = |word: &str| {
+        Some(match word {
+            "ticket" | "another" => ticket(&gateway, &alice),
+            "of-bob" => ticket(&gateway, &bob),
+            "alice" => alice.clone(),
+            "bob" => bob.clone(),
+            "elsewhere" => elsewhere.clone(),
+            "for-evil" => {
+                let reply = asked(&gateway, "/ticket", &alice, Some("https://evil.example"));
+                reply.json()["ticket"].as_str().expect("a ticket").to_owned()
+            }
+            "used" => {
+                let used = ticket(&gateway, &alice);
+                assert_eq!(upgrade(&gateway, "/ws/echo", &used, &origin(HERE)).status, 101);
+                used
+            }
+            "late" => {
+                let reply = asked(&gateway, "/brief", &alice, Some(HERE));
+                assert_eq!(reply.json()["expires_in"], 5, "{reply:?}");
+                thread::sleep(Duration::from_millis(5_100));
+                reply.json()["ticket"].as_str().expect("a ticket").to_owned()
+            }
+            "revoked" => {
+                let held = ticket(&gateway, &bundle.issuer.token("carol"));
+                let (fine, said) = gateway.sessions(&["revoke", "--session", "session-of-carol"]);
+                assert!(fine, "{said}");
+                held
+            }
+            _ => return None,
+        })
+    };
+    let mut faults = Vec::new();
+    let mut names = BTreeSet::new();
+    for group in &list.group {
+        for case in &group.cases {
+            let name = format!("{}: {}", group.about, case.name);
+            assert!(names.insert(name.clone()), "{name} stands twice");
+            assert!(!case.source.as_ref().unwrap_or(&group.source).is_empty(), "{name} has no source");
+            let (path, lines) = case.filled(known);
+            let before = bundle.upstream.seen().len();
+            let reply = case.send(&gateway, &path, &lines);
+            let reached = bundle.upstream.seen().len() - before;
+            let problem: Value = serde_json::from_str(&reply.body).unwrap_or_default();
+            let reason = problem["type"].as_str().and_then(|it| it.strip_prefix("urn:sealgate:problem:"));
+            let answer = format!("{} {}", reply.status, reason.unwrap_or_default());
+            let fine = if group.expect == "101" {
+                reply.status == 101 && reached == 1
+            } else {
+                answer == group.expect && reached == 0
+            };
+            if !fine {
+                faults.push(format!("{name}: {answer}, the backend saw {reached}"));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+    assert!(names.len() >= 39, "{} cases", names.len());
+    assert_eq!(upgrade(&gateway, "/ws/echo", &ticket(&gateway, &alice), &origin(HERE)).status, 101);
 }
 
 #[test]
@@ -134,8 +237,13 @@ fn a3_a_ticket_is_made_for_pages_with_a_good_token_only() {
     let bundle = Bundle::new(RULES);
     let gateway = Gateway::run(&bundle);
     let token = bundle.issuer.token("alice");
-    refused("no page", &asked(&gateway, &token, None), 403, "origin-not-allowed");
-    refused("a page that hides", &asked(&gateway, &token, Some("null")), 403, "origin-not-allowed");
+    refused("no page", &asked(&gateway, "/ticket", &token, None), 403, "origin-not-allowed");
+    refused(
+        "a page that hides",
+        &asked(&gateway, "/ticket", &token, Some("null")),
+        403,
+        "origin-not-allowed",
+    );
     refused(
         "no token",
         &gateway.curl("/ticket").method("POST").header("Origin: https://chat.example").send(),
@@ -144,7 +252,12 @@ fn a3_a_ticket_is_made_for_pages_with_a_good_token_only() {
     );
     refused(
         "a token that expired",
-        &asked(&gateway, &bundle.issuer.with("alice", json!({ "exp": 1, "iat": 1, "nbf": 1 })), Some(HERE)),
+        &asked(
+            &gateway,
+            "/ticket",
+            &bundle.issuer.with("alice", json!({ "exp": 1, "iat": 1, "nbf": 1 })),
+            Some(HERE),
+        ),
         401,
         "token-expired",
     );
@@ -152,7 +265,7 @@ fn a3_a_ticket_is_made_for_pages_with_a_good_token_only() {
     for _ in 0..100 {
         ticket(&gateway, &token);
     }
-    let reply = asked(&gateway, &token, Some(HERE));
+    let reply = asked(&gateway, "/ticket", &token, Some(HERE));
     refused("too many", &reply, 429, "too-many-tickets");
     assert!(reply.header("retry-after").is_some(), "{reply:?}");
     ticket(&gateway, &bundle.issuer.token("bob"));
@@ -174,22 +287,4 @@ fn a3_of_many_upgrades_with_one_ticket_one_opens() {
         });
         assert_eq!(outcomes.iter().filter(|status| **status == 101).count(), 1, "{outcomes:?}");
     }
-}
-
-#[test]
-fn s4_a_ticket_of_a_revoked_session_opens_nothing() {
-    let bundle = Bundle::new(RULES);
-    let gateway = Gateway::run(&bundle);
-    let held = ticket(&gateway, &bundle.issuer.token("alice"));
-    let output = sealgate_tests::sealgate(&[
-        &"sessions",
-        &"revoke",
-        &"--control",
-        &gateway.control(),
-        &"--session",
-        &"session-of-alice",
-    ]);
-    assert!(output.status.success(), "{output:?}");
-    refused("revoked", &upgrade(&gateway, "/ws/echo", &held, &origin(HERE)), 401, "revoked");
-    assert_eq!(bundle.upstream.seen().len(), 0);
 }

@@ -10,9 +10,9 @@ use ring::signature::{
     ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair, RSA_PKCS1_SHA256, RSA_PSS_SHA256,
     RsaEncoding, RsaKeyPair, RsaPublicKeyComponents,
 };
-use sealgate_tests::{Bundle, Gateway, Reply, TokenIssuer, now};
+use sealgate_tests::{Bundle, Gateway, Reply, TokenIssuer, changed_object, filled, now};
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 const RULES: &str = r#"
 [session]
@@ -30,6 +30,20 @@ name = "ed"
 issuer = "https://ed.test"
 audience = ["sealgate"]
 algorithms = ["EdDSA"]
+jwks = "file:${state}/jwks.json"
+
+[[issuer]]
+name = "p384"
+issuer = "https://p384.test"
+audience = ["sealgate"]
+algorithms = ["ES384"]
+jwks = "file:${state}/jwks.json"
+
+[[issuer]]
+name = "pss"
+issuer = "https://pss.test"
+audience = ["sealgate"]
+algorithms = ["PS256"]
 jwks = "file:${state}/jwks.json"
 
 [[route]]
@@ -200,21 +214,11 @@ impl Case {
 
     fn token(&self, keys: &Keys) -> String {
         let key = self.key.as_deref().unwrap_or("key-1");
-        let text = |whole: &Option<String>, changes: &Option<String>, without: &[String], good: Value| {
-            let mut object = good.as_object().expect("an object").clone();
-            let changes = keys.filled(changes.as_deref().unwrap_or("{}"));
-            let changes: Map<String, Value> =
-                serde_json::from_str(&changes).unwrap_or_else(|error| panic!("{}: {error}", self.name));
-            object.extend(changes);
-            object.retain(|name, _| !without.contains(name));
-            let object = Value::Object(object).to_string();
-            match whole {
-                Some(whole) => keys.filled(whole).replace("<header>", &object).replace("<claims>", &object),
-                None => object,
-            }
+        let text = |whole: &Option<String>, changes: &Option<String>, without: &[String], good: &Value| {
+            changed_object(good, changes.as_deref(), without, whole.as_deref(), |text| keys.filled(text))
         };
-        let header = text(&self.header_text, &self.header, &self.header_without, keys.header(key));
-        let claims = text(&self.claims_text, &self.claims, &self.claims_without, good_claims("alice"));
+        let header = text(&self.header_text, &self.header, &self.header_without, &keys.header(key));
+        let claims = text(&self.claims_text, &self.claims, &self.claims_without, &good_claims("alice"));
         let signed = format!("{}.{}", encode(&header), encode(&claims));
         let signature = keys.sign(key, &signed);
         let signature = match self.signature.as_deref() {
@@ -444,31 +448,12 @@ impl Keys<'_> {
 
     /// Puts in what stands between `<` and `>`: times, repetitions, keys, good tokens.
     fn filled(&self, text: &str) -> String {
-        let mut filled = String::new();
-        let mut rest = text;
-        while let Some((before, after)) = rest.split_once('<') {
-            let (word, after) = after.split_once('>').unwrap_or_else(|| panic!("no `>` in {text}"));
-            filled.push_str(before);
-            match word {
-                "good" => filled.push_str(&self.good("alice")),
-                "bob" => filled.push_str(&self.good("bob")),
-                "stranger" => filled.push_str(&self.stranger.jwk().to_string()),
-                "key-1" => filled.push_str(&self.issuer.jwk().to_string()),
-                // Filled in later.
-                "header" | "claims" | "token" => filled.push_str(&format!("<{word}>")),
-                _ => match (word.strip_prefix("now"), word.rsplit_once('*')) {
-                    (Some(offset), _) => {
-                        let offset = if offset.is_empty() { 0 } else { offset.parse().expect("seconds") };
-                        filled.push_str(&now().checked_add_signed(offset).expect("a time").to_string());
-                    }
-                    (None, Some((part, count))) => {
-                        filled.push_str(&part.repeat(count.parse().expect("a count")));
-                    }
-                    (None, None) => panic!("<{word}>?"),
-                },
-            }
-            rest = after;
-        }
-        filled + rest
+        filled(text, &["header", "claims", "token"], |word| match word {
+            "good" => Some(self.good("alice")),
+            "bob" => Some(self.good("bob")),
+            "stranger" => Some(self.stranger.jwk().to_string()),
+            "key-1" => Some(self.issuer.jwk().to_string()),
+            _ => None,
+        })
     }
 }
