@@ -11,7 +11,7 @@ use sealgate_policy::{DecisionCache, Denial, Mode, RequestPermit};
 use super::{
     body::{BodyLimits, Fate, RequestBody, ResponseBody},
     exchange::Exchange,
-    headers,
+    headers::{self, Trusted},
     walk::{Answer, Door},
 };
 use crate::{
@@ -62,15 +62,14 @@ pub async fn forward(
         Err(denial) => return Err((denial, exchange)),
     };
     headers::strip_request(&mut parts.headers, identity.is_some());
-    headers::add_trusted(
-        &mut parts.headers,
-        identity.as_deref(),
-        &connection.origin,
-        &target,
-        exchange.id,
-        core.random() as u64,
-    );
-    headers::add_certificate(&mut parts.headers, connection.vouched(&snapshot));
+    let trusted = Trusted {
+        identity: identity.as_deref(),
+        origin: &connection.origin,
+        target: &target,
+        id: exchange.id,
+        span: core.random() as u64,
+        certificate: connection.vouched(&snapshot),
+    };
     let head = Head {
         method: &parts.method,
         path: permit.path(),
@@ -78,6 +77,7 @@ pub async fn forward(
         // HTTP/2 carried it as `:authority`.
         host: &target.authority,
         fields: &parts.headers,
+        added: &|put| trusted.each(put),
     };
     let answered = match core.pool.send(upstream, endpoint, &head, body).await {
         Ok(answered) => answered,

@@ -80,40 +80,40 @@ pub fn strip_request(headers: &mut HeaderMap, token_spent: bool) {
     });
 }
 
-/// Adds what the backend may trust: identity, where the request came from, and its id.
-pub fn add_trusted(
-    headers: &mut HeaderMap,
-    identity: Option<&Identity>,
-    origin: &Origin,
-    target: &Target,
-    id: RequestId,
-    span: u64,
-) {
-    let identity = identity.map_or(&[][..], |identity| &identity.upstream_headers);
-    // At once, so that the map grows once.
-    headers.reserve(identity.len() + 8);
-    for (name, value) in identity {
-        headers.insert(name.clone(), value.clone());
-    }
-    headers.insert(FORWARDED_FOR, origin.address.clone());
-    headers.insert(FORWARDED_HOST, target.authority.clone());
-    headers.insert(FORWARDED_PROTO, HeaderValue::from_static("https"));
-    headers.insert(header::FORWARDED, origin.forwarded.clone());
-    headers.insert(TRACEPARENT, id.traceparent(span));
-    headers.insert(REQUEST_ID, id.header());
+/// What the backend may trust: who asks, where the request came from, its id, and the client's certificate. Its names are among
+/// those that [`strip_request`] takes out.
+pub struct Trusted<'a> {
+    pub identity: Option<&'a Identity>,
+    pub origin: &'a Origin,
+    pub target: &'a Target,
+    pub id: RequestId,
+    /// Names this hop in the trace.
+    pub span: u64,
+    /// RFC 9440; with the thumbprint, by which a backend that looks at tokens itself can check them (RFC 8705 §3.1).
+    pub certificate: Option<(&'a Client, ForwardCertificate)>,
 }
 
-/// Adds what the backend may trust of the client's certificate (RFC 9440), and its thumbprint, by which a backend that looks at tokens
-/// itself can check them (RFC 8705 §3.1).
-pub fn add_certificate(headers: &mut HeaderMap, vouched: Option<(&Client, ForwardCertificate)>) {
-    let Some((client, forward)) = vouched else { return };
-    if forward == ForwardCertificate::None {
-        return;
-    }
-    headers.insert(CLIENT_CERT, client.own());
-    headers.insert(CLIENT_THUMBPRINT, client.thumbprint());
-    if let (ForwardCertificate::Chain, Some(issuers)) = (forward, client.issuers()) {
-        headers.insert(CLIENT_CERT_CHAIN, issuers);
+impl Trusted<'_> {
+    /// Calls `put` with each field.
+    pub fn each(&self, put: &mut dyn FnMut(&HeaderName, &HeaderValue)) {
+        for (name, value) in self.identity.map_or(&[][..], |identity| &identity.upstream_headers) {
+            put(name, value);
+        }
+        put(&FORWARDED_FOR, &self.origin.address);
+        put(&FORWARDED_HOST, &self.target.authority);
+        put(&FORWARDED_PROTO, &HeaderValue::from_static("https"));
+        put(&header::FORWARDED, &self.origin.forwarded);
+        put(&TRACEPARENT, &self.id.traceparent(self.span));
+        put(&REQUEST_ID, &self.id.header());
+        let Some((client, forward)) = self.certificate else { return };
+        if forward == ForwardCertificate::None {
+            return;
+        }
+        put(&CLIENT_CERT, &client.own());
+        put(&CLIENT_THUMBPRINT, &client.thumbprint());
+        if let (ForwardCertificate::Chain, Some(issuers)) = (forward, client.issuers()) {
+            put(&CLIENT_CERT_CHAIN, &issuers);
+        }
     }
 }
 
@@ -274,6 +274,20 @@ mod tests {
         let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, ["accept", "cookie"]);
+    }
+
+    #[test]
+    fn what_is_added_was_taken_out_of_a_clients_fields() {
+        let ours =
+            [FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PROTO, header::FORWARDED, TRACEPARENT, REQUEST_ID];
+        let of_certificates = [CLIENT_CERT, CLIENT_THUMBPRINT, CLIENT_CERT_CHAIN];
+        let mut headers = HeaderMap::new();
+        for name in ours.into_iter().chain(of_certificates).chain(sealgate_policy::IDENTITY_HEADERS) {
+            headers.append(name.clone(), HeaderValue::from_static("forged"));
+            headers.append(name, HeaderValue::from_static("forged again"));
+        }
+        strip_request(&mut headers, false);
+        assert!(headers.is_empty(), "{headers:?}");
     }
 
     #[test]

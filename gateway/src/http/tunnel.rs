@@ -22,7 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::{
     body::ResponseBody,
     exchange::Exchange,
-    headers,
+    headers::{self, Trusted},
     walk::{Answer, Door, verified},
 };
 use crate::{
@@ -231,15 +231,17 @@ async fn connect(
 
     headers::strip_request(&mut parts.headers, identity.is_some());
     parts.headers.remove(header::HOST);
-    headers::add_trusted(
-        &mut parts.headers,
+    let trusted = Trusted {
         identity,
-        &connection.origin,
+        origin: &connection.origin,
         target,
-        exchange.id,
-        core.random() as u64,
-    );
-    headers::add_certificate(&mut parts.headers, connection.vouched(snapshot));
+        id: exchange.id,
+        span: core.random() as u64,
+        certificate: connection.vouched(snapshot),
+    };
+    trusted.each(&mut |name, value| {
+        parts.headers.insert(name, value.clone());
+    });
     let path_and_query = match parts.uri.query() {
         Some(query) => format!("{}?{query}", permit.path()),
         None => permit.path().to_owned(),

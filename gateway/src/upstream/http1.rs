@@ -66,9 +66,14 @@ pub struct Head<'a> {
     pub query: Option<&'a str>,
     /// Written as `Host`.
     pub host: &'a HeaderValue,
-    /// All other fields; `Host` and `Content-Length` among them are passed over.
+    /// The client's fields; `Host` and `Content-Length` among them are passed over.
     pub fields: &'a HeaderMap,
+    /// Calls with each field that we add, of which none stands in `fields`.
+    pub added: &'a Fields<'a>,
 }
+
+/// Fields that are written without a map of them being made.
+pub type Fields<'a> = dyn Fn(&mut dyn FnMut(&HeaderName, &HeaderValue)) + 'a;
 
 impl Head<'_> {
     /// Writes it, with the length of the body.
@@ -101,6 +106,7 @@ impl Head<'_> {
                 field(name, value.as_bytes());
             }
         }
+        (self.added)(&mut |name, value| field(name, value.as_bytes()));
         match length {
             Length::None if matches!(*self.method, Method::POST | Method::PUT | Method::PATCH) => {
                 // RFC 9110 §8.6: such a method is expected to have a body.
@@ -527,13 +533,22 @@ mod tests {
         assert_eq!(content, b"a0123456789");
     }
 
+    const ADDED: HeaderName = HeaderName::from_static("x-b");
+
     fn head<'a>(
         path: &'a str,
         query: Option<&'a str>,
         fields: &'a HeaderMap,
         host: &'a HeaderValue,
     ) -> Head<'a> {
-        Head { method: &Method::POST, path, query, host, fields }
+        Head {
+            method: &Method::POST,
+            path,
+            query,
+            host,
+            fields,
+            added: &|put| put(&ADDED, &HeaderValue::from_static("3")),
+        }
     }
 
     #[test]
@@ -551,8 +566,9 @@ mod tests {
         ] {
             let mut out = Vec::new();
             head("/a", Some("b=c"), &fields, &host).write(length, &mut out).unwrap();
-            let expected =
-                format!("POST /a?b=c HTTP/1.1\r\nhost: chat.example\r\nx-a: 1\r\nx-a: 2\r\n{says}\r\n");
+            let expected = format!(
+                "POST /a?b=c HTTP/1.1\r\nhost: chat.example\r\nx-a: 1\r\nx-a: 2\r\nx-b: 3\r\n{says}\r\n"
+            );
             assert_eq!(String::from_utf8(out).unwrap(), expected);
         }
     }
