@@ -1019,6 +1019,54 @@ default = "deny"
 }
 
 #[test]
+fn limits_of_what_is_under_way_make_sense() {
+    let text = r#"version = 1
+[[upstream]]
+name = "u"
+endpoints = ["unix:/u"]
+[[concurrency]]
+name = "c"
+per = ["subject", "socket"]
+limit = 2
+[[route]]
+name = "open"
+path = "/open"
+methods = ["GET"]
+upstream = "u"
+auth = "none"
+concurrency = ["c", "d"]
+[overload]
+max_memory = "1MiB"
+exempt = ["opn"]
+"#;
+    assert_errors(
+        &[("policy.toml", text)],
+        &[
+            ("policy.toml", 7, 7, "concurrency.c.per", "not by \"message-type\" or \"socket\""),
+            ("policy.toml", 15, 16, "route.open.concurrency[0]", "auth is \"none\""),
+            ("policy.toml", 15, 21, "route.open.concurrency[1]", "unknown concurrency limit `d`"),
+            ("policy.toml", 17, 14, "overload.max_memory", "expected \"16MiB\" to \"999GiB\""),
+            ("policy.toml", 18, 11, "overload.exempt[0]", "did you mean `open`?"),
+        ],
+    );
+    let text = "version = 1\n[[concurrency]]\nname = \"c\"\nper = []\nlimit = 0\n[overload]\nshed_at = 101\n";
+    assert_errors(
+        &[("policy.toml", text)],
+        &[
+            ("policy.toml", 4, 7, "concurrency.c.per", "expected"),
+            ("policy.toml", 5, 9, "concurrency.c.limit", "at least 1"),
+            ("policy.toml", 7, 11, "overload.shed_at", "at most 100"),
+        ],
+    );
+    let fine = "version = 1\n[[upstream]]\nname = \"u\"\nendpoints = [\"unix:/u\"]\n[[concurrency]]\nname = \"c\"\n\
+                per = [\"address\"]\nlimit = 2\n[[route]]\nname = \"open\"\npath = \"/open\"\nmethods = [\"GET\"]\n\
+                upstream = \"u\"\nauth = \"none\"\nconcurrency = [\"c\"]\n[overload]\nmax_in_flight = 9\nexempt = [\"open\"]\n";
+    let policy = Policy::compile(&bundle(&[("policy.toml", fine)]), &BTreeMap::new()).unwrap();
+    assert_eq!((policy.overload().max_in_flight, policy.overload().shed_at), (Some(9), 80));
+    assert!(policy.rules()[0].is_exempt_from_shedding());
+}
+
+#[test]
 fn shared_rates_need_somebody_to_share_with() {
     let text = |rate: &str, shared: bool| {
         let shared = if shared { "[shared]\nredis = [\"redis://r:1\"]\n" } else { "" };
