@@ -258,8 +258,15 @@ fn a_shared_rate_of_messages_holds_within_one_percent_over_three_gateways() {
     assert!((QUOTA..=QUOTA + QUOTA / 100).contains(&passed), "{passed}");
     // What was too much is owed: the rate is no less used up for those who come later.
     let mut late = gateways[0].open("/ws", &token);
-    late.send(frame(0x81, br#"{"type":"say"}"#));
-    assert_eq!(told(&mut late)["reason"], "rate-exceeded");
+    let mut all = passed;
+    loop {
+        late.send(frame(0x81, br#"{"type":"say"}"#));
+        if told(&mut late)["reason"] == "rate-exceeded" {
+            break;
+        }
+        all += 1;
+        assert!(all <= QUOTA + QUOTA / 100, "{passed}, and {all} with those who came later");
+    }
 }
 
 #[test]
