@@ -56,7 +56,7 @@ mod tickets;
 pub use client::{ClientDemand, ClientFacts, ClientTrust, ClientTrustError};
 pub use data::{DataKey, DataKeyError, UnsealError};
 pub use files::{FileError, private_dir, read_private, write_private};
-pub use provider::{ProviderChoice, install_default_provider, provider};
+pub use provider::{ProviderChoice, chacha_first, install_default_provider, is_chacha, provider};
 pub use random::CryptoError;
 pub use server::server_config;
 pub use signing::{SigningKey, SigningKeyError};

@@ -16,10 +16,10 @@ use std::sync::Arc;
 
 use rustls::crypto::aws_lc_rs::{self, cipher_suite, kx_group};
 use rustls::crypto::{CryptoProvider, SupportedKxGroup};
-use rustls::{NamedGroup, SupportedCipherSuite};
+use rustls::{CipherSuite, NamedGroup, SupportedCipherSuite};
 
-/// TLS 1.3 (RFC 8446 §B.4). A server keeps the client's order, since a client without AES instructions puts
-/// ChaCha20-Poly1305 first with good reason.
+/// TLS 1.3 (RFC 8446 §B.4), the most wanted first: the server's order counts. But a client without AES instructions puts
+/// ChaCha20-Poly1305 first with good reason, and gets it: see [`chacha_first`].
 const TLS13_SUITES: [SupportedCipherSuite; 3] = [
     cipher_suite::TLS13_AES_256_GCM_SHA384,
     cipher_suite::TLS13_AES_128_GCM_SHA256,
@@ -77,6 +77,24 @@ pub fn provider(choice: &ProviderChoice) -> Arc<CryptoProvider> {
     Arc::new(CryptoProvider { cipher_suites, kx_groups, ..aws_lc_rs::default_provider() })
 }
 
+/// The same cryptography for a client that wants ChaCha20-Poly1305 most.
+pub fn chacha_first(provider: &CryptoProvider) -> Arc<CryptoProvider> {
+    let mut ours = provider.clone();
+    // Stable: the rest keeps its order.
+    ours.cipher_suites.sort_by_key(|suite| !is_chacha(suite.suite()));
+    Arc::new(ours)
+}
+
+/// Whether a suite is one of ChaCha20-Poly1305.
+pub fn is_chacha(suite: CipherSuite) -> bool {
+    matches!(
+        suite,
+        CipherSuite::TLS13_CHACHA20_POLY1305_SHA256
+            | CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256
+            | CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256
+    )
+}
+
 /// Makes the default [`provider`] that of the process, for libraries that ask for one (Pingora installs ring's
 /// if none is set). Call it first in `main`; the first call in a process wins, later ones do nothing.
 pub fn install_default_provider() {
@@ -132,6 +150,18 @@ mod tests {
             vec![NamedGroup::secp384r1, NamedGroup::FFDHE2048, NamedGroup::X25519, NamedGroup::secp384r1];
         let provider = provider(&ProviderChoice { groups: wanted, tls13_only: false });
         assert_eq!(groups(&provider), [NamedGroup::secp384r1, NamedGroup::X25519]);
+    }
+
+    #[test]
+    fn chacha_can_come_first_and_changes_nothing_else() {
+        let ours = provider(&ProviderChoice::default());
+        let theirs = chacha_first(&ours);
+        assert!(!is_chacha(ours.cipher_suites[0].suite()));
+        assert!(theirs.cipher_suites[..3].iter().all(|suite| is_chacha(suite.suite())));
+        let mut rest = ours.cipher_suites.clone();
+        rest.retain(|suite| !is_chacha(suite.suite()));
+        assert_eq!(theirs.cipher_suites[3..], rest);
+        assert_eq!(groups(&ours), groups(&theirs));
     }
 
     #[test]

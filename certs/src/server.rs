@@ -21,6 +21,7 @@ const TICKETS_PER_HANDSHAKE: usize = 2;
 ///   shared by all cores, and could be filled by strangers. The few clients left on 1.2 pay a full handshake instead.
 /// - **Resumption skips no change** of which client certificates are good: tickets open under the `client` only that
 ///   they were sealed under, and under any other lead to a full handshake.
+/// - **The server's order of suites counts**, which is that of `provider`; see [`chacha_first`](crate::chacha_first).
 /// - **Nothing is cached per connection**, so that an idle one stays small.
 ///
 /// `versions` is any of [`rustls::version::TLS12`] and [`rustls::version::TLS13`]; older ones do not exist in rustls.
@@ -42,6 +43,7 @@ pub fn server_config(
         .with_client_cert_verifier(client.verifier())
         .with_cert_resolver(store);
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    config.ignore_client_order = true;
     config.max_early_data_size = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
@@ -68,7 +70,7 @@ mod tests {
 
     use super::*;
     use crate::testing::{Authority, Clock, ECDSA, RSA, any_provider, handshake};
-    use crate::{ClientDemand, ProviderChoice, provider};
+    use crate::{ClientDemand, ProviderChoice, chacha_first, provider};
 
     const HOUR: u64 = 60 * 60;
     const BOTH: &[&SupportedProtocolVersion] = &[&TLS13, &TLS12];
@@ -259,6 +261,29 @@ mod tests {
         );
         let none = provider(&ProviderChoice { groups: vec![NamedGroup::FFDHE2048], tls13_only: false });
         assert!(server_config(setting.store.clone(), none, BOTH, None, ALPN, &ClientTrust::none()).is_err());
+    }
+
+    #[test]
+    fn the_servers_order_of_suites_counts_and_chacha_comes_to_whom_it_is_for() {
+        use rustls::CipherSuite::{TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256};
+        let setting = Setting::new();
+        let agreed = |client: Vec<_>, ours: Arc<CryptoProvider>| {
+            let mut theirs = Arc::unwrap_or_clone(any_provider());
+            theirs.cipher_suites = client;
+            let client = Arc::new(setting.authority.client(Arc::new(theirs), BOTH));
+            let store = setting.store.clone();
+            let server = server_config(store, ours, BOTH, None, ALPN, &ClientTrust::none()).unwrap();
+            let done = handshake(&client, &Arc::new(server), "chat.example").unwrap();
+            done.server.negotiated_cipher_suite().unwrap().suite()
+        };
+        let (aes, chacha) =
+            (cipher_suite::TLS13_AES_256_GCM_SHA384, cipher_suite::TLS13_CHACHA20_POLY1305_SHA256);
+        let aes_128 = cipher_suite::TLS13_AES_128_GCM_SHA256;
+        assert_eq!(agreed(vec![aes_128, chacha, aes], any_provider()), TLS13_AES_256_GCM_SHA384);
+        assert_eq!(agreed(vec![chacha, aes], any_provider()), TLS13_AES_256_GCM_SHA384);
+        let first = chacha_first(&any_provider());
+        assert_eq!(agreed(vec![chacha, aes], first.clone()), TLS13_CHACHA20_POLY1305_SHA256);
+        assert_eq!(agreed(vec![aes], first), TLS13_AES_256_GCM_SHA384);
     }
 
     #[test]

@@ -421,13 +421,17 @@ fn tls(
     let versions: &[_] = if tls13_only { &[&version::TLS13] } else { &[&version::TLS13, &version::TLS12] };
     let alpn: &[&[u8]] = if policy.connections().http2 { &[b"h2", b"http/1.1"] } else { &[b"http/1.1"] };
     let store = Arc::new(store);
+    let chacha_first = sealgate_keys::chacha_first(&provider);
     let mut zones = Vec::new();
     for (wanted, found) in wanted.client.all().iter().zip(clients) {
         let trust = client_trust(wanted, found, &provider)?;
-        let (store, tickets) = (store.clone(), tickets.clone());
-        let config = sealgate_keys::server_config(store, provider.clone(), versions, tickets, alpn, &trust);
-        let config = config.map(Arc::new).map_err(LoadError::other)?;
-        zones.push(Zone { config, trust, forward: wanted.forward });
+        let config = |provider: &Arc<CryptoProvider>| {
+            let (store, provider, tickets) = (store.clone(), provider.clone(), tickets.clone());
+            let config = sealgate_keys::server_config(store, provider, versions, tickets, alpn, &trust);
+            config.map(Arc::new).map_err(LoadError::other)
+        };
+        let (config, chacha) = (config(&provider)?, config(&chacha_first)?);
+        zones.push(Zone { config, chacha, trust, forward: wanted.forward });
     }
     let mut warnings: Vec<_> = zones.iter().flat_map(|zone| zone.trust.warnings().to_vec()).collect();
     // No error: such a host may be reached through somebody else's proxy, or its certificate may be on its way.

@@ -15,10 +15,10 @@ use std::{
 };
 
 use rustls::{
-    CommonState,
+    CommonState, Error, InvalidMessage,
     client::{ClientConfig, ClientConnectionData, UnbufferedClientConnection},
     pki_types::ServerName,
-    server::{Acceptor, ServerConfig, ServerConnectionData, UnbufferedServerConnection},
+    server::{Acceptor, ClientHello, ServerConfig, ServerConnectionData, UnbufferedServerConnection},
     unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus, WriteTraffic},
 };
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
@@ -119,17 +119,33 @@ impl<I: AsyncRead + AsyncWrite + Unpin> ServerStream<I> {
         TlsStream::new(io, session).shake_hands(&mut []).await
     }
 
-    /// As [`ServerStream::accept`], with the configuration that `choose` has for the name that the client asks for (SNI). If it has
-    /// none, the client gets the alert for that (RFC 6066 §3).
+    /// As [`ServerStream::accept`], with a configuration for clients that want ChaCha20-Poly1305 most (true), or not.
+    ///
+    /// # Errors
+    /// As there, and those of `choose`.
+    pub async fn accept_for(
+        choose: impl FnOnce(bool) -> io::Result<Arc<ServerConfig>>,
+        mut io: I,
+    ) -> io::Result<Self> {
+        let mut first = Vec::with_capacity(LEAST_READ);
+        if io.read_buf(&mut first).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let session = UnbufferedServerConnection::new(choose(wants_chacha(&first))?).map_err(invalid)?;
+        TlsStream::new(io, session).shake_hands(&mut first).await
+    }
+
+    /// As [`ServerStream::accept`], with the configuration that `choose` has for what the client says. If it has none, the client
+    /// gets the alert for a name that nobody has (RFC 6066 §3).
     ///
     /// # Errors
     /// As there, and those of `choose`.
     pub async fn accept_by(
-        choose: impl FnOnce(Option<&str>) -> io::Result<Option<Arc<ServerConfig>>>,
+        choose: impl FnOnce(&Hello) -> io::Result<Option<Arc<ServerConfig>>>,
         mut io: I,
     ) -> io::Result<Self> {
         let mut hello = Vec::new();
-        let config = choose(read_hello(&mut io, &mut hello).await?.as_deref())?;
+        let config = choose(&read_hello(&mut io, &mut hello).await?)?;
         let Some(config) = config else {
             // A fatal unrecognized_name.
             let _ = io.write_all(&[21, 3, 3, 0, 2, 2, 112]).await;
@@ -217,6 +233,7 @@ impl<I, S: Side> TlsStream<I, S> {
                 Ok(_) => return Err(io::Error::other("early data, which we never accept")),
                 Err(error) => {
                     self.fail();
+                    self.say_why(&error);
                     return Err(invalid(error));
                 }
             };
@@ -227,6 +244,22 @@ impl<I, S: Side> TlsStream<I, S> {
         }
         self.incoming = wire.get(at..).unwrap_or_default().to_vec();
         Ok(())
+    }
+
+    /// Sees to it that the alert is the right one, where rustls has none or another.
+    fn say_why(&mut self, error: &Error) {
+        // Before a version is agreed on nothing is encrypted.
+        let is_plain = self.session().protocol_version().is_none();
+        let alert = match (error, self.outgoing.bytes.as_slice()) {
+            // Where no certificate has a signature that the client understands, rustls says access_denied, which means something
+            // else. RFC 8446 §4.1.1 and RFC 5246 §7.4.3 want handshake_failure, and clients and scanners take it for what it is.
+            (Error::General(_), [21, 3, 3, 0, 2, 2, 49]) => 40,
+            // A handshake message that is too long, and records of other kinds between its parts: RFC 8446 §6.2.
+            (Error::InvalidMessage(_), []) if is_plain => 50,
+            (Error::PeerMisbehaved(_), []) if is_plain => 10,
+            _ => return,
+        };
+        self.outgoing = Queue { bytes: vec![21, 3, 3, 0, 2, 2, alert], taken: 0 };
     }
 
     /// Ends both directions after an error, but for what rustls has left to say: the alert, and what came before it.
@@ -452,35 +485,128 @@ impl<I: AsyncRead + AsyncWrite + Unpin, S: Side> AsyncWrite for TlsStream<I, S> 
 /// Most that a client may send before its ClientHello is whole. Those of browsers, with post-quantum shares, have 2 KiB.
 const MOST_HELLO: usize = 64 * 1024;
 
-/// Reads until a ClientHello is whole, and gives the name in it. All that came stands in `hello`, to be read again.
-async fn read_hello<I: AsyncRead + AsyncWrite + Unpin>(
-    io: &mut I,
-    hello: &mut Vec<u8>,
-) -> io::Result<Option<String>> {
-    let mut acceptor = Acceptor::default();
-    let mut seen = 0;
-    loop {
-        hello.reserve(LEAST_READ);
-        if io.read_buf(hello).await? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        while let mut rest @ [_, ..] = hello.get(seen..).unwrap_or_default() {
-            seen += acceptor.read_tls(&mut rest)?;
-            match acceptor.accept() {
+/// What a ClientHello says that decides about the configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hello {
+    /// The name asked for (SNI), lower case.
+    pub name: Option<String>,
+    /// It wants ChaCha20-Poly1305 most.
+    pub wants_chacha: bool,
+    /// It is an ACME server's that validates a name: it offers [`ACME_TLS`] and nothing else (RFC 8737 §3).
+    pub validates: bool,
+}
+
+/// The protocol by which ACME servers validate (RFC 8737 §6.2).
+pub const ACME_TLS: &[u8] = b"acme-tls/1";
+
+/// A ClientHello as it comes.
+#[derive(Default)]
+pub struct HelloReader {
+    acceptor: Acceptor,
+    seen: usize,
+}
+
+/// A ClientHello that is none.
+#[derive(Debug)]
+pub struct NoHello {
+    /// What is wrong with it.
+    pub error: Error,
+    /// What its client is to be told: an alert in its record.
+    pub alert: Vec<u8>,
+}
+
+impl HelloReader {
+    /// Looks at all that has come so far; `None`: more has to come. Not to be asked again after it has answered.
+    ///
+    /// # Errors
+    /// It is no ClientHello.
+    pub fn read(&mut self, came: &[u8]) -> Result<Option<Hello>, NoHello> {
+        while let mut rest @ [_, ..] = came.get(self.seen..).unwrap_or_default() {
+            // From memory, so it cannot fail but for want of room: then what has come is no ClientHello.
+            let Ok(taken) = self.acceptor.read_tls(&mut rest) else { return Err(NoHello::too_long()) };
+            self.seen += taken;
+            match self.acceptor.accept() {
                 Ok(None) => {}
-                Ok(Some(accepted)) => return Ok(accepted.client_hello().server_name().map(str::to_owned)),
-                Err((error, mut alert)) => {
-                    let mut bytes = Vec::new();
-                    alert.write_all(&mut bytes)?;
-                    let _ = io.write_all(&bytes).await;
-                    return Err(invalid(error));
+                Ok(Some(accepted)) => return Ok(Some(Hello::of(&accepted.client_hello()))),
+                Err((error, mut words)) => {
+                    let mut alert = Vec::new();
+                    let _ = words.write_all(&mut alert);
+                    return Err(NoHello::of(error, alert));
                 }
             }
         }
-        if hello.len() > MOST_HELLO {
-            // A fatal decode_error (RFC 8446 §6.2).
-            let _ = io.write_all(&[21, 3, 3, 0, 2, 2, 50]).await;
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the ClientHello is too long"));
+        if came.len() > MOST_HELLO { Err(NoHello::too_long()) } else { Ok(None) }
+    }
+}
+
+impl NoHello {
+    /// `said` is what rustls would say. Here it has often nothing to say, where it has in a whole handshake.
+    fn of(error: Error, said: Vec<u8>) -> Self {
+        use InvalidMessage::{DuplicateExtension, PreSharedKeyIsNotFinalExtension};
+        let alert = match error {
+            // RFC 8446 §4.2 and §4.2.11: illegal_parameter.
+            Error::InvalidMessage(DuplicateExtension(_) | PreSharedKeyIsNotFinalExtension) => 47,
+            // Whoever has said goodbye is not talked to.
+            Error::AlertReceived(_) => return Self { error, alert: Vec::new() },
+            _ if !said.is_empty() => return Self { error, alert: said },
+            Error::InvalidMessage(_) => 50,
+            _ => 10,
+        };
+        Self { error, alert: vec![21, 3, 3, 0, 2, 2, alert] }
+    }
+
+    fn too_long() -> Self {
+        Self::of(Error::InvalidMessage(InvalidMessage::HandshakePayloadTooLarge), Vec::new())
+    }
+}
+
+impl Hello {
+    fn of(hello: &ClientHello<'_>) -> Self {
+        let mut protocols = hello.alpn().into_iter().flatten();
+        let suites = hello.cipher_suites().iter().map(|suite| u16::from(*suite));
+        Self {
+            name: hello.server_name().map(str::to_owned),
+            wants_chacha: chacha_is_first(suites),
+            validates: protocols.next() == Some(ACME_TLS) && protocols.next().is_none(),
+        }
+    }
+}
+
+/// Whether the beginning of a ClientHello, not yet looked at by TLS, wants ChaCha20-Poly1305 most. It only decides which of two
+/// good suites is taken: so where it does not stand in one piece in the first record, or is none, any answer will do.
+#[must_use]
+pub fn wants_chacha(wire: &[u8]) -> bool {
+    // The record's header has 5 bytes, the message's 4; the version 2, the random number 32. Then come the session id, and the
+    // suites, both with their length in front.
+    let suites = wire.get(43..).and_then(<[u8]>::split_first).and_then(|(session, rest)| {
+        let (length, rest) = rest.get(usize::from(*session)..)?.split_first_chunk()?;
+        Some(rest.get(..u16::from_be_bytes(*length).into()).unwrap_or(rest))
+    });
+    let pairs = suites.unwrap_or_default().as_chunks::<2>().0;
+    chacha_is_first(pairs.iter().map(|pair| u16::from_be_bytes(*pair)))
+}
+
+fn chacha_is_first(mut suites: impl Iterator<Item = u16>) -> bool {
+    // Numbers that mean nothing may come before (RFC 8701).
+    let first = suites.find(|suite| suite & 0x0f0f != 0x0a0a);
+    first.is_some_and(|suite| sealgate_keys::is_chacha(suite.into()))
+}
+
+/// Reads until a ClientHello is whole. All that came stands in `came`, to be read again.
+async fn read_hello<I: AsyncRead + AsyncWrite + Unpin>(io: &mut I, came: &mut Vec<u8>) -> io::Result<Hello> {
+    let mut reader = HelloReader::default();
+    loop {
+        came.reserve(LEAST_READ);
+        if io.read_buf(came).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        match reader.read(came) {
+            Ok(Some(hello)) => return Ok(hello),
+            Ok(None) => {}
+            Err(NoHello { error, alert }) => {
+                let _ = io.write_all(&alert).await;
+                return Err(invalid(error));
+            }
         }
     }
 }

@@ -31,6 +31,15 @@ auth = "none"
 client_certificate = "required"
 "#;
 
+const RULES_WITHOUT_CLIENTS: &str = r#"
+[[route]]
+name = "open"
+path = "/open"
+methods = ["GET"]
+upstream = "backend"
+auth = "none"
+"#;
+
 fn start(rules: &str) -> (Bundle, Pki, Gateway) {
     let bundle = Bundle::new("");
     let clients = Pki::new(&bundle.state().join("clients"));
@@ -123,6 +132,80 @@ with tls.wrap_socket(socket.create_connection(("127.0.0.1", int(port))), server_
         print(data.decode())
 "#;
 
+/// NSS, which Firefox has: both versions, with a client certificate and without.
+#[test]
+fn t2_nss_connects_and_shows_its_certificate() {
+    let (bundle, clients, gateway) = start("");
+    // It shows a certificate unasked, if it has one: so there is another database without.
+    let database = |name: &str| format!("sql:{}", bundle.folder().join(name).display());
+    let nss = |program: &str, folder: &str, arguments: &[&str]| {
+        let output = Command::new(program).args(arguments).args(["-d", folder]).output();
+        let output = output.unwrap_or_else(|error| panic!("{program}: {error}: run ./test once"));
+        assert!(output.status.success(), "{program} {arguments:?}: {output:?}");
+    };
+    let (with, without) = (database("with"), database("without"));
+    let ca = gateway.ca().display().to_string();
+    for folder in [&with, &without] {
+        std::fs::create_dir(&folder["sql:".len()..]).unwrap();
+        nss("certutil", folder, &["-N", "--empty-password"]);
+        nss("certutil", folder, &["-A", "-n", "authority", "-t", "C,,", "-i", &ca]);
+    }
+    let bundled = bundle.folder().join("alice.p12");
+    let made = Command::new("openssl")
+        .args(["pkcs12", "-export", "-passout", "pass:", "-name", "alice", "-out"])
+        .arg(&bundled)
+        .arg("-in")
+        .arg(clients.path("alice.pem"))
+        .arg("-inkey")
+        .arg(clients.path("alice.key"))
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    nss("pk12util", &with, &["-i", &bundled.display().to_string(), "-W", ""]);
+    let request = bundle.folder().join("request");
+    std::fs::write(&request, REQUEST).unwrap();
+    for (version, name) in [("tls1.2", "SSL version 3.3"), ("tls1.3", "SSL version 3.4")] {
+        for (shown, status) in [(true, 200), (false, 403)] {
+            let mut client = Command::new("tstclnt");
+            let folder = if shown { &with } else { &without };
+            client.args(["-h", "localhost", "-4", "-p", &gateway.port().to_string(), "-d", folder]);
+            // From a file: at the end of its standard input it turns in circles.
+            client.args(["-V", &format!("{version}:{version}"), "-G", "-v", "-A"]).arg(&request);
+            if shown {
+                client.args(["-n", "alice"]);
+            }
+            let said = run(&mut client, b"", false);
+            assert!(said.contains(&format!("HTTP/1.1 {status}")), "NSS {version}: {said}");
+            assert!(said.contains(name), "NSS {version}: {said}");
+        }
+    }
+}
+
+/// Chromium offers the hybrid and gets it; with TLS 1.2 alone it gets X25519.
+#[test]
+fn t2_chromium_agrees_on_the_post_quantum_hybrid() {
+    let bundle = Bundle::new(RULES_WITHOUT_CLIENTS);
+    bundle.upstream.publish("/open", "<!doctype html><title>A page</title>");
+    let gateway = Gateway::run(&bundle);
+    let chromium = |flags: &[&str]| {
+        let clients = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("clients");
+        let mut command = Command::new(clients.join("venv/bin/python3"));
+        command.arg(clients.join("browser_tls.py")).arg(gateway.url("/open"));
+        let output = command.arg(bundle.pki.path("server.pem")).args(flags).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+    };
+    let modern = chromium(&[]);
+    assert_eq!(modern["status"], 200, "{modern}");
+    assert_eq!(modern["protocol"], "TLS 1.3", "{modern}");
+    assert_eq!(modern["keyExchangeGroup"], "X25519MLKEM768", "{modern}");
+    assert_eq!(modern["http"], "h2", "{modern}");
+    let older = chromium(&["--ssl-version-max=tls1.2"]);
+    assert_eq!(older["status"], 200, "{older}");
+    assert_eq!(older["protocol"], "TLS 1.2", "{older}");
+    assert_eq!(older["keyExchangeGroup"], "X25519", "{older}");
+}
+
 /// Of the groups that the policy allows, rustls takes the one that the client wants most.
 #[test]
 fn the_post_quantum_hybrid_is_negotiated_by_those_that_offer_it() {
@@ -132,6 +215,7 @@ fn the_post_quantum_hybrid_is_negotiated_by_those_that_offer_it() {
         (vec![kx_group::X25519, kx_group::X25519MLKEM768], NamedGroup::X25519),
         (vec![kx_group::SECP384R1, kx_group::X25519], NamedGroup::secp384r1),
         (vec![kx_group::SECP256R1], NamedGroup::secp256r1),
+        (vec![kx_group::X25519MLKEM768], NamedGroup::X25519MLKEM768),
     ] {
         let provider = rustls::crypto::CryptoProvider {
             kx_groups: offered.clone(),
@@ -180,6 +264,17 @@ fn ecdsa_and_rsa_stand_side_by_side_and_the_client_chooses_by_what_it_understand
         assert_eq!(signature(version, "RSA-PSS+SHA256:ECDSA+SHA256"), "ECDSA", "the cheaper first");
         assert_eq!(signature(version, "RSA-PSS+SHA256"), "RSA-PSS");
         assert_eq!(signature(version, "ed25519"), "none");
+        let mut openssl = Command::new("openssl");
+        openssl.args([
+            "s_client",
+            "-connect",
+            &gateway.address().to_string(),
+            version,
+            "-sigalgs",
+            "ed25519",
+        ]);
+        let said = run(&mut openssl, b"", false);
+        assert!(said.contains("alert handshake failure"), "{said}");
     }
 }
 

@@ -139,19 +139,21 @@ async fn shake_hands(
     let tls = if snapshot.tls.by_name() {
         // In a box: few policies ask for certificates by name.
         Box::pin(ServerStream::accept_by(
-            |asked| {
+            |hello| {
+                let asked = hello.name.as_deref();
                 if !snapshot.tls.knows(asked) {
                     return Ok(None);
                 }
                 name = asked.map(Box::from);
-                snapshot.tls.of(asked, port).map(|zone| Some(zone.config.clone())).map_err(missing)
+                let zone = snapshot.tls.of(asked, port).map_err(missing)?;
+                Ok(Some(zone.config(hello.wants_chacha)))
             },
             stream,
         ))
         .await?
     } else {
         let zone = snapshot.tls.of(None, port).map_err(missing)?;
-        ServerStream::accept(zone.config.clone(), stream).await?
+        ServerStream::accept_for(|chacha| Ok(zone.config(chacha)), stream).await?
     };
     let session = tls.session();
     let asked = Asked { name, port };

@@ -13,10 +13,20 @@ use sealgate_policy::{CertificateName, ClientCertificate, ClientZones, ForwardCe
 pub struct Zone {
     /// Their TLS configuration.
     pub config: Arc<ServerConfig>,
+    /// The same for those that want ChaCha20-Poly1305 most.
+    pub chacha: Arc<ServerConfig>,
     /// Which of their certificates are good.
     pub trust: ClientTrust,
     /// What upstreams are told of these.
     pub forward: ForwardCertificate,
+}
+
+impl Zone {
+    /// TLS for a client, by what it wants most.
+    #[must_use]
+    pub fn config(&self, wants_chacha: bool) -> Arc<ServerConfig> {
+        if wants_chacha { self.chacha.clone() } else { self.config.clone() }
+    }
 }
 
 /// TLS for all clients. Part of the snapshot.

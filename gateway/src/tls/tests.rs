@@ -376,3 +376,106 @@ fn a_reader_that_stops_holds_up_the_writer_and_memory_stays_bounded() {
         assert!(ours.outgoing.bytes.len() <= MOST_WRITE + 1024, "{}", ours.outgoing.bytes.len());
     });
 }
+
+/// The first flight of a client with these suites, asking for `name`.
+fn client_hello(suites: Vec<rustls::SupportedCipherSuite>, name: &str, alpn: &[&[u8]]) -> Vec<u8> {
+    let ours = rustls::crypto::aws_lc_rs::default_provider();
+    let provider = rustls::crypto::CryptoProvider { cipher_suites: suites, ..ours };
+    let mut client = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth();
+    client.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    let name = ServerName::try_from(name.to_owned()).unwrap();
+    let mut connection = rustls::ClientConnection::new(Arc::new(client), name).unwrap();
+    let mut wire = Vec::new();
+    connection.write_tls(&mut wire).unwrap();
+    wire
+}
+
+proptest! {
+    /// In whatever pieces it comes, a ClientHello is read as it is; and the quick look agrees with the thorough one.
+    #[test]
+    fn what_a_client_says_first_is_read_in_any_pieces(
+        order in Just((0..9).collect::<Vec<usize>>()).prop_shuffle(),
+        cuts in prop::collection::vec(1..400_usize, 1..8),
+        validates in any::<bool>(),
+        more in prop::collection::vec(any::<u8>(), 0..64),
+    ) {
+        let all = rustls::crypto::aws_lc_rs::ALL_CIPHER_SUITES;
+        let suites: Vec<_> = order.iter().map(|at| all[*at]).collect();
+        let chacha = sealgate_keys::is_chacha(suites[0].suite());
+        let alpn: &[&[u8]] = if validates { &[ACME_TLS] } else { &[b"h2", ACME_TLS] };
+        let hello = client_hello(suites, "Chat.Example", alpn);
+        prop_assert_eq!(wants_chacha(&hello), chacha);
+        let mut wire = hello.clone();
+        wire.extend(more);
+        let mut reader = HelloReader::default();
+        let mut end = 0;
+        for cut in cuts.iter().cycle() {
+            end = wire.len().min(end + cut);
+            // Whatever it says of half of it, it says something.
+            let _ = wants_chacha(&wire[..end]);
+            match reader.read(&wire[..end]).expect("a hello") {
+                Some(read) => {
+                    prop_assert!(end >= hello.len());
+                    let name = Some("chat.example".to_owned());
+                    prop_assert_eq!(read, Hello { name, wants_chacha: chacha, validates });
+                    break;
+                }
+                None => prop_assert!(end < hello.len()),
+            }
+        }
+    }
+}
+
+#[test]
+fn numbers_that_mean_nothing_are_passed_over_and_anything_is_borne() {
+    let hello = |session: &[u8], suites: &[u8]| {
+        let mut wire = vec![0; 43];
+        wire.push(session.len() as u8);
+        wire.extend(session);
+        wire.extend((suites.len() as u16).to_be_bytes());
+        wire.extend(suites);
+        wire
+    };
+    assert!(wants_chacha(&hello(&[], &[0x13, 3])));
+    assert!(wants_chacha(&hello(&[7; 32], &[0x1a, 0x1a, 0xcc, 0xa9, 0x13, 1])));
+    assert!(!wants_chacha(&hello(&[7; 32], &[0x1a, 0x1a, 0x13, 1, 0x13, 3])));
+    // Behind the list stands something else.
+    assert!(!wants_chacha(&[hello(&[], &[0x0a, 0x0a]), vec![0x13, 3]].concat()));
+    for wire in [&[][..], &[0; 43], &[255; 44], &[0; 45], &hello(&[], &[]), &hello(&[], &[0x13])] {
+        assert!(!wants_chacha(wire));
+    }
+}
+
+#[test]
+fn a_client_that_wants_chacha_most_gets_it() {
+    run(async {
+        let (server, _) = configs(&TLS13);
+        let mut chacha = Arc::unwrap_or_clone(server.clone());
+        chacha.alpn_protocols = vec![b"for-chacha".to_vec()];
+        let chacha = Arc::new(chacha);
+        for wanted in [true, false] {
+            let (near, mut far) = duplex(64 * 1024);
+            let mut all = rustls::crypto::aws_lc_rs::ALL_CIPHER_SUITES.to_vec();
+            all.sort_by_key(|suite| sealgate_keys::is_chacha(suite.suite()) != wanted);
+            far.write_all(&client_hello(all, "localhost", &[b"for-chacha"])).await.unwrap();
+            let mut asked = None;
+            let choose = |chacha_first| {
+                asked = Some(chacha_first);
+                Ok(if chacha_first { chacha.clone() } else { server.clone() })
+            };
+            let accepting = ServerStream::accept_for(choose, near);
+            // The client is silent from here on.
+            let waited = tokio::time::timeout(std::time::Duration::from_millis(50), accepting).await;
+            assert!(waited.is_err());
+            assert_eq!(asked, Some(wanted));
+            // A ServerHello came: handshake, and its message of kind 2.
+            let mut head = [0; 6];
+            far.read_exact(&mut head).await.unwrap();
+            assert_eq!((head[0], head[5]), (22, 2));
+        }
+    });
+}
