@@ -319,7 +319,7 @@ fn t2_old_versions_weak_suites_and_weak_groups_get_their_alert() {
     let (_bundle, gateway) = start("");
     let only = |suite: u16| Hello::tls12().suites(&[suite]).wire();
     let ssl2 = [
-        &[0x80, 0x2e, 1, 0, 2, 0, 0x15, 0, 0, 0, 0x10].as_slice(),
+        [0x80, 0x2e, 1, 0, 2, 0, 0x15, 0, 0, 0, 0x10].as_slice(),
         [1, 0, 0x80].repeat(7).as_slice(),
         [7; 16].as_slice(),
     ]
@@ -457,7 +457,7 @@ fn what_is_offered_and_not_wanted_is_not_agreed_on() {
     assert_eq!(hello.extensions.iter().find(|kind| ![VERSIONS, KEY_SHARE].contains(kind)), None);
     // A key from nowhere, with early data: a full handshake.
     let identity = [vec16(b"nobody's ticket").as_slice(), &[0; 4]].concat();
-    let binder = [&[32].as_slice(), [1; 32].as_slice()].concat();
+    let binder = [[32].as_slice(), [1; 32].as_slice()].concat();
     let hello = Hello::tls13()
         .with(EARLY_DATA, Vec::new())
         .with(PRE_SHARED_KEY, [vec16(&identity), vec16(&binder)].concat());
@@ -532,10 +532,10 @@ fn malformed(gateway: &Gateway) {
             ("X25519: 31 bytes", shares(share(29, &[9; 31])), ILLEGAL_PARAMETER),
             (
                 "P-256: not on the curve",
-                p256(&[&[4].as_slice(), [1; 64].as_slice()].concat()),
+                p256(&[[4].as_slice(), [1; 64].as_slice()].concat()),
                 ILLEGAL_PARAMETER,
             ),
-            ("P-256: compressed", p256(&[&[2].as_slice(), [1; 32].as_slice()].concat()), ILLEGAL_PARAMETER),
+            ("P-256: compressed", p256(&[[2].as_slice(), [1; 32].as_slice()].concat()), ILLEGAL_PARAMETER),
             ("a share twice", shares(vec16(&two_shares)), ILLEGAL_PARAMETER),
             (
                 "a key shared ahead that is not the last extension",
@@ -545,7 +545,7 @@ fn malformed(gateway: &Gateway) {
                         PRE_SHARED_KEY,
                         [
                             vec16(&[0, 1, 7, 0, 0, 0, 0]),
-                            vec16(&[&[32].as_slice(), [1; 32].as_slice()].concat()),
+                            vec16(&[[32].as_slice(), [1; 32].as_slice()].concat()),
                         ]
                         .concat(),
                     )
@@ -611,7 +611,7 @@ fn long_hellos_are_hellos_and_early_data_is_passed_over() {
         assert_eq!(endless.answer(), Answer::Alert(DECODE_ERROR));
 
         let identity = [vec16(b"nobody's ticket").as_slice(), &[0; 4]].concat();
-        let binder = [&[32].as_slice(), [1; 32].as_slice()].concat();
+        let binder = [[32].as_slice(), [1; 32].as_slice()].concat();
         let hello = Hello::tls13()
             .with(EARLY_DATA, Vec::new())
             .with(PRE_SHARED_KEY, [vec16(&identity), vec16(&binder)].concat());
@@ -690,6 +690,9 @@ fn in_pieces(gateway: &Gateway) {
     until("all are counted", DEADLINE, counted);
 }
 
+/// What is done to a record on its way.
+type Change<'a> = &'a dyn Fn(&mut Vec<u8>);
+
 /// Ciphertext that was changed, cut or made up ends the connection; no byte of it is a request.
 #[test]
 fn records_that_were_tampered_with_end_the_connection() {
@@ -698,7 +701,7 @@ fn records_that_were_tampered_with_end_the_connection() {
     let versions: [&[&SupportedProtocolVersion]; 2] = [&[&TLS12], &[&TLS13]];
     for version in versions {
         let config = Arc::new(client_config(&bundle.pki.ca(), &["http/1.1"], None, version));
-        let tampered: [(&str, &dyn Fn(&mut Vec<u8>), &str); 5] = [
+        let tampered: [(&str, Change<'_>, &str); 5] = [
             ("a bit of the tag", &|record| *record.last_mut().unwrap() ^= 1, "BadRecordMac"),
             ("a bit of the text", &|record| record[20] ^= 0x80, "BadRecordMac"),
             (
