@@ -39,6 +39,7 @@
 //! # }
 //! ```
 
+mod acme;
 mod aead;
 mod client;
 mod data;
@@ -53,6 +54,7 @@ mod store;
 mod testing;
 mod tickets;
 
+pub use acme::{ACME_TLS, AcmeKeyError, CertificateRequest, certificate_request, validation_config};
 pub use client::{ClientDemand, ClientFacts, ClientTrust, ClientTrustError};
 pub use data::{DataKey, DataKeyError, UnsealError};
 pub use files::{FileError, private_dir, read_private, write_private};

@@ -24,7 +24,7 @@ use tokio::{
 };
 
 use crate::{
-    clock,
+    acme, clock,
     edge::Gateway,
     events,
     limits::LOOK,
@@ -69,6 +69,7 @@ impl AdminService {
         tokio::join!(
             reloader.run(inbox),
             watch_files(bundle, self.gateway.current.clone(), requests.clone()),
+            acme::follow(self.gateway.clone(), requests.clone()),
             reload_on(hangup, requests.clone()),
             control::serve(control, self.gateway.clone(), requests),
             scrape::serve(scrape, self.gateway.clone()),

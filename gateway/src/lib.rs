@@ -3,8 +3,9 @@
 //! A connection enters at [`edge`], becomes requests in [`http`], and perhaps a WebSocket in
 //! [`websocket`]. Whether any of it may pass is for [`sealgate_policy`] to say; [`session`] and
 //! [`limits`] bring the evidence, [`upstream`] knows the way on, [`shared`] what other gateways know, [`events`] what
-//! services revoke. [`reload`] puts policies into force.
+//! services revoke, [`acme`] who issues certificates. [`reload`] puts policies into force.
 
+pub mod acme;
 pub mod admin;
 pub mod audit;
 pub mod cli;

@@ -43,6 +43,9 @@ pub struct Metrics {
     accept_errors: IntCounter,
     handshakes: IntCounterVec,
     handshake_failures: IntCounterVec,
+    plain_requests: IntCounterVec,
+    acme_orders: IntCounterVec,
+    acme_missing: IntGauge,
     requests: IntCounterVec,
     request_seconds: HistogramVec,
     denials: IntCounterVec,
@@ -367,6 +370,29 @@ impl Metrics {
                     &["reason"]
                 )
             ),
+            plain_requests: metric!(
+                r,
+                counters(
+                    "sealgate_plain_requests_total",
+                    "Requests over plain HTTP: redirected, validated (asked by an ACME authority) or refused.",
+                    &["outcome"]
+                )
+            ),
+            acme_orders: metric!(
+                r,
+                counters(
+                    "sealgate_acme_orders_total",
+                    "Certificates that an ACME authority was asked for: issued or failed.",
+                    &["authority", "outcome"]
+                )
+            ),
+            acme_missing: metric!(
+                r,
+                IntGauge::new(
+                    "sealgate_acme_certificates_missing",
+                    "Certificates that an ACME authority is to issue and that are not there; their names are refused."
+                )
+            ),
             requests: metric!(
                 r,
                 counters(
@@ -652,6 +678,22 @@ impl Metrics {
     /// A handshake did not.
     pub fn handshake_failed(&self, reason: &'static str) {
         self.handshake_failures.with_label_values(&[reason]).inc();
+    }
+
+    /// A request over plain HTTP was answered.
+    pub fn plain_request(&self, outcome: &'static str) {
+        self.plain_requests.with_label_values(&[outcome]).inc();
+    }
+
+    /// An ACME authority was asked for a certificate.
+    pub fn acme_order(&self, authority: &str, issued: bool) {
+        let outcome = if issued { "issued" } else { "failed" };
+        self.acme_orders.with_label_values(&[authority, outcome]).inc();
+    }
+
+    /// So many certificates are to be had of ACME authorities and are not there.
+    pub fn acme_missing(&self, count: u64) {
+        self.acme_missing.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// A request was refused.

@@ -5,7 +5,13 @@
 
 mod files;
 
-use std::{collections::BTreeMap, io::Read as _, path::PathBuf, sync::Arc, time::SystemTime};
+use std::{
+    collections::{BTreeMap, HashSet},
+    io::Read as _,
+    path::PathBuf,
+    sync::Arc,
+    time::SystemTime,
+};
 
 use arc_swap::ArcSwap;
 use ring::digest;
@@ -15,7 +21,7 @@ use sealgate_keys::{
     ProviderChoice, TicketKeys,
 };
 use sealgate_policy::{
-    Bundle, CertificateSource, ClientAuthentication, ClientMode, Group, Policy, PolicyError, PolicyErrors,
+    Bundle, CertificateOrigin, ClientAuthentication, ClientMode, Group, Policy, PolicyError, PolicyErrors,
     Source, TlsVersions,
 };
 use serde::{Deserialize, Serialize};
@@ -24,6 +30,7 @@ use zeroize::Zeroizing;
 
 pub use self::files::watch_files;
 use crate::{
+    acme::{Acme, Authority, Wanted},
     clock,
     edge::{Zone, Zones},
     events::EventSource,
@@ -80,6 +87,8 @@ pub struct Snapshot {
     pub files: Vec<PathBuf>,
     /// The servers' certificates.
     pub certificates: Vec<CertificateRow>,
+    /// Certificates that ACME authorities issue, there or not.
+    pub acme: Vec<Wanted>,
     warnings: Vec<String>,
     fingerprint: [u8; 32],
 }
@@ -183,7 +192,11 @@ impl CertificateRow {
 /// What a snapshot is built from, read in one go.
 pub struct Material {
     policy: Policy,
-    certificates: Vec<CertificateEntry>,
+    /// Each with where it comes from.
+    certificates: Vec<(CertificateEntry, String)>,
+    acme: Vec<Wanted>,
+    /// Names of certificates that are to be issued yet, and why they are not there.
+    awaited: Vec<(Vec<String>, String)>,
     clients: Vec<Authorities>,
     shared: Option<Servers>,
     sources: Vec<Arc<EventSource>>,
@@ -225,11 +238,12 @@ impl PolicySource {
                 .ok()
         };
         for source in policy.certificates() {
-            let chain = read("chain", &source.chain);
-            let key = read("key", &source.key);
+            let CertificateOrigin::Given { chain, key } = &source.origin else { continue };
+            let from = format!("chain {chain}, key {key}");
+            let (chain, key) = (read("chain", chain), read("key", key));
             if let (Some(chain), Some(key_pem)) = (chain, key) {
                 let names = source.names.clone();
-                certificates.push(CertificateEntry { names, chain_pem: chain.to_vec(), key_pem });
+                certificates.push((CertificateEntry { names, chain_pem: chain.to_vec(), key_pem }, from));
             }
         }
         let mut read = |source: &Source, most: u64| {
@@ -256,6 +270,31 @@ impl PolicySource {
             clients.push(found);
         }
         let mut read = |source: &Source| read(source, MAX_SECRET_BYTES);
+        let state = PathBuf::from(self.variables.get("state").cloned().unwrap_or_default());
+        let authorities =
+            policy.acme().iter().map(|acme| Authority::read(acme, &state, &mut read).map(Arc::new));
+        let (mut acme, mut awaited) = (Vec::new(), Vec::new());
+        match authorities.collect::<Result<Vec<_>, _>>() {
+            Ok(authorities) => {
+                for source in policy.certificates() {
+                    let CertificateOrigin::Acme(index) = source.origin else { continue };
+                    let Some(authority) = authorities.get(index) else { continue };
+                    match Wanted::read(authority, &source.names) {
+                        Ok((wanted, entry)) => {
+                            acme.push(wanted);
+                            match entry {
+                                Ok(entry) => {
+                                    certificates.push((entry, format!("acme {}", authority.policy.name)));
+                                }
+                                Err(why) => awaited.push((source.names.clone(), why)),
+                            }
+                        }
+                        Err(message) => errors.push(Fault::Other { message }),
+                    }
+                }
+            }
+            Err(message) => errors.push(Fault::Other { message }),
+        }
         let mut sources = Vec::new();
         for source in policy.revocation_sources() {
             match EventSource::read(source, &mut read) {
@@ -291,11 +330,16 @@ impl PolicySource {
         if !errors.is_empty() {
             return Err(LoadError { errors });
         }
+        for (entry, _) in &certificates {
+            fingerprint.update(&entry.chain_pem);
+        }
         let mut digest = [0; 32];
         digest.copy_from_slice(fingerprint.finish().as_ref());
         Ok(Material {
             policy,
             certificates,
+            acme,
+            awaited,
             clients,
             shared,
             sources,
@@ -323,7 +367,8 @@ impl Material {
     ///
     /// Every fault that was found.
     pub fn check(self) -> Result<Checked, LoadError> {
-        let (_, certificates, mut warnings) = tls(&self.policy, self.certificates, &self.clients, None)?;
+        let certificates = (self.certificates, self.awaited);
+        let (_, certificates, mut warnings) = tls(&self.policy, certificates, &self.clients, None)?;
         let now = clock::unix_now();
         warnings.extend(certificates.iter().filter_map(|row| row.alarm(now)));
         Ok(Checked { policy: self.policy, certificates, warnings })
@@ -331,10 +376,20 @@ impl Material {
 
     /// Builds the snapshot: TLS, upstreams, keys of issuers, rates, counters.
     async fn build(self, gateway: &Outliving, previous: Option<&Snapshot>) -> Result<Snapshot, LoadError> {
-        let Self { policy, certificates: entries, clients, shared, sources, lists, fingerprint, files } =
-            self;
+        let Self {
+            policy,
+            certificates: entries,
+            acme,
+            awaited,
+            clients,
+            shared,
+            sources,
+            lists,
+            fingerprint,
+            files,
+        } = self;
         let tickets = policy.tls().tickets.then(|| gateway.tickets.clone());
-        let tls = tls(&policy, entries, &clients, tickets);
+        let tls = tls(&policy, (entries, awaited), &clients, tickets);
         let upstreams = Upstreams::build(
             policy.upstreams(),
             previous.map(|snapshot| &snapshot.upstreams),
@@ -380,6 +435,7 @@ impl Material {
             upstreams,
             answers: AnswerFields::of(&policy),
             certificates,
+            acme,
             warnings,
             files,
             fingerprint,
@@ -388,15 +444,18 @@ impl Material {
     }
 }
 
+/// Certificates, each with where it comes from, and the names of those that are not there yet, each with why.
+type Certificates = (Vec<(CertificateEntry, String)>, Vec<(Vec<String>, String)>);
+
 type Tls = (Zones, Vec<CertificateRow>, Vec<String>);
 
 fn tls(
     policy: &Policy,
-    certificates: Vec<CertificateEntry>,
+    (certificates, awaited): Certificates,
     clients: &[Authorities],
     tickets: Option<Arc<TicketKeys>>,
 ) -> Result<Tls, LoadError> {
-    if certificates.is_empty() {
+    if certificates.is_empty() && awaited.is_empty() {
         return Err(LoadError::other("policy.toml: no [[certificate]]: nobody could connect"));
     }
     let wanted = policy.tls();
@@ -408,10 +467,11 @@ fn tls(
         Group::Secp384r1 => NamedGroup::secp384r1,
     });
     let provider = sealgate_keys::provider(&ProviderChoice { groups: groups.collect(), tls13_only });
+    let (certificates, from): (Vec<_>, Vec<_>) = certificates.into_iter().unzip();
     let store = CertificateStore::build(certificates, &provider, SystemTime::now()).map_err(|faults| {
         let errors = faults.into_iter().map(|fault| Fault::Other {
-            message: match policy.certificates().get(fault.entry) {
-                Some(CertificateSource { chain, key, .. }) => format!("{fault} (chain {chain}, key {key})"),
+            message: match from.get(fault.entry) {
+                Some(from) => format!("{fault} ({from})"),
                 None => fault.to_string(),
             },
         });
@@ -435,12 +495,21 @@ fn tls(
     }
     let mut warnings: Vec<_> = zones.iter().flat_map(|zone| zone.trust.warnings().to_vec()).collect();
     // No error: such a host may be reached through somebody else's proxy, or its certificate may be on its way.
-    let uncovered = policy.hosts().into_iter().filter(|host| !covered(&store, host));
+    let missing: HashSet<String> = awaited.iter().flat_map(|(names, _)| names.iter().cloned()).collect();
+    warnings.extend(awaited.iter().map(|(names, why)| {
+        format!(
+            "no certificate for {} yet: {why}; these names are refused until there is one",
+            names.join(", ")
+        )
+    }));
+    let uncovered =
+        policy.hosts().into_iter().filter(|host| !covered(&store, host) && !missing.contains(host));
     warnings.extend(
         uncovered.map(|host| format!("no certificate is for `{host}`, which a rule has for its host")),
     );
     let refuses = policy.tls().refuse_unknown_names;
-    let zones = Zones::new(policy.tls().client.clone(), zones, store, refuses).map_err(LoadError::other)?;
+    let zones =
+        Zones::new(policy.tls().client.clone(), zones, store, refuses, missing).map_err(LoadError::other)?;
     Ok((zones, rows, warnings))
 }
 
@@ -516,6 +585,8 @@ pub struct Outliving {
     pub endpoints: EndpointIds,
     /// Keys of TLS 1.3 tickets.
     pub tickets: Arc<TicketKeys>,
+    /// Certificates that are to be had of ACME authorities.
+    pub acme: Arc<Acme>,
     /// Fetches issuers' keys.
     pub keys: Arc<KeyFetcher>,
     /// The generation in force; cores judge their open sockets anew when it changes.
@@ -531,6 +602,8 @@ pub enum Cause {
     Signal,
     /// A file changed.
     FileChange,
+    /// An ACME authority has issued a certificate.
+    Certificate,
 }
 
 /// What a reload led to.

@@ -485,6 +485,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin, S: Side> AsyncWrite for TlsStream<I, S> 
 /// Most that a client may send before its ClientHello is whole. Those of browsers, with post-quantum shares, have 2 KiB.
 const MOST_HELLO: usize = 64 * 1024;
 
+pub use sealgate_keys::ACME_TLS;
+
 /// What a ClientHello says that decides about the configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hello {
@@ -495,9 +497,6 @@ pub struct Hello {
     /// It is an ACME server's that validates a name: it offers [`ACME_TLS`] and nothing else (RFC 8737 §3).
     pub validates: bool,
 }
-
-/// The protocol by which ACME servers validate (RFC 8737 §6.2).
-pub const ACME_TLS: &[u8] = b"acme-tls/1";
 
 /// A ClientHello as it comes.
 #[derive(Default)]

@@ -38,6 +38,8 @@ pub enum Denial {
     NoRoute,
     /// No rule serves this host, or the host is not the one this connection was opened for (RFC 9110 §15.5.20).
     Misdirected,
+    /// A WebSocket without TLS.
+    PlainHttp,
     /// The path exists, the method does not.
     MethodNotAllowed {
         /// Ready `Allow` header value.
@@ -348,6 +350,7 @@ impl Denial {
         "query-not-allowed",
         "no-route",
         "misdirected",
+        "plain-http",
         "method-not-allowed",
         "upgrade-required",
         "no-websocket",
@@ -434,6 +437,7 @@ impl Denial {
 
             Self::NoRoute                 => row("no-route",                404, 1008, "No such resource"),
             Self::Misdirected             => row("misdirected",             421, 1008, "Misdirected request"),
+            Self::PlainHttp               => row("plain-http",              403, 1008, "HTTPS only"),
             Self::MethodNotAllowed { .. } => row("method-not-allowed",      405, 1008, "Method not allowed"),
             Self::UpgradeRequired         => row("upgrade-required",        426, 1008, "WebSocket only"),
             Self::NoWebsocket             => row("no-websocket",            404, 1008, "No WebSocket here"),
@@ -562,6 +566,7 @@ impl Denial {
             Self::QueryNotAllowed => "this resource takes no query".into(),
             Self::NoRoute => "there is nothing at this path".into(),
             Self::Misdirected => "this host is not served on this connection".into(),
+            Self::PlainHttp => "this is served over TLS only".into(),
             Self::MethodNotAllowed { allow } => format!("allowed here: {allow}").into(),
             Self::UpgradeRequired => "this resource is a WebSocket".into(),
             Self::NoWebsocket => "this resource is not a WebSocket".into(),
@@ -816,6 +821,7 @@ mod tests {
             Denial::QueryNotAllowed,
             Denial::NoRoute,
             Denial::Misdirected,
+            Denial::PlainHttp,
             Denial::MethodNotAllowed { allow: "GET".into() },
             Denial::UpgradeRequired,
             Denial::NoWebsocket,

@@ -76,6 +76,8 @@ pub(crate) struct Document {
     #[serde(default)]
     pub(crate) certificate: Vec<CertificateDocument>,
     #[serde(default)]
+    pub(crate) acme: Vec<AcmeDocument>,
+    #[serde(default)]
     pub(crate) issuer: Vec<IssuerDocument>,
     #[serde(default)]
     pub(crate) session: SessionDocument,
@@ -325,7 +327,7 @@ pub(crate) enum ReferrerPolicyDocument {
     StrictOriginWhenCrossOrigin,
 }
 
-/// A certificate chain and its key.
+/// A certificate: a chain and its key, or one that an ACME authority issues.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "certificate")]
@@ -333,9 +335,61 @@ pub(crate) struct CertificateDocument {
     /// Names it answers for, exact or "*.example.com"; none: the default certificate.
     #[serde(default)]
     pub(crate) names: Vec<String>,
-    /// PEM chain, leaf first: "file:PATH" or "env:NAME".
-    pub(crate) chain: String,
-    /// PEM private key: "file:PATH" or "env:NAME".
+    /// PEM chain, leaf first: "file:PATH" or "env:NAME". Together with key.
+    pub(crate) chain: Option<String>,
+    /// PEM private key: "file:PATH" or "env:NAME". Together with chain.
+    pub(crate) key: Option<String>,
+    /// Name of the [[acme]] that issues it, instead of chain and key. It is for all names, 1 to 100 exact ones, with a key (P-256) of its
+    /// own; until it is there, clients that ask for them are refused.
+    pub(crate) acme: Option<String>,
+}
+
+/// An authority that issues certificates by ACME (RFC 8555), such as Let's Encrypt. Accounts and certificates stand in `acme/` of the
+/// state folder; certificates are renewed in the background.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "acme")]
+pub(crate) struct AcmeDocument {
+    /// What certificates refer to it by.
+    pub(crate) name: NameText,
+    /// "https:" URL of its directory.
+    pub(crate) directory: String,
+    /// Whom it may write to, "mailto:ADDRESS"; default nobody.
+    #[serde(default)]
+    pub(crate) contact: Vec<String>,
+    /// Has to be true: whoever runs the gateway agrees to the authority's terms of service.
+    pub(crate) terms_agreed: bool,
+    /// PEM of the authorities that its server is trusted by: "file:PATH" or "env:NAME"; default the system's.
+    pub(crate) ca: Option<String>,
+    /// How names are validated, the first choice first; after a failure the next one is tried. "tls-alpn-01" comes to port 443 (RFC
+    /// 8737), "http-01" to port 80 (--http). Default both, in this order.
+    #[schemars(length(min = 1))]
+    pub(crate) challenges: Option<Vec<AcmeChallengeDocument>>,
+    /// An account elsewhere that the authority's is bound to (RFC 8555 §7.3.4).
+    pub(crate) external_account: Option<ExternalAccountDocument>,
+    /// Renewal is due when so much is left of a certificate, "1h" to "365d"; default a third of its time. Where the authority has advice
+    /// of its own (ARI, RFC 9773), that counts instead.
+    pub(crate) renew_before: Option<DurationText>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[schemars(rename = "acme-challenge")]
+pub(crate) enum AcmeChallengeDocument {
+    #[serde(rename = "http-01")]
+    Http,
+    #[serde(rename = "tls-alpn-01")]
+    TlsAlpn,
+}
+
+/// External account binding.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "external-account")]
+pub(crate) struct ExternalAccountDocument {
+    /// Key id that the authority gave.
+    #[schemars(length(min = 1))]
+    pub(crate) id: String,
+    /// The key that it gave, in base64url: "file:PATH" or "env:NAME".
     pub(crate) key: String,
 }
 

@@ -48,11 +48,12 @@ pub use permit::{
     TunnelPermit, settle, settle_message, settle_renewal,
 };
 pub use policy::{
-    Algorithm, AuditPolicy, AuditRequests, Balance, CertificateSource, ClaimNames, Concurrency,
-    ConcurrencyIndex, ConnectionPolicy, DpopPolicy, Endpoint, Group, HeaderPolicy, Health, Issuer,
-    JwksSource, ListsPolicy, Mode, OnLoss, OnRateError, OverloadPolicy, Penalty, PenaltyIndex, Policy, Rate,
-    RateFacts, RateIndex, RateKey, RevocationSource, RuleId, Sender, SessionLimit, SessionPolicy, SharedMode,
-    SharedPolicy, SharedServer, Source, TlsPolicy, TlsVersions, Upstream, UpstreamIndex, UpstreamTls,
+    AcmeAuthority, AcmeChallenge, Algorithm, AuditPolicy, AuditRequests, Balance, CertificateOrigin,
+    CertificateSource, ClaimNames, Concurrency, ConcurrencyIndex, ConnectionPolicy, DpopPolicy, Endpoint,
+    ExternalAccount, Group, HeaderPolicy, Health, Issuer, JwksSource, ListsPolicy, Mode, OnLoss, OnRateError,
+    OverloadPolicy, Penalty, PenaltyIndex, Policy, Rate, RateFacts, RateIndex, RateKey, RevocationSource,
+    RuleId, Sender, SessionLimit, SessionPolicy, SharedMode, SharedPolicy, SharedServer, Source, TlsPolicy,
+    TlsVersions, Upstream, UpstreamIndex, UpstreamTls,
 };
 pub use rule::{
     AtLimit, Authentication, BodyRule, Compression, LogoutRule, MaxOpen, OnRefusal, RenewRule, Rule,

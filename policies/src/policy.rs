@@ -25,6 +25,7 @@ pub struct Policy {
     pub(crate) connections: ConnectionPolicy,
     pub(crate) headers: HeaderPolicy,
     pub(crate) certificates: Vec<CertificateSource>,
+    pub(crate) acme: Vec<AcmeAuthority>,
     pub(crate) issuers: Vec<Issuer>,
     pub(crate) session: SessionPolicy,
     pub(crate) dpop: DpopPolicy,
@@ -66,6 +67,11 @@ impl Policy {
     /// Server certificates, in the file's order.
     pub fn certificates(&self) -> &[CertificateSource] {
         &self.certificates
+    }
+
+    /// Authorities that issue certificates by ACME; [`CertificateOrigin::Acme`] points into this slice.
+    pub fn acme(&self) -> &[AcmeAuthority] {
+        &self.acme
     }
 
     /// Token issuers.
@@ -256,14 +262,63 @@ pub struct HeaderPolicy {
     pub remove: Vec<HeaderName>,
 }
 
-/// `[[certificate]]`: one chain and its key.
+/// `[[certificate]]`: one chain and its key, or whom they are to be had of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateSource {
     /// Names it answers for, exact or `*.example.com`, lower case; empty for the default certificate.
     pub names: Vec<String>,
-    /// PEM chain, leaf first.
-    pub chain: Source,
-    /// PEM private key.
+    /// Where it comes from.
+    pub origin: CertificateOrigin,
+}
+
+/// Where a certificate comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CertificateOrigin {
+    /// Somebody puts it there.
+    Given {
+        /// PEM chain, leaf first.
+        chain: Source,
+        /// PEM private key.
+        key: Source,
+    },
+    /// The place in [`Policy::acme`] of the authority that issues it. It then has 1 to 100 names, all exact.
+    Acme(usize),
+}
+
+/// `[[acme]]`: an authority that issues certificates (RFC 8555).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AcmeAuthority {
+    /// Name in logs, metrics and the state folder.
+    pub name: Arc<str>,
+    /// `https:` URL of its directory.
+    pub directory: String,
+    /// Whom it may write to, `mailto:` URLs.
+    pub contact: Vec<String>,
+    /// PEM of the authorities that its server is trusted by; `None` for the system's.
+    pub ca: Option<Source>,
+    /// How names are validated, the first choice first; never empty.
+    pub challenges: Vec<AcmeChallenge>,
+    /// An account elsewhere that the authority's is bound to.
+    pub external_account: Option<ExternalAccount>,
+    /// Renewal is due when so much is left of a certificate. 1 h to 365 d; `None`: a third of its time.
+    pub renew_before: Option<Duration>,
+}
+
+/// How an authority sees that a name is ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum AcmeChallenge {
+    /// `http-01`: over plain HTTP, port 80 (RFC 8555 §8.3).
+    Http,
+    /// `tls-alpn-01`: over TLS, port 443 (RFC 8737).
+    TlsAlpn,
+}
+
+/// External account binding (RFC 8555 §7.3.4).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExternalAccount {
+    /// Key id.
+    pub id: String,
+    /// Key, base64url.
     pub key: Source,
 }
 

@@ -16,12 +16,15 @@ use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header};
 use http_body_util::BodyExt;
 use ring::digest::{SHA256, digest};
+use rustls::SignatureScheme;
+use rustls::server::{Acceptor, ResolvesServerCert};
 use sealgate::edge::guard::{FrameGuard, GuardFault, RequestGuard};
 use sealgate::events::read_lines;
 use sealgate::session::{
     self, Asked, DPOP, KeyFetcher, Proofs, Tickets, TokenCache, Verifier, bearer, decode, encode,
     logout_token, read_journal,
 };
+use sealgate::tls::{Hello, HelloReader, wants_chacha};
 use sealgate::upstream::http1::{Read, read_answer};
 use sealgate::websocket::deflate::{Agreed, InflateError, Inflater, RATIO_FLOOR};
 use sealgate::websocket::frame::Sender;
@@ -29,6 +32,7 @@ use sealgate::websocket::handshake::{
     BEARER_PREFIX, Expected, MAX_SUBPROTOCOLS, Offer, accept_for, offered_subprotocols, read_response,
 };
 use sealgate::websocket::message::{Assembler, Forward, Scratch, Step, WireFault};
+use sealgate_keys::{CertificateEntry, CertificateStore, ProviderChoice};
 use sealgate_policy::{
     Binding, Bundle, DecisionCache, Denial, Evidence, Identity, IdentityParts, LogoutRule, MessageKind,
     Policy, ProofFault, RequestFacts, RequestPermit, TunnelLimits, settle,
@@ -43,7 +47,7 @@ use crate::tokens::now;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 20] = [
+pub const TARGETS: [Target; 22] = [
     ("websocket_frames", websocket_frames),
     ("inflate", inflate),
     ("extension_offer", extension_offer),
@@ -64,6 +68,8 @@ pub const TARGETS: [Target; 20] = [
     ("json", json),
     ("request_guard", request_guard),
     ("frame_guard", frame_guard),
+    ("client_hello", client_hello),
+    ("certificate_choice", certificate_choice),
 ];
 
 const LIMITS: TunnelLimits = TunnelLimits {
@@ -1146,4 +1152,148 @@ pub fn frame_guard(data: &[u8]) {
     for cut in [1, 5, 9, 64] {
         assert_eq!(judged(cut), whole, "cut by {cut}");
     }
+}
+
+/// What came of bytes that should be a ClientHello.
+#[derive(Debug, PartialEq, Eq)]
+enum HelloReading {
+    Hello(Hello),
+    Refused,
+    More,
+}
+
+/// What a client says first.
+///
+/// However it is cut, it comes to the same; what is none gets one alert or nothing; the quick look at the suites says what the
+/// thorough one does; and the certificate that is chosen is the one for the name, with a signature that the client understands.
+pub fn client_hello(data: &[u8]) {
+    let whole = read_hello(data, data.len().max(1));
+    // In pieces that are many, but not so many that it takes for ever.
+    assert_eq!(whole, read_hello(data, data.len() / 512 + 1), "it was cut differently");
+    let HelloReading::Hello(hello) = whole else {
+        let _ = wants_chacha(data);
+        return;
+    };
+    let length = u32::from_be_bytes([0, data[6], data[7], data[8]]) as usize;
+    if usize::from(u16::from_be_bytes([data[3], data[4]])) >= 4 + length {
+        assert_eq!(wants_chacha(data), hello.wants_chacha, "the quick look is wrong");
+    }
+    assert!(hello.name.as_ref().is_none_or(|name| *name == name.to_ascii_lowercase()));
+    chosen_as_it_should_be(data, hello.name.as_deref());
+}
+
+fn read_hello(data: &[u8], step: usize) -> HelloReading {
+    let mut reader = HelloReader::default();
+    let mut end = 0;
+    while end < data.len() {
+        end = data.len().min(end + step);
+        match reader.read(&data[..end]) {
+            Ok(Some(hello)) => return HelloReading::Hello(hello),
+            Ok(None) => {}
+            Err(refused) => {
+                let alert = refused.alert;
+                assert!(matches!(alert[..], [] | [21, 3, _, 0, 2, 1 | 2, _]), "{alert:?}");
+                return HelloReading::Refused;
+            }
+        }
+    }
+    HelloReading::More
+}
+
+/// Names, and whether the key is RSA, of the certificates that are chosen from: in the order of the store's entries.
+const CERTIFICATES: [(&[&str], bool); 4] = [
+    (&["chat.example", "other.example"], false),
+    (&["chat.example"], true),
+    (&["*.chat.example"], false),
+    // The default.
+    (&[], true),
+];
+
+/// The store, and the certificates as they go over the wire.
+static STORE: LazyLock<(CertificateStore, Vec<Vec<u8>>)> = LazyLock::new(|| {
+    let mut leaves = Vec::new();
+    let entries = CERTIFICATES.map(|(names, rsa)| {
+        let key = if rsa {
+            rcgen::KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048)
+        } else {
+            rcgen::KeyPair::generate()
+        };
+        let key = key.expect("a key");
+        let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+        let certificate = rcgen::CertificateParams::new(names.clone()).expect("names");
+        let certificate = certificate.self_signed(&key).expect("a certificate");
+        leaves.push(certificate.der().to_vec());
+        let key_pem = key.serialize_pem().into_bytes().into();
+        CertificateEntry { names, chain_pem: certificate.pem().into_bytes(), key_pem }
+    });
+    let provider = sealgate_keys::provider(&ProviderChoice::default());
+    let store = CertificateStore::build(entries.into(), &provider, std::time::SystemTime::now());
+    (store.expect("a store"), leaves)
+});
+
+/// Against a second, slower way to choose.
+fn chosen_as_it_should_be(hello: &[u8], name: Option<&str>) {
+    let (store, leaves) = &*STORE;
+    let mut acceptor = Acceptor::default();
+    let mut rest = hello;
+    let accepted = loop {
+        acceptor.read_tls(&mut rest).expect("it was read before");
+        if let Some(accepted) = acceptor.accept().unwrap_or_else(|_| panic!("it was read before")) {
+            break accepted;
+        }
+    };
+    let schemes = accepted.client_hello().signature_schemes().to_vec();
+    let chosen = store.resolve(accepted.client_hello());
+    let chosen = chosen.map(|key| leaves.iter().position(|leaf| *leaf == *key.cert[0]).expect("one of ours"));
+
+    let with = |wanted: &str| (0..4).filter(|at| CERTIFICATES[*at].0.contains(&wanted)).collect::<Vec<_>>();
+    let mut candidates = name.map(with).unwrap_or_default();
+    if candidates.is_empty()
+        && let Some((_, parent)) = name.and_then(|name| name.split_once('.'))
+    {
+        candidates = with(&format!("*.{parent}"));
+    }
+    if candidates.is_empty() {
+        candidates = vec![3];
+    }
+    use SignatureScheme::{
+        ECDSA_NISTP256_SHA256, RSA_PKCS1_SHA256, RSA_PKCS1_SHA384, RSA_PKCS1_SHA512, RSA_PSS_SHA256,
+        RSA_PSS_SHA384, RSA_PSS_SHA512,
+    };
+    let understood = |at: &usize| {
+        schemes.iter().any(|scheme| match scheme {
+            ECDSA_NISTP256_SHA256 => !CERTIFICATES[*at].1,
+            RSA_PKCS1_SHA256 | RSA_PKCS1_SHA384 | RSA_PKCS1_SHA512 | RSA_PSS_SHA256 | RSA_PSS_SHA384
+            | RSA_PSS_SHA512 => CERTIFICATES[*at].1,
+            _ => false,
+        })
+    };
+    assert_eq!(chosen, candidates.into_iter().find(understood), "{name:?} with {schemes:?}");
+}
+
+/// A name and signatures, in a ClientHello made of them: the first byte says how many signatures there are (2 bytes each), the rest
+/// is the name.
+///
+/// As [`client_hello`], which rarely gets so far by itself.
+pub fn certificate_choice(data: &[u8]) {
+    let Some((count, rest)) = data.split_first() else { return };
+    let (schemes, name) = rest.split_at((usize::from(*count) * 2).min(rest.len() & !1));
+    let sized = |bytes: &[u8]| [&(bytes.len() as u16).to_be_bytes(), bytes].concat();
+    let extension = |kind: u16, body: &[u8]| [&kind.to_be_bytes()[..], &sized(body)].concat();
+    let name = [&[0][..], &sized(&name[..name.len().min(300)])].concat();
+    let extensions = [
+        extension(0, &sized(&name)),
+        extension(10, &[0, 2, 0, 29]),
+        extension(13, &sized(schemes)),
+        extension(23, &[]),
+    ];
+    let mut body = vec![3, 3];
+    body.extend([7; 32]);
+    body.push(0);
+    body.extend(sized(&[0xc0, 0x2b, 0xc0, 0x2f]));
+    body.extend([1, 0]);
+    body.extend(sized(&extensions.concat()));
+    let length = (body.len() as u32).to_be_bytes();
+    let message = [&[1], &length[1..], &body].concat();
+    client_hello(&[&[22, 3, 1][..], &sized(&message)].concat());
 }

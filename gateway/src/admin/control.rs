@@ -44,6 +44,12 @@ pub enum Command {
     Status,
     /// Say which certificates are served.
     Certificates,
+    /// Ask ACME authorities for certificates now.
+    Renew {
+        /// Those that have this name; default all.
+        #[serde(default)]
+        name: Option<String>,
+    },
     /// Say whose sockets are open, one page.
     Sessions {
         /// Name or `iss` of an issuer: only its subjects.
@@ -117,6 +123,11 @@ pub enum Answer {
     Certificates {
         /// In the policy's order.
         certificates: Vec<CertificateRow>,
+    },
+    /// Certificates are asked for.
+    Renewing {
+        /// How many.
+        certificates: usize,
     },
     /// Whose sockets are open.
     Sessions(SessionPage),
@@ -242,6 +253,7 @@ async fn obey(command: Command, gateway: &Gateway, requests: &mpsc::Sender<Reque
         Command::Certificates => {
             Answer::Certificates { certificates: gateway.current.load().certificates.clone() }
         }
+        Command::Renew { name } => renew(gateway, name),
         Command::Sessions { issuer, subject, after, limit } => {
             let limit = limit.unwrap_or(100);
             if !(1..=MAX_PAGE).contains(&limit) {
@@ -272,6 +284,20 @@ async fn obey(command: Command, gateway: &Gateway, requests: &mpsc::Sender<Reque
             }
         }
     }
+}
+
+/// Has certificates asked for now; says how many, or that there is none to ask for.
+fn renew(gateway: &Gateway, name: Option<String>) -> Answer {
+    let snapshot = gateway.current.load();
+    let wanted = |names: &[String]| name.as_ref().is_none_or(|name| names.contains(name));
+    let certificates = snapshot.acme.iter().filter(|it| wanted(&it.names)).count();
+    if certificates == 0 {
+        return Answer::Refused { message: "no [[certificate]] with acme has that name".to_owned() };
+    }
+    if !gateway.outliving.acme.hurry(name) {
+        return Answer::Refused { message: "too much was asked for already; try again".to_owned() };
+    }
+    Answer::Renewing { certificates }
 }
 
 fn block(gateway: &Gateway, address: IpAddr, ttl: u64) -> Answer {

@@ -19,6 +19,18 @@ pub enum CertsCommand {
     /// Show the certificates that a running gateway serves, or with --policy those that it would serve. Exit code 1 if one has
     /// expired.
     List(ListArgs),
+    /// Have a running gateway ask its ACME authorities for certificates now, whatever is left of those that it has. Does not wait for
+    /// them: its log and `certs list` tell.
+    Renew(RenewArgs),
+}
+
+#[derive(Args)]
+pub struct RenewArgs {
+    /// Only certificates that have this name.
+    #[arg(value_name = "NAME")]
+    name: Option<String>,
+    #[command(flatten)]
+    control: ControlArgs,
 }
 
 #[derive(Args)]
@@ -34,7 +46,10 @@ pub struct ListArgs {
 }
 
 pub fn certs(command: &CertsCommand) -> anyhow::Result<u8> {
-    let CertsCommand::List(args) = command;
+    let args = match command {
+        CertsCommand::List(args) => args,
+        CertsCommand::Renew(args) => return renew(args),
+    };
     match &args.policy {
         Some(policy) => of_policy(args, policy),
         None => match args.control.ask(&Command::Certificates)? {
@@ -48,6 +63,26 @@ pub fn certs(command: &CertsCommand) -> anyhow::Result<u8> {
                 Ok(REFUSED)
             }
         },
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the command's answer")]
+fn renew(args: &RenewArgs) -> anyhow::Result<u8> {
+    match args.control.ask(&Command::Renew { name: args.name.clone() })? {
+        Answer::Renewing { certificates } => {
+            if !args.control.json {
+                println!("{certificates} certificate(s) asked for");
+            }
+            Ok(FINE)
+        }
+        Answer::Refused { message } => {
+            complain(&message);
+            Ok(REFUSED)
+        }
+        _ => {
+            complain(NOT_ASKED);
+            Ok(REFUSED)
+        }
     }
 }
 

@@ -96,6 +96,8 @@ pub fn dev(args: &DevArgs) -> anyhow::Result<u8> {
             ],
         },
         listen,
+        http: Vec::new(),
+        https_port: args.port,
         metrics: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), args.metrics_port),
         control: Some(state.control.clone()),
         cores: args.cores,

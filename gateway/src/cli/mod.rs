@@ -91,6 +91,13 @@ struct RunArgs {
     /// Address to serve TLS on. May be repeated.
     #[arg(long, value_name = "ADDRESS:PORT", default_values = ["0.0.0.0:8443"])]
     listen: Vec<SocketAddr>,
+    /// Address for plain HTTP, which is sent on to HTTPS (308), and where ACME authorities validate names (http-01). May be repeated;
+    /// none by default.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    http: Vec<SocketAddr>,
+    /// The port of HTTPS that plain HTTP is sent to.
+    #[arg(long, value_name = "PORT", default_value_t = 443)]
+    https_port: u16,
     /// Address for /metrics, /healthz and /readyz: private, without TLS.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:9180")]
     metrics: SocketAddr,

@@ -20,7 +20,7 @@ use super::{FINE, RunArgs};
 use crate::{
     admin::{AdminService, Parts, control},
     clock,
-    edge::{EdgeService, Gateway, Inboxes, listener},
+    edge::{EdgeService, Gateway, Inboxes, Listeners, listener},
     events::Sources,
     limits::{Blocks, ConnectionLimits, InFlight, Load, PenaltyStore, RateClock, RateStore, SocketLimits},
     lock::lock,
@@ -66,6 +66,7 @@ pub fn run(args: &RunArgs, ready: impl FnOnce(&Running)) -> anyhow::Result<u8> {
         metrics: Metrics::new()?,
         endpoints: EndpointIds::default(),
         tickets: sealgate_keys::TicketKeys::new()?,
+        acme: Arc::default(),
         clock: RateClock::default(),
         keys: KeyFetcher::system(),
         changes: watch::Sender::new(1),
@@ -77,13 +78,18 @@ pub fn run(args: &RunArgs, ready: impl FnOnce(&Running)) -> anyhow::Result<u8> {
         .block_on(Reloader::first(PolicySource::from(&args.policy), outliving.clone()))
         .map_err(|error| anyhow::anyhow!("the policy was not taken\n{error}"))?;
 
-    let mut sockets: Vec<Vec<TcpListener>> = (0..cores).map(|_| Vec::new()).collect();
+    let mut sockets: Vec<Listeners> = (0..cores).map(|_| Listeners::default()).collect();
     let mut addresses = Vec::new();
     for address in &args.listen {
         let bound = listener::bind(*address, cores)?;
         addresses.extend(bound.first().map(TcpListener::local_addr).transpose()?);
         for (core, socket) in sockets.iter_mut().zip(bound) {
-            core.push(socket);
+            core.tls.push(socket);
+        }
+    }
+    for address in &args.http {
+        for (core, socket) in sockets.iter_mut().zip(listener::bind(*address, cores)?) {
+            core.plain.push(socket);
         }
     }
     let scrape = TcpListener::bind(args.metrics).with_context(|| {
@@ -129,6 +135,7 @@ pub fn run(args: &RunArgs, ready: impl FnOnce(&Running)) -> anyhow::Result<u8> {
         logout_tokens: LogoutTokens::default(),
         proofs: Proofs::new().map_err(no_random)?,
         outliving,
+        https_port: args.https_port,
         stop: watch::Sender::new(false),
     });
     let (drained, has_drained) = oneshot::channel();
@@ -139,7 +146,7 @@ pub fn run(args: &RunArgs, ready: impl FnOnce(&Running)) -> anyhow::Result<u8> {
     server.add_service(AdminService::new(gateway.clone(), Parts { reloader, bundle, scrape, control }));
     // Sockets are bound: whoever connects from here on is served.
     ready(&running);
-    tracing::info!(addresses = ?running.addresses, metrics = %running.metrics, cores, "serving");
+    tracing::info!(addresses = ?running.addresses, plain = ?args.http, metrics = %running.metrics, cores, "serving");
     server.run(PingoraRunArgs {
         shutdown_signal: Box::new(Shutdown {
             gateway: gateway.clone(),

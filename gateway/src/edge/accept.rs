@@ -20,6 +20,7 @@ use rustls::HandshakeKind;
 use sealgate_policy::{ConnectionFacts, ConnectionPermit, ConnectionPolicy, Denial};
 use socket2::SockRef;
 use tokio::{
+    io::AsyncWriteExt as _,
     net::TcpStream,
     time::{Instant, Sleep},
 };
@@ -35,7 +36,7 @@ use crate::{
     http::{Pace, serve as serve_request},
     limits::{ConnectionGuard, LoadLevel},
     reload::Snapshot,
-    tls::ServerStream,
+    tls::{ACME_TLS, ServerStream},
 };
 
 /// How long a connection that was told to end may take over it.
@@ -89,13 +90,18 @@ pub(super) async fn serve(
     if let Err(error) = SockRef::from(&stream).set_tcp_user_timeout(Some(write_timeout)) {
         tracing::debug!(%error, "TCP_USER_TIMEOUT");
     }
-    let handshake = shake_hands(&snapshot, stream);
+    let handshake = shake_hands(&core, &snapshot, stream);
     let limit = snapshot.policy.connections().handshake_timeout;
     let tls = tokio::select! {
         outcome = tokio::time::timeout(limit, handshake) => outcome,
         () = core.drain.notified() => return,
     };
     match tls {
+        Ok(Ok((tls, ..))) if tls.session().alpn_protocol() == Some(ACME_TLS) => {
+            // RFC 8737 §3: the handshake was all of it.
+            metrics.handshake_done("acme-tls/1");
+            say_goodbye(tls).await;
+        }
         Ok(Ok((tls, asked, client))) => {
             let facts = tls_facts(&tls);
             metrics.handshake_done(facts.version);
@@ -130,17 +136,24 @@ pub(super) async fn serve(
 
 /// The handshake of a client, by what the policy wants of it.
 async fn shake_hands(
+    core: &Core,
     snapshot: &Snapshot,
     stream: TcpStream,
 ) -> io::Result<(ServerStream<TcpStream>, Asked, Option<Client>)> {
     let port = stream.local_addr()?.port();
     let missing = |error: NoZone| io::Error::other(error);
     let mut name = None;
-    let tls = if snapshot.tls.by_name() {
+    let challenges = &core.gateway.outliving.acme.challenges;
+    let tls = if snapshot.tls.by_name() || challenges.any_over_tls() {
         // In a box: few policies ask for certificates by name.
         Box::pin(ServerStream::accept_by(
             |hello| {
                 let asked = hello.name.as_deref();
+                if let (true, Some(asked)) = (hello.validates, asked)
+                    && let Some(config) = challenges.over_tls(asked)
+                {
+                    return Ok(Some(config));
+                }
                 if !snapshot.tls.knows(asked) {
                     return Ok(None);
                 }
@@ -169,6 +182,11 @@ async fn shake_hands(
         }
     }
     Ok((tls, asked, Some(client)))
+}
+
+/// Ends a connection in order, as far as the client listens.
+async fn say_goodbye(mut tls: ServerStream<TcpStream>) {
+    let _ = tokio::time::timeout(FAREWELL, tls.shutdown()).await;
 }
 
 /// Whether a handshake failed for the client's certificate, and how.

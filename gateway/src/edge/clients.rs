@@ -1,6 +1,6 @@
 //! Client certificates: what is asked of whom, and what a connection has shown.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{collections::HashSet, sync::Arc, time::SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
@@ -37,6 +37,8 @@ pub struct Zones {
     store: Arc<CertificateStore>,
     /// Names that no certificate has are refused.
     refuses_unknown: bool,
+    /// Names whose certificates are to be issued yet, lower case: refused until they are.
+    awaited: HashSet<String>,
 }
 
 /// A zone that is not there: the policy and what was built of it differ.
@@ -46,7 +48,7 @@ pub struct NoZone;
 
 impl Zones {
     /// `all` are the zones of `places`, in that order; `refuses_unknown` is the policy's wish, and holds anyway where `store` has no
-    /// certificate for unknown names.
+    /// certificate for unknown names. `awaited` are names whose certificates are not there yet: another one would not do.
     ///
     /// # Errors
     ///
@@ -56,17 +58,27 @@ impl Zones {
         all: Vec<Zone>,
         store: Arc<CertificateStore>,
         refuses_unknown: bool,
+        awaited: HashSet<String>,
     ) -> Result<Self, NoZone> {
         if all.len() != places.all().len() || all.is_empty() {
             return Err(NoZone);
         }
         let refuses_unknown = refuses_unknown || !store.has_default();
-        Ok(Self { all, places, store, refuses_unknown })
+        Ok(Self { all, places, store, refuses_unknown, awaited })
     }
 
     /// Whether somebody is here by the name that a client asks for; a client that names none is always answered.
     pub fn knows(&self, name: Option<&str>) -> bool {
-        !self.refuses_unknown || name.is_none_or(|name| self.store.names(name))
+        name.is_none_or(|name| {
+            let known = !self.refuses_unknown || self.store.names(name);
+            // A wildcard may have it meanwhile.
+            known && (!self.awaited.contains(name) || self.store.names(name))
+        })
+    }
+
+    /// Whether HTTPS is served for a host (lower case, an IPv6 address without brackets), or will be.
+    pub fn serves(&self, host: &str) -> bool {
+        self.store.covers(host) || self.awaited.contains(host)
     }
 
     /// The zone of a client that asks for `name` (none: names none) at `port`.
@@ -80,7 +92,7 @@ impl Zones {
 
     /// Whether the client's name has to be known before it is answered.
     pub fn by_name(&self) -> bool {
-        self.places.by_name() || self.refuses_unknown
+        self.places.by_name() || self.refuses_unknown || !self.awaited.is_empty()
     }
 
     /// Whether all clients are treated alike.

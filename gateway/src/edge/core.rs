@@ -3,7 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, HashMap},
-    net::{IpAddr, TcpListener as StdListener},
+    net::IpAddr,
     rc::Rc,
     sync::{Arc, Weak},
     time::Duration,
@@ -19,8 +19,9 @@ use tokio::{
 };
 
 use super::{
-    Client, Connection, Gateway, Inbox, accept,
+    Client, Connection, Gateway, Inbox, Listeners, accept,
     inbox::{Mail, Notice},
+    plain,
 };
 use crate::{
     http::{Sockets, contact_lost, displace, drain, end_sessions, list, rejudge, revoke, sweep},
@@ -181,19 +182,19 @@ impl Drop for OpenGuard {
 /// # Errors
 ///
 /// The runtime or a listener could not be set up.
-pub fn run(
-    gateway: Arc<Gateway>,
-    index: usize,
-    listeners: Vec<StdListener>,
-    inbox: Inbox,
-) -> std::io::Result<()> {
+pub fn run(gateway: Arc<Gateway>, index: usize, listeners: Listeners, inbox: Inbox) -> std::io::Result<()> {
     let core =
         Core::new(gateway, index).map_err(|_| std::io::Error::other("the system gives no random bytes"))?;
     // Not a `LocalSet`: that one wakes the runtime through an eventfd for every task that I/O wakes.
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
     runtime.block_on(async move {
-        let listeners = listeners.into_iter().map(TcpListener::from_std).collect::<Result<Vec<_>, _>>()?;
+        let tls = listeners.tls.into_iter().map(|listener| (Scheme::Https, listener));
+        let plain = listeners.plain.into_iter().map(|listener| (Scheme::Http, listener));
+        let listeners = tls
+            .chain(plain)
+            .map(|(scheme, listener)| TcpListener::from_std(listener).map(|listener| (scheme, listener)))
+            .collect::<Result<Vec<_>, _>>()?;
         let core = Rc::new(core);
         // Beside everything else, and to the very end: a socket that drains can still be revoked.
         tokio::task::spawn_local(read_inbox(core.clone(), inbox));
@@ -202,11 +203,18 @@ pub fn run(
     })
 }
 
-async fn drive(core: Rc<Core>, listeners: Vec<TcpListener>) {
+/// What is spoken on a listener.
+#[derive(Clone, Copy)]
+enum Scheme {
+    Https,
+    Http,
+}
+
+async fn drive(core: Rc<Core>, listeners: Vec<(Scheme, TcpListener)>) {
     let mut stop = core.gateway.stop.subscribe();
     let accepting: Vec<_> = listeners
         .into_iter()
-        .map(|listener| tokio::task::spawn_local(accept_loop(core.clone(), listener)))
+        .map(|(scheme, listener)| tokio::task::spawn_local(accept_loop(core.clone(), scheme, listener)))
         .collect();
     tokio::select! {
         // A sender that is gone means the same as `true`.
@@ -276,10 +284,10 @@ async fn read_inbox(core: Rc<Core>, mut inbox: Inbox) {
     }
 }
 
-async fn accept_loop(core: Rc<Core>, listener: TcpListener) {
+async fn accept_loop(core: Rc<Core>, scheme: Scheme, listener: TcpListener) {
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) => admit(&core, stream, peer),
+            Ok((stream, peer)) => admit(&core, scheme, stream, peer),
             Err(error) if transient(&error) => {}
             Err(error) => {
                 core.gateway.metrics().accept_failed();
@@ -290,7 +298,7 @@ async fn accept_loop(core: Rc<Core>, listener: TcpListener) {
     }
 }
 
-fn admit(core: &Rc<Core>, stream: TcpStream, mut peer: std::net::SocketAddr) {
+fn admit(core: &Rc<Core>, scheme: Scheme, stream: TcpStream, mut peer: std::net::SocketAddr) {
     // An IPv4 client is one client, whichever socket it came through.
     if let IpAddr::V6(v6) = peer.ip()
         && let Some(v4) = v6.to_ipv4_mapped()
@@ -299,9 +307,21 @@ fn admit(core: &Rc<Core>, stream: TcpStream, mut peer: std::net::SocketAddr) {
     }
     let snapshot = core.snapshot();
     match accept::permit(core, &snapshot, peer) {
-        Ok((permit, counted)) => {
-            tokio::task::spawn_local(accept::serve(core.clone(), snapshot, stream, peer, permit, counted));
-        }
+        Ok((permit, counted)) => match scheme {
+            Scheme::Https => {
+                tokio::task::spawn_local(accept::serve(
+                    core.clone(),
+                    snapshot,
+                    stream,
+                    peer,
+                    permit,
+                    counted,
+                ));
+            }
+            Scheme::Http => {
+                tokio::task::spawn_local(plain::serve(core.clone(), snapshot, stream, permit, counted));
+            }
+        },
         // Dropping the socket closes it: before TLS there is no better answer.
         Err(denial) => core.gateway.metrics().connection_refused(denial.reason()),
     }

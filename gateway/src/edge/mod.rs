@@ -11,6 +11,7 @@ mod core;
 pub mod guard;
 mod inbox;
 pub mod listener;
+mod plain;
 mod sessions;
 mod stream;
 
@@ -89,6 +90,8 @@ pub struct Gateway {
     pub tickets: Tickets,
     /// What no reload touches: rate cells, counters, ticket keys.
     pub outliving: Arc<Outliving>,
+    /// The port of HTTPS that plain HTTP is sent to.
+    pub https_port: u16,
     /// Turns true when the gateway is to end: no new connections, old ones finish.
     pub stop: watch::Sender<bool>,
 }
@@ -228,22 +231,31 @@ pub struct RevokeReport {
     pub kept: bool,
 }
 
+/// The sockets that a core accepts from.
+#[derive(Debug, Default)]
+pub struct Listeners {
+    /// TLS.
+    pub tls: Vec<TcpListener>,
+    /// Plain HTTP.
+    pub plain: Vec<TcpListener>,
+}
+
 /// The cores, as Pingora sees them.
 pub struct EdgeService {
     gateway: Arc<Gateway>,
     inboxes: Vec<Inbox>,
     /// For each core, its sockets.
-    sockets: Vec<Vec<TcpListener>>,
+    sockets: Vec<Listeners>,
     drained: Option<oneshot::Sender<()>>,
 }
 
 impl EdgeService {
-    /// Cores that serve `sockets` (a list for each core) and read `inboxes` (one each) until the gateway stops;
+    /// Cores that serve `sockets` (those of each core) and read `inboxes` (one each) until the gateway stops;
     /// `drained` hears when nothing is left.
     #[must_use]
     pub fn new(
         gateway: Arc<Gateway>,
-        sockets: Vec<Vec<TcpListener>>,
+        sockets: Vec<Listeners>,
         inboxes: Vec<Inbox>,
         drained: oneshot::Sender<()>,
     ) -> Self {

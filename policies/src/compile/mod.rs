@@ -1,5 +1,6 @@
 //! Document → Policy: names resolved, ranges checked, matchers and schemas built. Nothing is live until all is.
 
+mod acme;
 mod authz;
 mod ciphertext;
 mod client;
@@ -25,19 +26,18 @@ use crate::compile::authz::AuthzState;
 use crate::compile::rules::Known;
 use crate::compile::schemas::SchemaFiles;
 use crate::document::{
-    AlgorithmDocument, AtLimitDocument, AuditRequestsDocument, BalanceDocument, CertificateDocument,
-    ConnectionsDocument, Document, DpopDocument, GroupDocument, HeadersDocument, HealthDocument,
-    IssuerDocument, ModeDocument, NameText, RateDocument, RateKeyDocument, RateOnErrorDocument,
-    RateScopeDocument, ReferrerPolicyDocument, RoleDocument, SenderDocument, SessionDocument,
-    SessionLimitDocument, TlsDocument, TlsVersionDocument, UnknownNameDocument, UpstreamDocument,
-    UpstreamTlsDocument,
+    AlgorithmDocument, AtLimitDocument, AuditRequestsDocument, BalanceDocument, ConnectionsDocument,
+    Document, DpopDocument, GroupDocument, HeadersDocument, HealthDocument, IssuerDocument, ModeDocument,
+    NameText, RateDocument, RateKeyDocument, RateOnErrorDocument, RateScopeDocument, ReferrerPolicyDocument,
+    RoleDocument, SenderDocument, SessionDocument, SessionLimitDocument, TlsDocument, TlsVersionDocument,
+    UnknownNameDocument, UpstreamDocument, UpstreamTlsDocument,
 };
 use crate::errors::{PolicyError, PolicyErrors};
 use crate::json::Limits;
 use crate::policy::{
-    Algorithm, AuditPolicy, AuditRequests, Balance, CertificateSource, ClaimNames, ConnectionPolicy,
-    DpopPolicy, Endpoint, Group, HeaderPolicy, Health, Issuer, JwksSource, Mode, OnRateError, Policy, Rate,
-    RateKey, Sender, SessionLimit, SessionPolicy, Source, TlsPolicy, TlsVersions, Upstream, UpstreamTls,
+    Algorithm, AuditPolicy, AuditRequests, Balance, ClaimNames, ConnectionPolicy, DpopPolicy, Endpoint,
+    Group, HeaderPolicy, Health, Issuer, JwksSource, Mode, OnRateError, Policy, Rate, RateKey, Sender,
+    SessionLimit, SessionPolicy, Source, TlsPolicy, TlsVersions, Upstream, UpstreamTls,
 };
 use crate::routes::{Host, Routes};
 use crate::rule::{AtLimit, RoleRule};
@@ -137,8 +137,11 @@ struct Compiler<'a> {
 impl Compiler<'_> {
     fn policy(&mut self, document: &Document, authz: AuthzState, hash: String) -> Policy {
         let session = self.session(&document.session);
-        let certificates =
-            each(&document.certificate, "/certificate", |at, certificate| self.certificate(at, certificate));
+        let mut names = HashMap::new();
+        let acme = each(&document.acme, "/acme", |at, acme| self.acme(at, acme, &mut names));
+        let certificates = each(&document.certificate, "/certificate", |at, certificate| {
+            self.certificate(at, certificate, &acme)
+        });
         let mut names = HashMap::new();
         let issuers =
             each(&document.issuer, "/issuer", |at, issuer| self.issuer(at, issuer, &session, &mut names));
@@ -207,6 +210,7 @@ impl Compiler<'_> {
             connections: self.connections(&document.connections),
             headers: self.headers(&document.headers),
             certificates,
+            acme,
             issuers,
             session,
             dpop,
@@ -553,20 +557,6 @@ impl Compiler<'_> {
                 self.error(pointer, "expected \"file:PATH\" or \"env:NAME\"");
                 Source::Env(String::new())
             }
-        }
-    }
-
-    fn certificate(&mut self, at: &str, document: &CertificateDocument) -> CertificateSource {
-        for (index, name) in document.names.iter().enumerate() {
-            if !matches!(Host::parse(name), Ok(Host::Exact(_) | Host::Wildcard(_))) {
-                let message = "expected a host name in lower case, or \"*.\" and one";
-                self.error(&format!("{at}/names/{index}"), message);
-            }
-        }
-        CertificateSource {
-            names: document.names.clone(),
-            chain: self.source(&format!("{at}/chain"), &document.chain),
-            key: self.source(&format!("{at}/key"), &document.key),
         }
     }
 

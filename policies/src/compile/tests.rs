@@ -1,7 +1,7 @@
 //! Every kind of error, with its place; and what the shipped bundles compile to.
 
 use super::*;
-use crate::policy::{OnLoss, SharedMode, SharedServer};
+use crate::policy::{AcmeChallenge, CertificateOrigin, OnLoss, SharedMode, SharedServer};
 use crate::verdict::run_tests;
 
 fn state() -> BTreeMap<String, String> {
@@ -80,7 +80,8 @@ fn variables_reach_every_string() {
     assert_eq!(policy.upstreams[0].endpoints, [Endpoint::Tcp { host: "im.internal".into(), port: 8443 }]);
     assert_eq!(policy.upstreams[0].tls.as_ref().unwrap().server_name, "im.internal");
     assert_eq!(policy.issuers[0].jwks, JwksSource::File("/state/jwks.json".into()));
-    assert_eq!(policy.certificates[0].key, Source::File("/state/certs/server.key".into()));
+    let CertificateOrigin::Given { key, .. } = &policy.certificates[0].origin else { panic!() };
+    assert_eq!(*key, Source::File("/state/certs/server.key".into()));
     let plain = Policy::compile(&Bundle::shipped("enterprise").unwrap(), &state()).unwrap();
     assert_eq!(plain.upstreams[0].endpoints, [Endpoint::Unix("/state/backend.sock".into())]);
     assert_ne!(plain.hash(), policy.hash());
@@ -1141,6 +1142,7 @@ fn the_json_schema_is_valid_and_describes_every_table() {
         "tls",
         "connections",
         "certificate",
+        "acme",
         "issuer",
         "session",
         "dpop",
@@ -1458,6 +1460,70 @@ json = {}
                 "no more than the websocket's, which is 5",
             ),
             ("policy.toml", 21, 8, "websocket.blind.json", "nothing is looked into"),
+        ],
+    );
+}
+
+#[test]
+fn certificates_of_acme_authorities_and_what_is_wrong_with_them() {
+    let good = r#"version = 1
+[[certificate]]
+names = ["chat.example", "www.chat.example"]
+acme = "le"
+[[acme]]
+name = "le"
+directory = "https://acme.example/directory"
+contact = ["mailto:operators@chat.example"]
+terms_agreed = true
+renew_before = "20d"
+external_account = { id = "kid-1", key = "env:EAB" }
+"#;
+    let policy = Policy::compile(&bundle(&[("policy.toml", good)]), &state()).unwrap();
+    assert_eq!(policy.certificates()[0].origin, CertificateOrigin::Acme(0));
+    let authority = &policy.acme()[0];
+    assert_eq!(authority.challenges, [AcmeChallenge::TlsAlpn, AcmeChallenge::Http]);
+    assert_eq!((authority.renew_before, authority.ca.as_ref()), (Some(DAY * 20), None));
+
+    let bad = r#"version = 1
+[[certificate]]
+names = ["*.chat.example", "127.0.0.1", "a.example"]
+acme = "el"
+[[certificate]]
+acme = "le"
+[[certificate]]
+names = ["b.example"]
+acme = "le"
+chain = "env:CHAIN"
+[[certificate]]
+names = ["c.example"]
+key = "env:KEY"
+[[acme]]
+name = "le"
+directory = "http://acme.example/directory"
+contact = ["operators@chat.example", "mailto:a@b,c@d"]
+terms_agreed = false
+challenges = ["http-01", "http-01"]
+renew_before = "1m"
+ca = "ca.pem"
+external_account = { id = "kid-1", key = "secret" }
+"#;
+    assert_errors(
+        &[("policy.toml", bad)],
+        &[
+            ("policy.toml", 3, 10, "certificate[0].names[0]", "neither http-01 nor tls-alpn-01"),
+            ("policy.toml", 3, 28, "certificate[0].names[1]", "no address can be validated"),
+            ("policy.toml", 4, 8, "certificate[0].acme", "`el` is no [[acme]]"),
+            ("policy.toml", 6, 8, "certificate[1].acme", "expected 1 to 100 names"),
+            ("policy.toml", 7, 1, "certificate[2]", "expected chain and key, or acme"),
+            ("policy.toml", 11, 1, "certificate[3]", "expected chain and key, or acme"),
+            ("policy.toml", 16, 13, "acme.le.directory", "expected an \"https:\" URL"),
+            ("policy.toml", 17, 12, "acme.le.contact[0]", "expected \"mailto:\""),
+            ("policy.toml", 17, 38, "acme.le.contact[1]", "expected \"mailto:\""),
+            ("policy.toml", 18, 16, "acme.le.terms_agreed", "expected true"),
+            ("policy.toml", 19, 26, "acme.le.challenges[1]", "stands twice"),
+            ("policy.toml", 20, 16, "acme.le.renew_before", "expected \"1h\" to \"365d\""),
+            ("policy.toml", 21, 6, "acme.le.ca", "expected \"file:PATH\" or \"env:NAME\""),
+            ("policy.toml", 22, 42, "acme.le.external_account.key", "expected \"file:PATH\" or \"env:NAME\""),
         ],
     );
 }
