@@ -12,7 +12,7 @@ use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
 use crate::aead::{AeadKey, KEY_LEN};
 use crate::random::{self, CryptoError};
 
-/// How long a key seals before the next one takes over, unless [`TicketKeys::with_clock`] says otherwise.
+/// How long a key seals before the next one takes over, unless [`TicketKeys::set_period`] says otherwise.
 const PERIOD: Duration = Duration::from_secs(6 * 60 * 60);
 
 /// Longest ticket lifetime that TLS 1.3 allows (RFC 8446 §4.6.1).
@@ -36,7 +36,8 @@ const MAX_TICKETS_PER_KEY: u64 = 1 << 32;
 /// period, by the time of issue sealed inside it, so its key is of no use after two and is erased then, by the next
 /// handshake or by [`rotate`](Self::rotate). Keys are made here, never stored, and start anew with the process.
 pub struct TicketKeys {
-    period: Duration,
+    /// Seconds.
+    period: AtomicU64,
     clock: Arc<dyn TimeProvider>,
     keys: RwLock<Keys>,
 }
@@ -65,11 +66,24 @@ impl TicketKeys {
     pub fn with_clock(period: Duration, clock: Arc<dyn TimeProvider>) -> Result<Arc<Self>, CryptoError> {
         let now = clock.current_time().ok_or(CryptoError)?;
         let first = TicketKey::generate(now)?;
-        Ok(Arc::new(Self {
-            period: period.clamp(Duration::from_secs(1), MAX_LIFETIME),
+        let keys = Self {
+            period: AtomicU64::new(0),
             clock,
             keys: RwLock::new(Keys { current: Arc::new(first), previous: None }),
-        }))
+        };
+        keys.set_period(period);
+        Ok(Arc::new(keys))
+    }
+
+    /// Has keys rotate every `period`, 1 second to 7 days (clamped), and tickets live as long, from now on: those that are older than a
+    /// shorter one do not open any more.
+    pub fn set_period(&self, period: Duration) {
+        let period = period.clamp(Duration::from_secs(1), MAX_LIFETIME);
+        self.period.store(period.as_secs(), Ordering::Relaxed);
+    }
+
+    fn period(&self) -> Duration {
+        Duration::from_secs(self.period.load(Ordering::Relaxed))
     }
 
     /// Does what is due: makes the next key, erases the one that opens nothing any more.
@@ -84,18 +98,19 @@ impl TicketKeys {
     }
 
     fn keys_at(&self, now: UnixTime) -> Result<Keys, CryptoError> {
+        let period = self.period();
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner).clone();
-        if !keys.current.is_spent(now, self.period) && !keys.has_useless(now, self.period) {
+        if !keys.current.is_spent(now, period) && !keys.has_useless(now, period) {
             return Ok(keys);
         }
         drop(keys);
         let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
         // Another core may have been quicker.
-        if keys.current.is_spent(now, self.period) {
+        if keys.current.is_spent(now, period) {
             let next = Arc::new(TicketKey::generate(now)?);
             keys.previous = Some(std::mem::replace(&mut keys.current, next));
         }
-        if keys.has_useless(now, self.period) {
+        if keys.has_useless(now, period) {
             keys.previous = None;
         }
         Ok(keys.clone())
@@ -141,7 +156,7 @@ impl TicketKeys {
 
     /// Seconds that clients may keep a ticket: one rotation period.
     fn lifetime(&self) -> u32 {
-        u32::try_from(self.period.as_secs()).unwrap_or(u32::MAX)
+        u32::try_from(self.period().as_secs()).unwrap_or(u32::MAX)
     }
 
     /// The ticket for a session's state, unless it is one of TLS 1.2.
@@ -170,7 +185,7 @@ impl TicketKeys {
         let (issued, state) = opened.split_first_chunk()?;
         // From the future too: a clock that was set back must not make tickets live longer.
         let age = now.as_secs().checked_sub(u64::from_be_bytes(*issued))?;
-        (age <= self.period.as_secs() && is_tls13(state)).then(|| state.to_vec())
+        (age <= self.period().as_secs() && is_tls13(state)).then(|| state.to_vec())
     }
 }
 
@@ -326,6 +341,20 @@ mod tests {
         clock.advance(1);
         assert!(keys.decrypt(SETTING, &ticket).is_none(), "{} s old", PERIOD + 1);
         assert!(keys.decrypt(SETTING, &next).is_some());
+    }
+
+    #[test]
+    fn another_period_holds_at_once() {
+        let (clock, keys) = keys();
+        let ticket = keys.encrypt(SETTING, TLS13).unwrap();
+        clock.advance(100);
+        keys.set_period(Duration::from_secs(99));
+        assert!(keys.decrypt(SETTING, &ticket).is_none(), "older than tickets may be now");
+        assert_eq!(keys.lifetime(), 99);
+        let ticket = keys.encrypt(SETTING, TLS13).unwrap();
+        keys.set_period(Duration::from_secs(2 * PERIOD));
+        clock.advance(PERIOD + 1);
+        assert!(keys.decrypt(SETTING, &ticket).is_some());
     }
 
     #[test]

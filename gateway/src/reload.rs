@@ -643,6 +643,7 @@ impl Reloader {
     pub async fn first(source: PolicySource, outliving: Arc<Outliving>) -> Result<Self, LoadError> {
         let snapshot = source.read()?.build(&outliving, None).await?;
         announce(&outliving.metrics, &snapshot);
+        outliving.tickets.set_period(snapshot.policy.tls().ticket_lifetime);
         let current = Arc::new(ArcSwap::from_pointee(snapshot));
         Ok(Self { source, outliving, current, rejected: None })
     }
@@ -711,6 +712,7 @@ impl Reloader {
             hash: snapshot.policy.hash().to_owned(),
             changed: !unchanged,
         };
+        self.outliving.tickets.set_period(snapshot.policy.tls().ticket_lifetime);
         self.current.store(Arc::new(snapshot));
         self.outliving.changes.send_replace(report.generation);
         tracing::info!(

@@ -128,6 +128,9 @@ pub(crate) struct TlsDocument {
     pub(crate) hsts: Option<HstsDocument>,
     /// TLS 1.3 session tickets; default true.
     pub(crate) tickets: Option<bool>,
+    /// How long a ticket may be used, and a ticket key seals, "1s" to "7d"; default "6h". Keys are made in the process and never stored;
+    /// each opens for as long again as it sealed, and is erased then.
+    pub(crate) ticket_lifetime: Option<DurationText>,
     /// A client that asks for a name (SNI) that no [[certificate]] lists: "default" answers with the one without names, "refuse" with
     /// the alert unrecognized_name (RFC 6066), as without such a one. Default "default".
     pub(crate) unknown_name: Option<UnknownNameDocument>,

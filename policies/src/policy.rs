@@ -185,6 +185,8 @@ pub struct TlsPolicy {
     pub hsts: Option<String>,
     /// Whether TLS 1.3 tickets are given; default true. TLS 1.2 never gets one.
     pub tickets: bool,
+    /// How long a ticket lives and a ticket key seals. 1 s to 7 d; default 6 h.
+    pub ticket_lifetime: Duration,
     /// Whether a client that asks for a name of no certificate is refused; default false: it gets the one without names.
     pub refuse_unknown_names: bool,
     /// Who is asked for a certificate.

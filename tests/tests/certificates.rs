@@ -278,6 +278,53 @@ fn ecdsa_and_rsa_stand_side_by_side_and_the_client_chooses_by_what_it_understand
     }
 }
 
+/// Row K-4. Ticket keys change every second, and with every reload the lifetime too, while clients connect: nobody notices, and those
+/// with tickets go on resuming.
+#[test]
+fn k4_ticket_keys_rotate_under_load_without_one_failure() {
+    let lifetime = |seconds: u32| format!("[tls]\nticket_lifetime = \"{seconds}s\"\n{RULES_WITHOUT_CLIENTS}");
+    let bundle = Bundle::new(&lifetime(1));
+    let gateway = Gateway::run(&bundle);
+    let stop = AtomicBool::new(false);
+    let (full, resumed) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for keeps in [true, true, false] {
+            let (stop, full, resumed) = (&stop, &full, &resumed);
+            let (ca, address) = (bundle.pki.ca(), gateway.address());
+            scope.spawn(move || {
+                let fresh = || Arc::new(client_config(&ca, &["http/1.1"], None, ALL_VERSIONS));
+                let kept = fresh();
+                while !stop.load(Ordering::Relaxed) {
+                    let config = if keeps { kept.clone() } else { fresh() };
+                    let mut wire = Wire::with(address, &config, "localhost");
+                    wire.send("GET /open HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+                    let reply = wire.response().unwrap_or_else(|| panic!("no answer: {:?}", wire.fault()));
+                    assert_eq!(reply.status, 200, "{reply:?}");
+                    let count = match wire.tls().handshake_kind() {
+                        Some(HandshakeKind::Resumed) => resumed,
+                        _ => full,
+                    };
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let begin = Instant::now();
+        let mut rounds = 0;
+        while begin.elapsed() < Duration::from_secs(6) || rounds < 4 {
+            rounds += 1;
+            bundle.write(&lifetime(1 + rounds % 2));
+            let (fine, said) = gateway.reload();
+            assert!(fine, "{said}");
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    let (full, resumed) = (full.into_inner(), resumed.into_inner());
+    println!("{full} full and {resumed} resumed handshakes");
+    assert!(full > 20 && resumed > 20, "{full} full, {resumed} resumed");
+    assert_eq!(gateway.metrics().sum("sealgate_tls_handshake_failures_total", &[]), 0.0);
+}
+
 /// Row K-4. Certificate, authorities and lists change again and again while clients connect, with and without tickets, with and
 /// without certificates of their own: nobody notices.
 #[test]

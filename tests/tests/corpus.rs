@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use sealgate_tests::fuzz::{TARGETS, request_guard};
+use sealgate_tests::fuzz::{TARGETS, certificate_choice, client_hello, request_guard};
 
 #[test]
 fn a2_every_fuzz_target_holds_over_its_corpus() {
@@ -74,5 +74,40 @@ fn a2_the_guard_and_hyper_read_the_same_requests() {
         }
         let held = std::panic::catch_unwind(|| request_guard(&wire));
         assert!(held.is_ok(), "{:?}", String::from_utf8_lossy(&wire));
+    }
+}
+
+/// What clients say first, changed at random, is read as it should be, or refused.
+#[test]
+fn a2_what_clients_say_first_may_be_changed_at_random() {
+    let corpus = |name: &str| -> Vec<Vec<u8>> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
+        let mut files: Vec<_> =
+            fs::read_dir(&folder).expect("a corpus").map(|entry| entry.expect("an entry").path()).collect();
+        files.sort();
+        files.iter().map(|path| fs::read(path).expect("a file")).collect()
+    };
+    let mut random = fastrand::Rng::with_seed(8446);
+    let targets: [(&str, fn(&[u8])); 2] =
+        [("client_hello", client_hello), ("certificate_choice", certificate_choice)];
+    for (name, target) in targets {
+        let corpus = corpus(name);
+        for _ in 0..3000 {
+            let mut wire = corpus[random.usize(..corpus.len())].clone();
+            for _ in 0..random.usize(1..5) {
+                if wire.is_empty() {
+                    break;
+                }
+                let at = random.usize(..wire.len());
+                match random.u8(..4) {
+                    0 => wire[at] ^= 1 << random.u8(..8),
+                    1 => wire[at] = random.u8(..),
+                    2 => drop(wire.drain(at..(at + random.usize(1..8)).min(wire.len()))),
+                    _ => wire.insert(at, random.u8(..)),
+                }
+            }
+            let held = std::panic::catch_unwind(|| target(&wire));
+            assert!(held.is_ok(), "{name}: {wire:02x?}");
+        }
     }
 }

@@ -342,11 +342,14 @@ impl Compiler<'_> {
             format!("max-age={}{subdomains}{preload}", age.as_secs())
         });
         let client = self.client_zones(&document.client);
+        let ticket_lifetime =
+            self.duration("/tls/ticket_lifetime", document.ticket_lifetime, HOUR * 6, SECOND..=DAY * 7);
         TlsPolicy {
             versions,
             groups,
             hsts,
             tickets: document.tickets.unwrap_or(true),
+            ticket_lifetime,
             refuse_unknown_names: document.unknown_name == Some(UnknownNameDocument::Refuse),
             client,
         }
