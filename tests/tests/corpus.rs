@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use sealgate_tests::fuzz::{TARGETS, certificate_choice, client_hello, request_guard};
+use sealgate_tests::fuzz::{TARGETS, Target, certificate_choice, client_hello, request_guard};
 
 #[test]
 fn a2_every_fuzz_target_holds_over_its_corpus() {
@@ -88,8 +88,7 @@ fn a2_what_clients_say_first_may_be_changed_at_random() {
         files.iter().map(|path| fs::read(path).expect("a file")).collect()
     };
     let mut random = fastrand::Rng::with_seed(8446);
-    let targets: [(&str, fn(&[u8])); 2] =
-        [("client_hello", client_hello), ("certificate_choice", certificate_choice)];
+    let targets: [Target; 2] = [("client_hello", client_hello), ("certificate_choice", certificate_choice)];
     for (name, target) in targets {
         let corpus = corpus(name);
         for _ in 0..3000 {
