@@ -61,7 +61,7 @@ impl Ciphertext {
         }
         if let Some(envelope) = &self.envelope {
             // A member that the envelope does not know is where plaintext would travel.
-            envelope.check(message).map_err(|pointer| match envelope.has_unknown_members(message) {
+            envelope.check_value(message).map_err(|pointer| match envelope.has_unknown_members(message) {
                 true => Denial::PlaintextRefused,
                 false => Denial::Schema { pointer },
             })?;

@@ -1,34 +1,21 @@
 //! Strict JSON, and schemas compiled at load.
 
+mod judged;
 mod scan;
+mod schema;
 
 use std::fmt;
 
-use jsonschema::Validator;
-use jsonschema::error::ValidationErrorKind;
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
+use self::judged::Cursor;
+pub(crate) use self::judged::Judged;
 pub(crate) use self::scan::{Limits, scan};
-use crate::denial::{Denial, JsonFault};
+pub(crate) use self::schema::{Library, Schema};
 
 /// Longest JSON pointer told to a peer; it may be made of the peer's own keys.
 const MAX_POINTER: usize = 64;
-
-/// Faults of one value that are looked at.
-const MAX_FAULTS: usize = 32;
-
-/// The value of a text that [`scan`] has judged.
-///
-/// # Errors
-/// [`Denial::Json`] where the two differ, which they do not: fail closed.
-pub(crate) fn value(judged: &[u8]) -> Result<Value, Denial> {
-    serde_json::from_slice(judged).map_err(|_| Denial::Json {
-        fault: JsonFault::Syntax,
-        at: 0,
-        pointer: String::new(),
-    })
-}
 
 /// Reads one JSON document of the bundle and nothing after it; peers' are for [`scan`].
 ///
@@ -40,54 +27,6 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Value, serde_json::Error> {
     let value = Strict.deserialize(&mut deserializer)?;
     deserializer.end()?;
     Ok(value)
-}
-
-/// A JSON Schema (draft 2020-12), compiled. Patterns run in linear time.
-pub(crate) struct Schema {
-    validator: Validator,
-}
-
-impl Schema {
-    pub(crate) fn new(validator: Validator) -> Self {
-        Self { validator }
-    }
-
-    /// # Errors
-    /// JSON pointer to the first offending field, fit to be shown.
-    pub(crate) fn check(&self, value: &Value) -> Result<(), String> {
-        // `is_valid` stops at the first fault and builds no error: the way that honest traffic takes.
-        if self.validator.is_valid(value) {
-            return Ok(());
-        }
-        Err(self
-            .validator
-            .iter_errors(value)
-            .next()
-            .map_or_else(String::new, |error| printable_pointer(error.instance_path().as_str())))
-    }
-}
-
-impl Schema {
-    /// Whether an invalid value holds members that the schema does not know. Looks at so many faults and no more, and
-    /// takes it for granted beyond.
-    pub(crate) fn has_unknown_members(&self, value: &Value) -> bool {
-        let mut faults = self.validator.iter_errors(value).enumerate();
-        faults.any(|(index, fault)| {
-            let kind = fault.kind();
-            index >= MAX_FAULTS
-                || matches!(
-                    kind,
-                    ValidationErrorKind::AdditionalProperties { .. }
-                        | ValidationErrorKind::UnevaluatedProperties { .. }
-                )
-        })
-    }
-}
-
-impl fmt::Debug for Schema {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Schema(..)")
-    }
 }
 
 /// A pointer may hold the peer's keys: what is not visible ASCII becomes `?`, and a long one is cut.
@@ -191,112 +130,20 @@ impl<'de> Visitor<'de> for Strict {
     }
 }
 
-/// Finds where a value stands in a valid JSON text: 1-based line and column, for errors in schema files.
+/// Finds where a value stands in a valid JSON text, for errors in schema files.
 ///
 /// Falls back to the deepest ancestor that exists.
 pub(crate) fn locate(text: &str, tokens: &[String]) -> usize {
-    let mut scanner = Scanner { bytes: text.as_bytes(), at: 0 };
-    scanner.space();
-    let mut found = scanner.at;
+    let mut cursor = Cursor::new(text);
+    cursor.space();
+    let mut found = cursor.at;
     for token in tokens {
-        let Some(at) = scanner.enter(token) else { break };
-        found = at;
+        if cursor.enter(token).is_none() {
+            break;
+        }
+        found = cursor.at;
     }
     found
-}
-
-/// Walks over JSON that is already known to be valid.
-struct Scanner<'t> {
-    bytes: &'t [u8],
-    at: usize,
-}
-
-impl Scanner<'_> {
-    fn peek(&self) -> u8 {
-        self.bytes.get(self.at).copied().unwrap_or(0)
-    }
-
-    fn space(&mut self) {
-        while matches!(self.peek(), b' ' | b'\t' | b'\r' | b'\n') {
-            self.at += 1;
-        }
-    }
-
-    /// Steps into the object or array at hand, to the value named by `token`.
-    fn enter(&mut self, token: &str) -> Option<usize> {
-        let opening = self.peek();
-        if opening != b'{' && opening != b'[' {
-            return None;
-        }
-        self.at += 1;
-        for index in 0_usize.. {
-            self.space();
-            let here = if opening == b'{' {
-                let start = self.at;
-                self.skip();
-                let key: String = serde_json::from_slice(self.bytes.get(start..self.at)?).ok()?;
-                self.space();
-                self.at += 1; // the colon
-                self.space();
-                key == token
-            } else {
-                token.parse() == Ok(index)
-            };
-            if here {
-                return Some(self.at);
-            }
-            self.skip();
-            self.space();
-            if self.peek() != b',' {
-                return None;
-            }
-            self.at += 1;
-        }
-        None
-    }
-
-    /// Skips one value.
-    fn skip(&mut self) {
-        let mut depth = 0_usize;
-        while self.at < self.bytes.len() {
-            match self.peek() {
-                b'"' => self.skip_string(),
-                b'{' | b'[' => {
-                    depth += 1;
-                    self.at += 1;
-                }
-                b'}' | b']' => {
-                    if depth == 0 {
-                        return;
-                    }
-                    depth -= 1;
-                    self.at += 1;
-                }
-                b',' | b':' if depth == 0 => return,
-                _ => {
-                    self.at += 1;
-                    continue;
-                }
-            }
-            if depth == 0 {
-                return;
-            }
-        }
-    }
-
-    fn skip_string(&mut self) {
-        self.at += 1;
-        while self.at < self.bytes.len() {
-            match self.peek() {
-                b'\\' => self.at += 2,
-                b'"' => {
-                    self.at += 1;
-                    return;
-                }
-                _ => self.at += 1,
-            }
-        }
-    }
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use crate::certificate::ClientCertificate;
 use crate::ciphertext::Conversation;
 use crate::denial::{Denial, JsonFault, TokenFault};
 use crate::identity::{Binding, Identity};
-use crate::json::{self, Schema};
+use crate::json::{self, Judged, Schema};
 use crate::path;
 use crate::policy::{
     ConcurrencyIndex, Mode, OnLoss, PenaltyIndex, Policy, RateFacts, RateIndex, Sender, UpstreamIndex,
@@ -312,7 +312,7 @@ fn judge_query(schema: &Schema, query: &str) -> Result<(), Denial> {
             },
         }
     }
-    schema.check(&Value::Object(object)).map_err(|pointer| Denial::Schema { pointer })
+    schema.check_value(&Value::Object(object)).map_err(|pointer| Denial::Schema { pointer })
 }
 
 /// Turns a denial into a note where the rule only counts.
@@ -406,7 +406,7 @@ impl Subject {
         &self,
         decision: &Decision,
         asked: &Asked,
-        document: Option<&Value>,
+        document: Option<Judged<'_>>,
         now: u64,
         decisions: &DecisionCache,
     ) -> Result<(), Denial> {
@@ -555,23 +555,18 @@ impl RequestPermit {
         let judged = match &rule.body_json {
             None => Ok(()),
             // INVARIANT: a resource that stands in the body comes with a body that is looked into; `compile` sees to it.
-            Some(limits) => {
-                let pointer = rule.body_account.as_deref();
-                json::scan(body, limits, pointer.unwrap_or_default()).map_err(Denial::from).and_then(
-                    |found| {
-                        account = pointer.and(found).map(Cow::into_owned);
-                        let authorization = rule.authorization.as_ref().filter(|it| it.resource.needs_body());
-                        if ciphertext.is_none() && schema.is_none() && authorization.is_none() {
-                            return Ok(());
-                        }
-                        let value = json::value(body)?;
-                        judge_content(ciphertext, schema, &value)?;
-                        let Some(decision) = authorization else { return Ok(()) };
+            Some(limits) => json::scan(body, limits).map_err(Denial::from).and_then(|body| {
+                account =
+                    rule.body_account.as_ref().and_then(|tokens| body.string(tokens)).map(Cow::into_owned);
+                judge_content(ciphertext, schema, body)?;
+                match rule.authorization.as_ref().filter(|it| it.resource.needs_body()) {
+                    Some(decision) => {
                         let now = self.asked.at.ok_or(Denial::NotPermitted)?;
-                        self.subject.authorize(decision, &self.asked, Some(&value), now, decisions)
-                    },
-                )
-            }
+                        self.subject.authorize(decision, &self.asked, Some(body), now, decisions)
+                    }
+                    None => Ok(()),
+                }
+            }),
         };
         Ok(BodyPermit { shadowed: noted(rule.mode, judged)?, account })
     }
@@ -587,15 +582,15 @@ impl RequestPermit {
 fn judge_content(
     ciphertext: Option<&CiphertextRule>,
     schema: Option<&Schema>,
-    value: &Value,
+    text: Judged<'_>,
 ) -> Result<(), Denial> {
     if let Some(CiphertextRule { rule, covers_schema }) = ciphertext
-        && rule.judge(value)? == Conversation::Encrypted
+        && rule.judge(&text.value()?)? == Conversation::Encrypted
         && *covers_schema
     {
         return Ok(());
     }
-    schema.map_or(Ok(()), |schema| schema.check(value).map_err(|pointer| Denial::Schema { pointer }))
+    schema.map_or(Ok(()), |schema| schema.check(text).map_err(|pointer| Denial::Schema { pointer }))
 }
 
 impl BodyPermit {
@@ -837,15 +832,14 @@ impl<'t> MessageDemands<'t> {
             return Ok(());
         };
         let unknown = |denial| Refusal { denial, action: table.on_unknown };
-        let payload = message.payload;
-        let name = json::scan(payload, &table.json, &table.pointer).map_err(|fault| unknown(fault.into()))?;
+        let text = json::scan(message.payload, &table.json).map_err(|fault| unknown(fault.into()))?;
+        let name = text.string(&table.pointer);
         let name = name.as_deref();
         if let (Some(name), Some(renew), Direction::ToUpstream) = (name, &tunnel.renew, message.direction)
             && *name == *renew.name
         {
-            let token = json::scan(payload, &table.json, &renew.pointer).ok().flatten();
-            // Where it is needed is the only place that has a copy.
-            self.renewal = Some(NewToken(Zeroizing::new(token.unwrap_or_default().into_owned())));
+            let token = text.string(&renew.pointer).unwrap_or_default();
+            self.renewal = Some(NewToken(Zeroizing::new(token.into_owned())));
             // Nobody is there because a client keeps its token fresh (row S-1).
             self.activity = false;
             return Ok(());
@@ -857,19 +851,15 @@ impl<'t> MessageDemands<'t> {
         self.activity = rule.activity;
         let refused = |denial| Refusal { denial, action: rule.on_refusal };
         if let Some(limits) = &rule.json {
-            json::scan(payload, limits, &[]).map_err(|fault| refused(fault.into()))?;
+            json::scan(message.payload, limits).map_err(|fault| refused(fault.into()))?;
         }
-        if rule.ciphertext.is_none() && rule.schema.is_none() && rule.authorization.is_none() {
-            return Ok(());
-        }
-        let value = json::value(payload).map_err(refused)?;
-        judge_content(rule.ciphertext.as_ref(), rule.schema.as_ref(), &value)
-            .and_then(|()| self.authorize(rule.authorization.as_ref(), &value))
+        judge_content(rule.ciphertext.as_ref(), rule.schema.as_ref(), text)
+            .and_then(|()| self.authorize(rule.authorization.as_ref(), text))
             .map_err(refused)
     }
 
     /// Asks the Cedar policies where the answer can be looked up and does not depend on the time.
-    fn authorize(&mut self, decision: Option<&Decision>, message: &Value) -> Result<(), Denial> {
+    fn authorize(&mut self, decision: Option<&Decision>, message: Judged<'_>) -> Result<(), Denial> {
         let Some(decision) = decision else { return Ok(()) };
         let subject = &self.tunnel.subject;
         let places = Places { path: subject.path.as_str(), query: None, document: Some(message) };

@@ -404,21 +404,23 @@ impl<'t> Asked<'t> {
         let facts = self.facts();
         let (rule, path) = policy.match_request(&facts).ok()?.into_parts();
         let opened = self.test.message.as_ref().filter(|_| self.walk(policy, None).is_ok());
+        let payload;
         let (decision, document) = match opened {
             Some(sent) => {
-                let (_, payload) = sent.payload();
-                let value = json::parse(&payload).ok()?;
+                payload = sent.payload().1;
                 let table = rule.tunnel.as_ref()?.table(sent.direction())?;
-                let name = json::lookup(&value, &table.pointer).and_then(Value::as_str)?;
-                (table.types.get(name)?.authorization.as_ref()?, Some(value))
+                let text = json::scan(&payload, &table.json).ok()?;
+                let name = text.string(&table.pointer)?;
+                (table.types.get(&*name)?.authorization.as_ref()?, Some(text))
             }
             None => {
-                let body = self.body.as_ref().and_then(|body| json::parse(body.as_bytes()).ok());
+                let body = self.body.as_ref().zip(rule.body_json.as_ref());
+                let body = body.and_then(|(body, limits)| json::scan(body.as_bytes(), limits).ok());
                 (rule.authorization.as_ref()?, body)
             }
         };
         let identity = self.identity.as_deref()?;
-        let places = Places { path: path.as_str(), query: facts.query, document: document.as_ref() };
+        let places = Places { path: path.as_str(), query: facts.query, document };
         let found = decision.resource.find(places);
         let evaluated = match &found {
             Some(found) => decision.evaluate(&Sample::of(identity, facts.peer, facts.tls, self.now, found)),

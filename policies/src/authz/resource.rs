@@ -3,9 +3,8 @@
 use std::borrow::Cow;
 
 use cedar_policy::EntityTypeName;
-use serde_json::Value;
 
-use crate::json;
+use crate::json::Judged;
 use crate::path;
 
 /// Longest id, department or owner, in bytes once decoded. A longer one is not found.
@@ -42,7 +41,7 @@ pub(crate) struct Places<'a> {
     pub(crate) path: &'a str,
     pub(crate) query: Option<&'a str>,
     /// Body or message.
-    pub(crate) document: Option<&'a Value>,
+    pub(crate) document: Option<Judged<'a>>,
 }
 
 /// What was found.
@@ -108,9 +107,7 @@ impl Field {
                 }
                 decoded(value, path::form_decoded)?
             }
-            Self::Body(tokens) | Self::Message(tokens) => {
-                Cow::Borrowed(json::lookup(places.document?, tokens)?.as_str()?)
-            }
+            Self::Body(tokens) | Self::Message(tokens) => places.document?.string(tokens)?,
         };
         (!value.is_empty() && value.len() <= MAX_VALUE).then_some(value)
     }
@@ -129,6 +126,7 @@ fn path_decoded(segment: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::json::{self, Limits};
 
     fn rule(id: Field) -> ResourceRule {
         ResourceRule { kind: "Room".parse().unwrap(), id, department: None, owner: None }
@@ -139,10 +137,12 @@ mod tests {
         let long = "x".repeat(MAX_VALUE + 1);
         let fits = "x".repeat(MAX_VALUE);
         let body = serde_json::json!({ "room": "r", "n": 1, "empty": "", "long": long, "fits": fits });
+        let body = body.to_string();
+        let document = json::scan(body.as_bytes(), &Limits::DEFAULT).ok();
         let at = |pointer: &str| Field::Body(json::pointer_tokens(pointer).unwrap());
         let find = |field: Field, path: &str, query: Option<&str>| {
             let rule = rule(field);
-            rule.find(Places { path, query, document: Some(&body) }).map(|found| found.id.into_owned())
+            rule.find(Places { path, query, document }).map(|found| found.id.into_owned())
         };
         assert_eq!(find(at("/room"), "/", None).as_deref(), Some("r"));
         assert_eq!(find(at("/fits"), "/", None), Some(fits.clone()));

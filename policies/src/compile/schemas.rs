@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::str;
 use std::sync::Arc;
 
-use jsonschema::{Draft, PatternOptions, Retrieve, Uri};
+use jsonschema::{Draft, PatternOptions, Retrieve, Uri, ValidationOptions, Validator};
 use serde_json::Value;
 
 use crate::bundle::Bundle;
 use crate::errors::PolicyError;
-use crate::json::{self, Schema};
+use crate::json::{self, Library, Schema};
 
 /// Base of all schema files, so that `{"$ref": "envelope.json"}` finds its neighbour.
 const SCHEMA_BASE: &str = "bundle:///";
@@ -92,17 +92,57 @@ impl SchemaFiles {
         if schema.get("$id").is_some() {
             return Err(("/$id".into(), "files are known by their path; leave `$id` out".into()));
         }
+        let validator = self
+            .options(&format!("{SCHEMA_BASE}{name}"))
+            .build(schema)
+            .map_err(|error| (error.instance_path().as_str().to_owned(), error.to_string()))?;
+        Ok(Schema::new(validator, name, self))
+    }
+
+    fn options(&self, base: &str) -> ValidationOptions<'_> {
         jsonschema::options()
             .with_draft(Draft::Draft202012)
-            .with_base_uri(format!("{SCHEMA_BASE}{name}"))
+            .with_base_uri(base)
             .with_retriever(self.retriever.clone())
             // Linear time, whatever a peer sends.
             .with_pattern_options(PatternOptions::regex())
             .should_validate_formats(true)
             .should_ignore_unknown_formats(false)
-            .build(schema)
-            .map(Schema::new)
-            .map_err(|error| (error.instance_path().as_str().to_owned(), error.to_string()))
+    }
+}
+
+impl Library for SchemaFiles {
+    fn file(&self, from: &str, reference: &str) -> Option<(&str, &Value)> {
+        let name = match (reference, from.rsplit_once('/')) {
+            ("", _) => from.to_owned(),
+            // What leads through other folders is for `jsonschema` to resolve.
+            (_, Some((folder, _)))
+                if !reference.contains(['/', ':', '?', '%', '\\']) && reference != ".." =>
+            {
+                format!("{folder}/{reference}")
+            }
+            _ => return None,
+        };
+        let (name, text) = self.texts.get_key_value(&name).filter(|_| !self.broken.contains(&name))?;
+        Some((name, text))
+    }
+
+    fn validator(&self, schema: &Value) -> Option<Validator> {
+        self.options(SCHEMA_BASE).build(schema).ok()
+    }
+
+    fn part(&self, file: &str, pointer: &str) -> Option<Validator> {
+        let mut fragment = String::new();
+        for byte in pointer.bytes() {
+            match byte {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'-' | b'.' | b'_' | b'~' | b'$' => {
+                    fragment.push(char::from(byte));
+                }
+                other => fragment.push_str(&format!("%{other:02X}")),
+            }
+        }
+        let reference = serde_json::json!({ "$ref": format!("{SCHEMA_BASE}{file}#{fragment}") });
+        self.options(SCHEMA_BASE).build(&reference).ok()
     }
 }
 

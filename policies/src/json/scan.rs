@@ -3,10 +3,10 @@
 //! What it accepts, `serde_json` accepts too, and the other way round, but for keys that stand twice and for
 //! [`Limits`]; both are property-tested. Its stacks belong to the thread: a message takes no memory.
 
-use std::borrow::Cow;
 use std::cell::RefCell;
 use std::str;
 
+use super::judged::Judged;
 use super::{MAX_POINTER, printable_pointer};
 use crate::denial::{Denial, JsonFault};
 
@@ -70,12 +70,8 @@ impl From<Fault> for Denial {
     }
 }
 
-/// Judges a text, and brings the string that stands at `wanted` (unescaped tokens), if there is one.
-pub(crate) fn scan<'t>(
-    text: &'t [u8],
-    limits: &Limits,
-    wanted: &[String],
-) -> Result<Option<Cow<'t, str>>, Fault> {
+/// Judges a text.
+pub(crate) fn scan<'t>(text: &'t [u8], limits: &Limits) -> Result<Judged<'t>, Fault> {
     thread_local! {
         static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default());
     }
@@ -90,13 +86,10 @@ pub(crate) fn scan<'t>(
         scratch.frames.clear();
         scratch.keys.clear();
         scratch.decoded.clear();
-        let mut scanner =
-            Scanner { text, at: 0, limits, wanted, on_path: 0, values: 0, found: None, scratch };
-        let outcome = scanner.text();
-        let (found, at) = (scanner.found, scanner.at);
-        let outcome = match outcome {
-            Ok(()) => Ok(found.and_then(|found| found.string(checked))),
-            Err(fault) => Err(Fault { fault, at, pointer: scanner.pointer() }),
+        let mut scanner = Scanner { text, at: 0, limits, values: 0, scratch };
+        let outcome = match scanner.text() {
+            Ok(()) => Ok(Judged::new(checked)),
+            Err(fault) => Err(Fault { fault, at: scanner.at, pointer: scanner.pointer() }),
         };
         scratch.trim();
         outcome
@@ -143,27 +136,11 @@ struct Span {
     escaped: bool,
 }
 
-impl Span {
-    fn string(self, text: &str) -> Option<Cow<'_, str>> {
-        let written = text.get(self.start..self.end)?;
-        if !self.escaped {
-            return Some(Cow::Borrowed(written));
-        }
-        let mut bytes = Vec::with_capacity(written.len());
-        unescape(written.as_bytes(), &mut bytes);
-        String::from_utf8(bytes).ok().map(Cow::Owned)
-    }
-}
-
 struct Scanner<'t, 's> {
     text: &'t [u8],
     at: usize,
     limits: &'s Limits,
-    wanted: &'s [String],
-    /// How many of the open containers, from the outermost on, stand at their token of `wanted`.
-    on_path: usize,
     values: u32,
-    found: Option<Span>,
     scratch: &'s mut Scratch,
 }
 
@@ -213,9 +190,6 @@ impl Scanner<'_, '_> {
                     let span = self.string()?;
                     if span.end - span.start > self.limits.string as usize {
                         return Err(JsonFault::String);
-                    }
-                    if self.is_wanted() {
-                        self.found = Some(span);
                     }
                     return Ok(());
                 }
@@ -277,29 +251,18 @@ impl Scanner<'_, '_> {
     fn leave(&mut self) {
         self.at += 1;
         self.scratch.frames.pop();
-        self.on_path = self.on_path.min(self.scratch.frames.len());
     }
 
-    /// One more in the innermost container; its place from the outermost, counted from 0.
-    fn count(&mut self) -> (usize, u32) {
-        let depth = self.scratch.frames.len().saturating_sub(1);
-        let count = self.scratch.frames.last_mut().map_or(0, |frame| {
+    /// One more in the innermost container: the how manieth it is.
+    fn count(&mut self) -> u32 {
+        self.scratch.frames.last_mut().map_or(0, |frame| {
             frame.count += 1;
             frame.count
-        });
-        (depth, count)
+        })
     }
 
     fn item(&mut self) -> Result<(), JsonFault> {
-        let (depth, count) = self.count();
-        if count > self.limits.items {
-            return Err(JsonFault::Items);
-        }
-        if self.on_path >= depth {
-            let here = || self.wanted.get(depth).and_then(|token| super::index(token));
-            self.on_path = depth + usize::from(here() == Some(count as usize - 1));
-        }
-        Ok(())
+        if self.count() > self.limits.items { Err(JsonFault::Items) } else { Ok(()) }
     }
 
     /// A key and the colon behind it.
@@ -308,7 +271,7 @@ impl Scanner<'_, '_> {
             return Err(JsonFault::Syntax);
         }
         let mut span = self.string()?;
-        let (depth, count) = self.count();
+        let count = self.count();
         if span.end - span.start > self.limits.key as usize {
             return Err(JsonFault::Key);
         }
@@ -321,10 +284,6 @@ impl Scanner<'_, '_> {
         keys.push(span);
         if count > self.limits.members {
             return Err(JsonFault::Members);
-        }
-        if self.on_path >= depth {
-            let here = self.wanted.get(depth).is_some_and(|token| self.key_text(span) == token.as_bytes());
-            self.on_path = depth + usize::from(here);
         }
         self.space();
         if self.peek()? != b':' {
@@ -365,10 +324,6 @@ impl Scanner<'_, '_> {
         };
         self.scratch.keys.extend(found);
         found.is_some()
-    }
-
-    fn is_wanted(&self) -> bool {
-        self.on_path == self.wanted.len() && self.on_path == self.scratch.frames.len()
     }
 
     fn literal(&mut self, word: &[u8]) -> Result<(), JsonFault> {
@@ -523,7 +478,7 @@ impl Scanner<'_, '_> {
 }
 
 /// How many bytes from the start are neither quote, backslash nor control character.
-fn plain_run(bytes: &[u8]) -> usize {
+pub(super) fn plain_run(bytes: &[u8]) -> usize {
     const ONES: u64 = 0x0101_0101_0101_0101;
     const HIGHS: u64 = 0x8080_8080_8080_8080;
     // The lowest byte with its high bit set is the first one below the bound, whatever stands above it.
@@ -544,7 +499,7 @@ fn plain_run(bytes: &[u8]) -> usize {
 }
 
 /// Takes the escapes out of a string that was judged.
-fn unescape(written: &[u8], into: &mut Vec<u8>) {
+pub(super) fn unescape(written: &[u8], into: &mut Vec<u8>) {
     let mut rest = written;
     while let Some(place) = rest.iter().position(|&byte| byte == b'\\') {
         let (plain, escape) = rest.split_at_checked(place).unwrap_or_default();
@@ -597,14 +552,16 @@ mod tests {
     };
 
     fn fault(text: &str, limits: &Limits) -> Option<(JsonFault, String)> {
-        scan(text.as_bytes(), limits, &[]).err().map(|fault| (fault.fault, fault.pointer))
+        scan(text.as_bytes(), limits).err().map(|fault| (fault.fault, fault.pointer))
     }
 
     #[track_caller]
     fn agree(text: &[u8], tokens: &[String]) {
         let shown = String::from_utf8_lossy(text);
-        match (scan(text, &LOOSE, tokens), parse(text)) {
-            (Ok(found), Ok(value)) => {
+        match (scan(text, &LOOSE), parse(text)) {
+            (Ok(judged), Ok(value)) => {
+                assert_eq!(judged.value().unwrap(), value, "{shown}");
+                let found = judged.string(tokens);
                 assert_eq!(found.as_deref(), lookup(&value, tokens).and_then(Value::as_str), "{shown}");
             }
             (Err(_), Err(_)) => {}
@@ -639,7 +596,7 @@ mod tests {
         }
         let range = fault("[1e309]", &Limits { exponent: u32::MAX, ..limits });
         assert_eq!(range, Some((JsonFault::Range, "/0".into())));
-        let utf8 = scan(b"[\"\xff\"]", &limits, &[]).unwrap_err();
+        let utf8 = scan(b"[\"\xff\"]", &limits).unwrap_err();
         assert_eq!((utf8.fault, utf8.at), (JsonFault::Utf8, 2));
     }
 
@@ -749,7 +706,7 @@ mod tests {
             (r#""root""#, "", Some("root")),
         ] {
             let tokens = pointer_tokens(pointer).unwrap();
-            assert_eq!(scan(text.as_bytes(), &LOOSE, &tokens).unwrap().as_deref(), found, "{text}");
+            assert_eq!(scan(text.as_bytes(), &LOOSE).unwrap().string(&tokens).as_deref(), found, "{text}");
             agree(text.as_bytes(), &tokens);
         }
     }
@@ -796,7 +753,7 @@ mod tests {
             let mut all = Vec::new();
             paths(&value, Vec::new(), &mut all);
             for tokens in all {
-                let found = scan(text.as_bytes(), &LOOSE, &tokens).unwrap();
+                let found = scan(text.as_bytes(), &LOOSE).unwrap().string(&tokens);
                 prop_assert_eq!(found.as_deref(), lookup(&value, &tokens).and_then(Value::as_str));
             }
         }
