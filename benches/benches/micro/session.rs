@@ -35,8 +35,9 @@ fn cold(criterion: &mut Criterion, now: u64) -> Result<()> {
     let mut text = "version = 1\n".to_owned();
     for algorithm in ALGORITHMS {
         text += &format!(
-            "[[issuer]]\nname = \"{algorithm}\"\nissuer = \"https://{algorithm}.test\"\naudience = [\"sealgate\"]\n\
+            "[[issuer]]\nname = \"{}\"\nissuer = \"https://{algorithm}.test\"\naudience = [\"sealgate\"]\n\
              algorithms = [\"{algorithm}\"]\njwks = \"file:{}\"\n",
+            algorithm.to_ascii_lowercase(),
             path.display()
         );
     }

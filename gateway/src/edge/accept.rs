@@ -217,7 +217,7 @@ async fn serve_http(core: Rc<Core>, tls: ServerStream<TcpStream>, connection: Ar
     let io = TokioIo::new(EdgeStream::new(tls, connection.clone(), &limits));
     let service = {
         let (core, connection) = (core.clone(), connection.clone());
-        service_fn(move |request| serve_request(core.clone(), connection.clone(), request))
+        service_fn(move |request| serve_request(core.clone(), connection.clone(), Box::new(request)))
     };
     let ended = if connection.tls.http2 {
         let mut builder = http2::Builder::new(LocalExecutor { patience: limits.write_timeout });

@@ -164,7 +164,7 @@ impl Connection {
     /// Keeps the connection from being idle: a WebSocket over HTTP/2 goes on after its request was answered.
     #[must_use]
     pub fn busy(self: &Arc<Self>) -> Busy {
-        self.clock.request_begins();
+        self.clock.request_begins(Instant::now());
         Busy(self.clone())
     }
 
@@ -210,7 +210,7 @@ pub struct Busy(Arc<Connection>);
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.clock.request_ended();
+        self.0.clock.request_ended(Instant::now());
     }
 }
 
@@ -263,15 +263,15 @@ impl Clock {
     }
 
     /// The service was handed a request.
-    pub fn request_begins(&self) {
+    pub fn request_begins(&self, now: Instant) {
         self.requests.fetch_add(1, Relaxed);
-        self.enter(BUSY, self.now());
+        self.enter(BUSY, self.millis(now));
     }
 
     /// The last byte of a response went out, or the exchange broke.
-    pub fn request_ended(&self) {
+    pub fn request_ended(&self, now: Instant) {
         if self.requests.fetch_sub(1, Relaxed) == 1 {
-            let now = self.now();
+            let now = self.millis(now);
             self.idle_since.store(now, Relaxed);
             self.enter(if self.reading.load(Relaxed) { HEAD } else { IDLE }, now);
         }
@@ -320,7 +320,11 @@ impl Clock {
     }
 
     fn now(&self) -> u64 {
-        u64::try_from(self.born.elapsed().as_millis()).unwrap_or(0)
+        self.millis(Instant::now())
+    }
+
+    fn millis(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.born).as_millis()).unwrap_or(0)
     }
 
     fn enter(&self, phase: u64, since: u64) {
@@ -339,11 +343,11 @@ mod tests {
         clock.reading(true);
         clock.reading(true);
         assert_eq!(clock.phase(), HEAD);
-        clock.request_begins();
+        clock.request_begins(Instant::now());
         assert_eq!(clock.phase(), BUSY);
         clock.reading(false);
         assert_eq!(clock.phase(), BUSY, "a body's bytes are no head");
-        clock.request_ended();
+        clock.request_ended(Instant::now());
         assert_eq!(clock.phase(), IDLE);
     }
 
@@ -351,28 +355,28 @@ mod tests {
     fn a_connection_with_two_streams_is_busy_until_both_ended() {
         let clock = Clock::new(true);
         assert_eq!(clock.phase(), HEAD, "the preface is waited for");
-        clock.request_begins();
-        clock.request_begins();
-        clock.request_ended();
+        clock.request_begins(Instant::now());
+        clock.request_begins(Instant::now());
+        clock.request_ended(Instant::now());
         assert_eq!(clock.phase(), BUSY);
-        clock.request_ended();
+        clock.request_ended(Instant::now());
         assert_eq!(clock.phase(), IDLE);
     }
 
     #[test]
     fn a_head_that_was_begun_while_requests_were_at_work_is_waited_for_afterwards() {
         let clock = Clock::new(false);
-        clock.request_begins();
+        clock.request_begins(Instant::now());
         clock.reading(true);
-        clock.request_ended();
+        clock.request_ended(Instant::now());
         assert_eq!(clock.phase(), HEAD);
     }
 
     #[test]
     fn what_is_no_request_does_not_prolong_idleness() {
         let clock = Clock::new(true);
-        clock.request_begins();
-        clock.request_ended();
+        clock.request_begins(Instant::now());
+        clock.request_ended(Instant::now());
         let idle = clock.state.load(Relaxed);
         clock.reading(true);
         clock.reading(false);

@@ -238,7 +238,7 @@ impl Streamed {
 /// Dropped when the last byte went out or the client left: that ends the [`Exchange`].
 pub struct ResponseBody {
     content: Content,
-    exchange: Exchange,
+    exchange: Box<Exchange>,
 }
 
 enum Content {
@@ -249,7 +249,7 @@ enum Content {
 impl ResponseBody {
     /// A body of our own. `unread` is what is left of the request; it is thrown away, within bounds.
     #[must_use]
-    pub fn held(bytes: Bytes, unread: Option<Incoming>, exchange: Exchange) -> Self {
+    pub fn held(bytes: Bytes, unread: Option<Incoming>, exchange: Box<Exchange>) -> Self {
         let unread = unread.filter(|unread| !unread.is_end_stream()).map(Unread::new);
         Pace::waits(true);
         Self { content: Content::Held((!bytes.is_empty()).then_some(bytes), unread), exchange }
@@ -257,7 +257,7 @@ impl ResponseBody {
 
     /// The upstream's body.
     #[must_use]
-    pub fn streamed(body: AnswerBody, exchange: Exchange) -> Self {
+    pub fn streamed(body: AnswerBody, exchange: Box<Exchange>) -> Self {
         Pace::waits(true);
         Self { content: Content::Streamed(body), exchange }
     }

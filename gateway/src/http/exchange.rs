@@ -33,14 +33,16 @@ pub struct Exchange {
 
 /// 128 bits in hexadecimal: the request's id and, at the boundary, a new trace id (W3C Trace Context).
 #[derive(Clone, Copy)]
-pub struct RequestId(u128);
+pub struct RequestId([u8; 32]);
 
 impl RequestId {
     /// An id from a generator that need not be secret, only unrepeated.
     #[must_use]
     pub fn new(random: u128) -> Self {
+        let mut digits = [0; 32];
         // All zeroes is no valid trace id.
-        Self(random.max(1))
+        write_hex(&random.max(1).to_be_bytes(), &mut digits);
+        Self(digits)
     }
 
     /// The `traceparent` of a trace that begins here, not sampled by our say.
@@ -49,55 +51,57 @@ impl RequestId {
         let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
         let [_, _, _, rest @ ..] = &mut text;
         let (trace, rest) = rest.split_at_mut(32);
-        write_hex(self.0, trace);
-        write_hex(span.max(1).into(), rest.get_mut(1..17).unwrap_or_default());
+        trace.copy_from_slice(&self.0);
+        write_hex(&span.max(1).to_be_bytes(), rest.get_mut(1..17).unwrap_or_default());
         HeaderValue::from_bytes(&text).unwrap_or(NO_ID)
     }
 
     /// As a header value.
     #[must_use]
     pub fn header(self) -> HeaderValue {
-        let mut text = [0; 32];
-        write_hex(self.0, &mut text);
-        HeaderValue::from_bytes(&text).unwrap_or(NO_ID)
+        HeaderValue::from_bytes(&self.0).unwrap_or(NO_ID)
     }
 }
 
 /// For a value that cannot be had: hexadecimal digits always can.
 const NO_ID: HeaderValue = HeaderValue::from_static("0");
 
-fn write_hex(mut value: u128, digits: &mut [u8]) {
-    for digit in digits.iter_mut().rev() {
-        let nibble = (value & 0xf) as u8;
-        *digit = if nibble < 10 { b'0' + nibble } else { b'a' + nibble - 10 };
-        value >>= 4;
+fn write_hex(bytes: &[u8], digits: &mut [u8]) {
+    let digit = |nibble: u8| if nibble < 10 { b'0' + nibble } else { b'a' + nibble - 10 };
+    for (byte, pair) in bytes.iter().zip(digits.as_chunks_mut().0) {
+        *pair = [digit(byte >> 4), digit(byte & 0xf)];
     }
 }
 
 impl std::fmt::Display for RequestId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:032x}", self.0)
+        f.write_str(str::from_utf8(&self.0).unwrap_or("0"))
     }
 }
 
 impl Exchange {
     /// Starts the account.
     #[must_use]
+    #[expect(
+        clippy::unnecessary_box_returns,
+        reason = "it goes through many hands, and lives as long as its answer"
+    )]
     pub fn begin(
         core: Rc<Core>,
         connection: Arc<Connection>,
         snapshot: Arc<Snapshot>,
         method: http::Method,
-    ) -> Self {
-        connection.clock.request_begins();
+    ) -> Box<Self> {
+        let began = Instant::now();
+        connection.clock.request_begins(began);
         let id = RequestId::new(core.random());
         let work = core.gateway.load.begin();
-        Self {
+        Box::new(Self {
             core,
             connection,
             snapshot,
             id,
-            began: Instant::now(),
+            began,
             method,
             rule: None,
             identity: None,
@@ -106,7 +110,7 @@ impl Exchange {
             bytes: 0,
             _work: work,
             place: Cell::new(None),
-        }
+        })
     }
 
     /// A rule took the request on.
@@ -165,8 +169,9 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        self.connection.clock.request_ended();
-        let elapsed = self.began.elapsed();
+        let now = Instant::now();
+        self.connection.clock.request_ended(now);
+        let elapsed = now.saturating_duration_since(self.began);
         self.snapshot.metrics.of(self.rule.as_deref()).request(self.status, elapsed);
         if let Some(reason) = self.denial {
             self.core.gateway.metrics().denied(reason);

@@ -30,8 +30,8 @@ pub async fn forward(
     door: Door,
     permit: RequestPermit,
     standing: Option<RateStanding>,
-    request: Request<Incoming>,
-    mut exchange: Exchange,
+    request: Box<Request<Incoming>>,
+    mut exchange: Box<Exchange>,
 ) -> Answer {
     let Door { core, connection, snapshot, target } = door;
     let Some(upstream) = snapshot.upstreams.of(permit.upstream()) else {
@@ -61,7 +61,7 @@ pub async fn forward(
         Ok(attempts) => attempts,
         Err(denial) => return Err((denial, exchange)),
     };
-    headers::strip_request(&mut parts.headers, identity.is_some());
+    headers::remove_nominated(&mut parts.headers);
     let trusted = Trusted {
         identity: identity.as_deref(),
         origin: &connection.origin,
@@ -76,8 +76,14 @@ pub async fn forward(
         query: parts.uri.query(),
         // HTTP/2 carried it as `:authority`.
         host: &target.authority,
-        fields: &parts.headers,
-        added: &|put| trusted.each(put),
+        fields: &|put| {
+            for (name, value) in &parts.headers {
+                if !headers::ends_here(name, identity.is_some()) {
+                    put(name, value);
+                }
+            }
+            trusted.each(put);
+        },
     };
     let answered = match core.pool.send(upstream, endpoint, &head, body).await {
         Ok(answered) => answered,

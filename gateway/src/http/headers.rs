@@ -6,54 +6,62 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use sealgate_policy::{ForwardCertificate, Identity, Policy};
 
 use super::{exchange::RequestId, target::Target};
-use crate::{edge::Client, session};
+use crate::edge::Client;
 
-/// Fields of one hop only (RFC 9110 §7.6.1, RFC 9112 §9).
-const HOP_BY_HOP: [HeaderName; 10] = [
-    header::CONNECTION,
-    // Answered by us: 100 when the body is wanted.
-    header::EXPECT,
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-];
+/// Fields of one hop only (RFC 9110 §7.6.1, RFC 9112 §9). `Expect` is answered by us: 100 when the body is wanted.
+fn is_hop_by_hop(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "expect"
+            | "keep-alive"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "proxy-connection"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+    )
+}
 
 /// What a client may say of itself only through us.
-const OURS: [HeaderName; 11] = [
-    header::FORWARDED,
-    CLIENT_CERT,
-    CLIENT_CERT_CHAIN,
-    HeaderName::from_static("x-forwarded-for"),
-    HeaderName::from_static("x-forwarded-host"),
-    HeaderName::from_static("x-forwarded-proto"),
-    HeaderName::from_static("x-forwarded-port"),
-    HeaderName::from_static("x-real-ip"),
-    HeaderName::from_static("x-request-id"),
-    HeaderName::from_static("traceparent"),
-    HeaderName::from_static("tracestate"),
-];
+fn is_ours(name: &str) -> bool {
+    matches!(
+        name,
+        "client-cert"
+            | "client-cert-chain"
+            | "forwarded"
+            | "traceparent"
+            | "tracestate"
+            | "x-forwarded-for"
+            | "x-forwarded-host"
+            | "x-forwarded-port"
+            | "x-forwarded-proto"
+            | "x-real-ip"
+            | "x-request-id"
+    )
+}
 
 /// What an upstream says of its software, of other ways to reach it, or to a proxy of its own.
-const TELLTALE: [HeaderName; 13] = [
-    header::SERVER,
-    header::VIA,
-    header::ALT_SVC,
-    header::PUBLIC_KEY_PINS,
-    header::PUBLIC_KEY_PINS_REPORT_ONLY,
-    HeaderName::from_static("x-powered-by"),
-    HeaderName::from_static("x-aspnet-version"),
-    HeaderName::from_static("x-aspnetmvc-version"),
-    HeaderName::from_static("x-generator"),
-    HeaderName::from_static("x-runtime"),
-    HeaderName::from_static("x-sendfile"),
-    HeaderName::from_static("x-accel-redirect"),
-    HeaderName::from_static("x-backend-server"),
-];
+fn is_telltale(name: &str) -> bool {
+    matches!(
+        name,
+        "alt-svc"
+            | "public-key-pins"
+            | "public-key-pins-report-only"
+            | "server"
+            | "via"
+            | "x-accel-redirect"
+            | "x-aspnet-version"
+            | "x-aspnetmvc-version"
+            | "x-backend-server"
+            | "x-generator"
+            | "x-powered-by"
+            | "x-runtime"
+            | "x-sendfile"
+    )
+}
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -70,14 +78,18 @@ const IDENTITY_PREFIX: &str = "x-sealgate-";
 /// nominates, forged forwarding and identity fields, and the token, which was spent at this door.
 pub fn strip_request(headers: &mut HeaderMap, token_spent: bool) {
     remove_nominated(headers);
-    remove_where(headers, |name| {
-        HOP_BY_HOP.contains(name)
-            || OURS.contains(name)
-            || name.as_str().starts_with(IDENTITY_PREFIX)
-            // Many backends read `X_Sealgate_Subject` as `X-Sealgate-Subject`; nginx drops such names too.
-            || name.as_str().contains('_')
-            || token_spent && (*name == header::AUTHORIZATION || *name == session::DPOP)
-    });
+    remove_where(headers, |name| ends_here(name, token_spent));
+}
+
+/// Whether a client's field ends here, whatever its `Connection` nominates.
+pub fn ends_here(name: &HeaderName, token_spent: bool) -> bool {
+    let name = name.as_str();
+    is_hop_by_hop(name)
+        || is_ours(name)
+        || name.starts_with(IDENTITY_PREFIX)
+        // Many backends read `X_Sealgate_Subject` as `X-Sealgate-Subject`; nginx drops such names too.
+        || name.contains('_')
+        || token_spent && matches!(name, "authorization" | "dpop")
 }
 
 /// What the backend may trust: who asks, where the request came from, its id, and the client's certificate. Its names are among
@@ -163,9 +175,10 @@ impl AnswerFields {
     pub fn strip(&self, headers: &mut HeaderMap) {
         remove_nominated(headers);
         remove_where(headers, |name| {
-            HOP_BY_HOP.contains(name)
-                || TELLTALE.contains(name)
-                || name.as_str().starts_with(IDENTITY_PREFIX)
+            let text = name.as_str();
+            is_hop_by_hop(text)
+                || is_telltale(text)
+                || text.starts_with(IDENTITY_PREFIX)
                 || self.remove.contains(name)
         });
     }
@@ -190,7 +203,7 @@ pub fn may_be_nominated(field: &str) -> bool {
     let is = |other: &str| field.eq_ignore_ascii_case(other);
     FINE.into_iter().any(is)
         || !(RELIED_ON.into_iter().any(is)
-            || OURS.iter().any(|name| is(name.as_str()))
+            || is_ours(&field.to_ascii_lowercase())
             || field.get(..IDENTITY_PREFIX.len()).is_some_and(|it| it.eq_ignore_ascii_case(IDENTITY_PREFIX))
             || field.get(..4).is_some_and(|it| it.eq_ignore_ascii_case("sec-")))
 }
@@ -216,7 +229,8 @@ const RELIED_ON: [&str; 17] = [
     "transfer-encoding",
 ];
 
-fn remove_nominated(headers: &mut HeaderMap) {
+/// Takes out what `Connection` nominates (RFC 9110 §7.6.1).
+pub fn remove_nominated(headers: &mut HeaderMap) {
     if !headers.contains_key(header::CONNECTION) {
         return;
     }

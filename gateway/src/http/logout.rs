@@ -21,8 +21,8 @@ pub async fn receive(
     door: Door,
     permit: &RequestPermit,
     rule: &LogoutRule,
-    request: Request<Incoming>,
-    mut exchange: Exchange,
+    request: Box<Request<Incoming>>,
+    mut exchange: Box<Exchange>,
 ) -> Answer {
     if let Err(denial) = log_out(&door, permit, rule, request, &exchange).await {
         return Err((denial, exchange));
@@ -40,7 +40,7 @@ async fn log_out(
     door: &Door,
     permit: &RequestPermit,
     rule: &LogoutRule,
-    request: Request<Incoming>,
+    request: Box<Request<Incoming>>,
     exchange: &Exchange,
 ) -> Result<(), Denial> {
     let (gateway, snapshot) = (&door.core.gateway, &door.snapshot);

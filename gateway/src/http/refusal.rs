@@ -14,7 +14,7 @@ pub fn response(
     denial: &Denial,
     snapshot: &Snapshot,
     unread: Option<Incoming>,
-    mut exchange: Exchange,
+    mut exchange: Box<Exchange>,
 ) -> Response<ResponseBody> {
     let status = denial.status();
     exchange.refused(denial);

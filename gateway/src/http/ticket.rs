@@ -49,7 +49,7 @@ pub fn answer(
     ticket: &TicketText,
     rule: TicketRule,
     unread: Incoming,
-    mut exchange: Exchange,
+    mut exchange: Box<Exchange>,
 ) -> Response<ResponseBody> {
     exchange.answered(StatusCode::OK);
     let id = exchange.id;

@@ -80,8 +80,8 @@ pub async fn open(
     door: Door,
     permit: RequestPermit,
     session: Option<Arc<Session>>,
-    request: Request<Incoming>,
-    mut exchange: Exchange,
+    request: Box<Request<Incoming>>,
+    mut exchange: Box<Exchange>,
 ) -> Answer {
     match try_open(&door, permit, session, request, &exchange).await {
         Ok((status, fields)) => {
@@ -99,7 +99,7 @@ async fn try_open(
     door: &Door,
     permit: RequestPermit,
     session: Option<Arc<Session>>,
-    mut request: Request<Incoming>,
+    mut request: Box<Request<Incoming>>,
     exchange: &Exchange,
 ) -> Result<(StatusCode, HeaderMap), Denial> {
     let Door { core, connection, snapshot, target } = door;
@@ -111,7 +111,7 @@ async fn try_open(
         Compression::Terminate => Agreed::accept(request.headers())?,
     };
     let counted = count(door, &permit)?;
-    let upgrade = hyper::upgrade::on(&mut request);
+    let upgrade = hyper::upgrade::on(&mut *request);
     let (parts, _) = request.into_parts();
     let (upstream, switched) = connect(door, &permit, &offer, parts, exchange).await?;
 

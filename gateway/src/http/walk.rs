@@ -33,13 +33,15 @@ pub(super) const KEY_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Answers one request. Never fails: a refusal is an answer, and so is a fault.
 ///
+/// hyper moves this future for every request, and the steps below hand on what they are given: what is large is in a box.
+///
 /// # Errors
 ///
 /// None; the type is what hyper asks for.
 pub async fn serve(
     core: Rc<Core>,
     connection: Arc<Connection>,
-    request: Request<Incoming>,
+    request: Box<Request<Incoming>>,
 ) -> Result<Response<ResponseBody>, Infallible> {
     let snapshot = core.snapshot();
     let exchange =
@@ -65,8 +67,8 @@ async fn answer(
     core: Rc<Core>,
     connection: &Arc<Connection>,
     snapshot: &Arc<Snapshot>,
-    request: Request<Incoming>,
-    mut exchange: Exchange,
+    request: Box<Request<Incoming>>,
+    mut exchange: Box<Exchange>,
 ) -> Response<ResponseBody> {
     let admitted = match admit(&core, connection, snapshot, &request, &mut exchange).await {
         Ok(admitted) => admitted,
@@ -107,7 +109,7 @@ pub struct Door {
 }
 
 /// A step's answer; or a denial, with the account of the request to close.
-pub type Answer = Result<Response<ResponseBody>, (Denial, Exchange)>;
+pub type Answer = Result<Response<ResponseBody>, (Denial, Box<Exchange>)>;
 
 struct Admitted {
     permit: RequestPermit,
