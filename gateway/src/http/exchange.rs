@@ -80,12 +80,8 @@ impl std::fmt::Display for RequestId {
 }
 
 impl Exchange {
-    /// Starts the account.
+    /// Starts the account; in a box, since it goes through many hands.
     #[must_use]
-    #[expect(
-        clippy::unnecessary_box_returns,
-        reason = "it goes through many hands, and lives as long as its answer"
-    )]
     pub fn begin(
         core: Rc<Core>,
         connection: Arc<Connection>,
