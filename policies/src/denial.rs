@@ -122,8 +122,23 @@ pub enum Denial {
         /// Bytes the rule allows.
         limit: u64,
     },
-    /// The body's media type or content coding is not one the rule allows.
-    ContentType,
+    /// The body's media type is not one the rule allows.
+    ContentType {
+        /// Ready `Accept` value; empty where it would be no help.
+        accept: Arc<str>,
+    },
+    /// The body's content coding is not one the rule allows: one that is judged has none.
+    ContentCoding {
+        /// Ready `Accept-Encoding` value.
+        accept: Arc<str>,
+    },
+    /// The body is not one form (RFC 7578) to every reader, or its parts are not what the rule says.
+    Form {
+        /// What is wrong.
+        fault: FormFault,
+        /// Name of the part, by the rule's word; `None` where it is about none that is known.
+        part: Option<Arc<str>>,
+    },
     /// The body or message is not JSON (RFC 8259), is ambiguous, or is larger than `[json]` allows.
     Json {
         /// What is wrong.
@@ -212,6 +227,8 @@ pub enum Denial {
     UpstreamUnavailable,
     /// The upstream did not answer in time.
     UpstreamTimeout,
+    /// The upstream's answer is not one that the rule lets out.
+    AnswerNotAllowed,
     /// Judging or forwarding failed; fail closed.
     Internal,
 }
@@ -247,6 +264,41 @@ pub enum JsonFault {
     Digits,
     /// A number with a larger exponent than allowed.
     Exponent,
+}
+
+/// What is wrong with a form (multipart/form-data, RFC 7578).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FormFault {
+    /// Content-Type names no boundary, two, or one that can be read in two ways.
+    Boundary,
+    /// Something stands before the first boundary.
+    Start,
+    /// The boundary stands where it is no delimiter, or with something beside it in its line.
+    Delimiter,
+    /// Something stands behind the last boundary.
+    Behind,
+    /// It ends too soon.
+    End,
+    /// The fields of a part are longer than allowed.
+    Head,
+    /// A field of a part is malformed, stands twice, is none of those that forms have, or is not true.
+    Field,
+    /// Content-Disposition is missing, or can be read in two ways.
+    Disposition,
+    /// A part of no name that the rule knows.
+    Unknown,
+    /// More parts than allowed, in all or of one name.
+    TooMany,
+    /// A part that has to be there is not.
+    Missing,
+    /// A part is longer than allowed.
+    Size,
+    /// A file has no name, or none that a file may have; or what is no file has one.
+    FileName,
+    /// A part's type is missing, or not one the rule allows.
+    Type,
+    /// A part's content is not of its type.
+    Content,
 }
 
 /// What is wrong with a token. Goes to log and metrics; the outside sees only `token-invalid` or `token-expired`.
@@ -387,6 +439,12 @@ impl Denial {
         "origin-not-allowed",
         "body-too-large",
         "content-type",
+        "content-coding",
+        "not-a-form",
+        "form-parts",
+        "form-part-too-large",
+        "file-name",
+        "file-type",
         "not-json",
         "json-duplicate-key",
         "json-too-deep",
@@ -417,6 +475,7 @@ impl Denial {
         "restarting",
         "upstream-unavailable",
         "upstream-timeout",
+        "answer-not-allowed",
         "internal",
     ];
 
@@ -424,6 +483,7 @@ impl Denial {
     /// a reason that can only happen to one of them still names both, so that no caller has to choose.
     #[rustfmt::skip]
     const fn row(&self) -> Row {
+        use FormFault as Form;
         use JsonFault as Json;
         use TokenFault as Fault;
         match self {
@@ -480,7 +540,18 @@ impl Denial {
             Self::OriginNotAllowed        => row("origin-not-allowed",      403, 4403, "Origin not allowed"),
 
             Self::BodyTooLarge { .. }     => row("body-too-large",          413, 1009, "Body too large"),
-            Self::ContentType             => row("content-type",            415, 1003, "Content type not allowed"),
+            Self::ContentType { .. }      => row("content-type",            415, 1003, "Content type not allowed"),
+            Self::ContentCoding { .. }    => row("content-coding",          415, 1003, "Content coding not allowed"),
+            Self::Form { fault, .. } => match fault {
+                Form::Boundary | Form::Start | Form::Delimiter | Form::Behind | Form::End | Form::Head
+                | Form::Field | Form::Disposition
+                                          => row("not-a-form",              400, 1007, "Not a form"),
+                Form::Unknown | Form::TooMany | Form::Missing
+                                          => row("form-parts",              422, 1007, "Not the parts of this form"),
+                Form::Size                => row("form-part-too-large",     413, 1009, "Part of a form too large"),
+                Form::FileName            => row("file-name",               422, 1007, "Name of a file not allowed"),
+                Form::Type | Form::Content => row("file-type",              415, 1003, "Type of a file not allowed"),
+            },
             Self::Json { fault, .. } => match fault {
                 Json::Utf8 | Json::Syntax | Json::End | Json::Surrogate
                                           => row("not-json",                400, 1007, "Not JSON"),
@@ -518,6 +589,7 @@ impl Denial {
             Self::Restarting              => row("restarting",              503, 1012, "Restarting"),
             Self::UpstreamUnavailable     => row("upstream-unavailable",    502, 1013, "Upstream unavailable"),
             Self::UpstreamTimeout         => row("upstream-timeout",        504, 1013, "Upstream too slow"),
+            Self::AnswerNotAllowed        => row("answer-not-allowed",      502, 1011, "Answer not allowed"),
             Self::Internal                => row("internal",                500, 1011, "Internal error"),
         }
     }
@@ -607,7 +679,10 @@ impl Denial {
             Self::OriginNotAllowed => "pages of this origin may not connect".into(),
             Self::BodyTooLarge { limit: 0 } => "this resource takes no body".into(),
             Self::BodyTooLarge { limit } => format!("at most {limit} bytes are allowed").into(),
-            Self::ContentType => "this content type or content coding is not taken here".into(),
+            Self::ContentType { .. } => "this content type is not taken here".into(),
+            Self::ContentCoding { .. } => "this content coding is not taken here; send it plain".into(),
+            Self::Form { fault, part: None } => fault.detail().into(),
+            Self::Form { fault, part: Some(part) } => format!("`{part}`: {}", fault.detail()).into(),
             Self::Json { fault, at, pointer } => fault.detail(*at, pointer),
             Self::Schema { pointer } if pointer.is_empty() => "the document does not match its schema".into(),
             Self::Schema { pointer } => format!("{pointer} does not match its schema").into(),
@@ -640,6 +715,7 @@ impl Denial {
             Self::Restarting => "the gateway restarts; connect again".into(),
             Self::UpstreamUnavailable => "the service cannot be reached at present; try again".into(),
             Self::UpstreamTimeout => "the service did not answer in time; try again".into(),
+            Self::AnswerNotAllowed => "the service gave an answer that may not be passed on".into(),
             Self::Internal => "something went wrong here".into(),
         }
     }
@@ -706,6 +782,29 @@ impl JsonFault {
             Self::Range => "number out of range",
         };
         if pointer.is_empty() { what.into() } else { format!("{pointer}: {what}").into() }
+    }
+}
+
+impl FormFault {
+    /// Fixed text, short enough for a close frame with the name of a part.
+    const fn detail(self) -> &'static str {
+        match self {
+            Self::Boundary => "Content-Type must name one plain boundary",
+            Self::Start => "something stands before the first boundary",
+            Self::Delimiter => "the boundary stands where no part ends",
+            Self::Behind => "something stands behind the last boundary",
+            Self::End => "the form ends too soon",
+            Self::Head => "the fields of a part are too long",
+            Self::Field => "a field of a part is malformed or not allowed",
+            Self::Disposition => "a part has no plain Content-Disposition",
+            Self::Unknown => "a part has a name that is not known here",
+            Self::TooMany => "more parts than allowed",
+            Self::Missing => "the part is missing",
+            Self::Size => "the part is too large",
+            Self::FileName => "not a name that a file may have here",
+            Self::Type => "its type is not taken here",
+            Self::Content => "its content is not of its type",
+        }
     }
 }
 
@@ -854,7 +953,8 @@ mod tests {
             Denial::StepUpNeeded { challenge: "max_age=\"60\"".into() },
             Denial::OriginNotAllowed,
             Denial::BodyTooLarge { limit: 0 },
-            Denial::ContentType,
+            Denial::ContentType { accept: "application/json".into() },
+            Denial::ContentCoding { accept: "identity".into() },
             Denial::Json { fault: JsonFault::Utf8, at: u32::MAX, pointer: pointer.clone() },
             Denial::Json { fault: JsonFault::Syntax, at: u32::MAX, pointer: pointer.clone() },
             Denial::Json { fault: JsonFault::End, at: 0, pointer: pointer.clone() },
@@ -893,8 +993,31 @@ mod tests {
             Denial::Restarting,
             Denial::UpstreamUnavailable,
             Denial::UpstreamTimeout,
+            Denial::AnswerNotAllowed,
             Denial::Internal,
         ]);
+        use FormFault as Form;
+        let longest: Arc<str> = "a".repeat(40).into();
+        for fault in [
+            Form::Boundary,
+            Form::Start,
+            Form::Delimiter,
+            Form::Behind,
+            Form::End,
+            Form::Head,
+            Form::Field,
+            Form::Disposition,
+            Form::Unknown,
+            Form::TooMany,
+            Form::Missing,
+            Form::Size,
+            Form::FileName,
+            Form::Type,
+            Form::Content,
+        ] {
+            all.push(Denial::Form { fault, part: None });
+            all.push(Denial::Form { fault, part: Some(Arc::clone(&longest)) });
+        }
         all
     }
 

@@ -105,6 +105,9 @@ pub(crate) struct Document {
     /// Bounds of all JSON that is looked into; bodies, websockets and messages may have bounds of their own.
     #[serde(default)]
     pub(crate) json: JsonDocument,
+    /// What upstreams may answer; routes may say something else (`answer`).
+    #[serde(default)]
+    pub(crate) answers: AnswersDocument,
     #[serde(default)]
     pub(crate) route: Vec<RouteDocument>,
     #[serde(default)]
@@ -1057,6 +1060,8 @@ pub(crate) struct RouteDocument {
     pub(crate) body: Option<BodyDocument>,
     /// What a query may be; default: no query is taken.
     pub(crate) query: Option<QueryDocument>,
+    /// What the upstream may answer; default [answers].
+    pub(crate) answer: Option<AnswersDocument>,
     /// Whether a request is the user's activity; default true.
     pub(crate) activity: Option<bool>,
     #[serde(default)]
@@ -1153,6 +1158,12 @@ pub(crate) struct BodyDocument {
     /// Media types; default ["application/json"] where the body is looked into as JSON, any otherwise.
     #[schemars(length(min = 1))]
     pub(crate) content_types: Option<Vec<String>>,
+    /// Content codings (RFC 9110 §8.4) that a body may have, such as ["gzip"], one at a time. Others are refused with 415, and
+    /// Accept-Encoding says which are taken. Default none; never for a body that is looked into, as JSON or as a form.
+    #[serde(default)]
+    pub(crate) content_codings: Vec<String>,
+    /// The body has to be a form with files, multipart/form-data (RFC 7578), of these parts.
+    pub(crate) form: Option<FormDocument>,
     /// JSON Schema in the bundle, such as "schemas/message.json". The body is held until it is judged.
     pub(crate) schema: Option<String>,
     /// Name of a [[ciphertext]] that the body has to keep, before its schema. The body is held for it too.
@@ -1161,6 +1172,84 @@ pub(crate) struct BodyDocument {
     pub(crate) account: Option<String>,
     /// The body has to be JSON within these bounds ({} for those of [json]), as with a schema or ciphertext.
     pub(crate) json: Option<JsonDocument>,
+}
+
+/// A form with files, multipart/form-data (RFC 7578), read in the one way that no reader reads otherwise: anything else is refused with
+/// `not-a-form` (400). Parts that are not listed are refused (`form-parts`, 422), and so are contents that are not of their type
+/// (`file-type`, 415) and names that no file should have (`file-name`, 422): with separators of paths, with control characters,
+/// beginning with a dot, ending with a dot or a blank.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "form")]
+pub(crate) struct FormDocument {
+    /// Whether the upstream gets nothing of a form before all of it was judged. Otherwise it is judged while it flows: the upstream
+    /// gets the beginning of a form that is refused further on, never the end, and must not act before that. Default true; then
+    /// max_bytes of the body is at most "16MiB".
+    pub(crate) hold: Option<bool>,
+    /// Parts in all; default 16.
+    #[schemars(range(min = 1, max = 1000))]
+    pub(crate) max_parts: Option<u32>,
+    /// Header fields of one part, "64B" to "16KiB"; default "1KiB".
+    pub(crate) max_head: Option<SizeText>,
+    /// The parts that there may be.
+    #[schemars(length(min = 1, max = 100))]
+    pub(crate) part: Vec<PartDocument>,
+}
+
+/// Parts of one name.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "part")]
+pub(crate) struct PartDocument {
+    /// The field's name, exactly: letters, digits, "-", "_", ".", "[" and "]".
+    #[schemars(regex(pattern = r"^[A-Za-z0-9._\[\]-]{1,40}$"))]
+    pub(crate) name: String,
+    /// Whether it is a file, which has to have a name; what is none must not have one. Default false.
+    #[serde(default)]
+    pub(crate) file: bool,
+    /// Types that it may claim to have, such as ["image/png", "image/jpeg"]; its content has to be of the type that it claims.
+    /// Taken are types whose content gives them away (pictures, sounds, films, documents and archives of common kinds), text/plain,
+    /// text/csv, text/markdown, text/calendar, text/vcard (UTF-8 without control characters), application/json, and
+    /// application/octet-stream, which says nothing and is not looked into. Required for files; default ["text/plain"] otherwise.
+    #[schemars(length(min = 1))]
+    pub(crate) types: Option<Vec<String>>,
+    /// Extensions that a file's name may have, without the dot; default those of the type that it claims. A name without any passes.
+    #[schemars(length(min = 1))]
+    pub(crate) extensions: Option<Vec<String>>,
+    /// Longest content, "1B" to "64GiB"; to "1MiB" where application/json is a type.
+    pub(crate) max_bytes: SizeText,
+    /// How many there have to be; default 0.
+    #[schemars(range(min = 0, max = 1000))]
+    pub(crate) min: Option<u32>,
+    /// How many there may be; default 1, or min where that is more.
+    #[schemars(range(min = 1, max = 1000))]
+    pub(crate) max: Option<u32>,
+    /// JSON Schema in the bundle, for types = ["application/json"]. Bounds are those of [json].
+    pub(crate) schema: Option<String>,
+}
+
+/// What upstreams may answer. What a route leaves out is as in [answers].
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "answers")]
+pub(crate) struct AnswersDocument {
+    /// Media types of answers with a body; another one, or none, is answered by 502 `answer-not-allowed` instead. Default any.
+    #[schemars(length(min = 1))]
+    pub(crate) content_types: Option<Vec<String>>,
+    /// Fields that upstreams may send, such as ["Set-Cookie"], beside those that say what an answer is, how long it counts and how
+    /// it may be asked for again; others are removed. Default any but those of [headers].
+    pub(crate) headers: Option<Vec<String>>,
+    /// What becomes of answers that tell of a fault (500 to 599), which may show what stands behind the gateway, such as a stack trace:
+    /// "pass" or "replace", which sends the status and Retry-After with a problem document. Default "pass".
+    pub(crate) errors: Option<AnswerErrorsDocument>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(rename = "answer-errors")]
+pub(crate) enum AnswerErrorsDocument {
+    Pass,
+    Replace,
 }
 
 /// What a query may be.

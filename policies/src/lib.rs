@@ -12,6 +12,7 @@
 //!
 //! A permit has no public constructor: what was not judged cannot be forwarded.
 
+mod answer;
 mod authz;
 mod bundle;
 mod certificate;
@@ -23,6 +24,8 @@ mod errors;
 mod identity;
 mod json;
 mod matcher;
+mod media;
+mod multipart;
 mod path;
 mod permit;
 mod policy;
@@ -32,16 +35,18 @@ mod source;
 mod units;
 mod verdict;
 
+pub use answer::{AnswerRule, Passes};
 pub use authz::{DecisionCache, TlsFacts};
 pub use bundle::{Bundle, BundleError};
 pub use certificate::{
     CertificateName, ClientAuthentication, ClientCertificate, ClientMode, ClientZone, ClientZones,
     ForwardCertificate,
 };
-pub use denial::{Denial, JsonFault, LogoutFault, ProofFault, TokenFault};
+pub use denial::{Denial, FormFault, JsonFault, LogoutFault, ProofFault, TokenFault};
 pub use document::json_schema;
 pub use errors::{PolicyError, PolicyErrors};
 pub use identity::{Binding, IDENTITY_HEADER_PREFIX, IDENTITY_HEADERS, Identity, IdentityParts, SessionId};
+pub use multipart::FormJudge;
 pub use permit::{
     BodyPermit, ConnectionFacts, ConnectionPermit, Direction, Evidence, Message, MessageDemands, MessageKind,
     MessagePermit, RateExceeded, Refusal, Renewal, RequestDemands, RequestFacts, RequestPermit, RouteMatch,

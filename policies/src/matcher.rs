@@ -1,4 +1,6 @@
-//! Matchers for header fields, compiled at load: origins and content types.
+//! Matchers for header fields, compiled at load: origins, content types and content codings.
+
+use std::sync::Arc;
 
 use http::{HeaderMap, header};
 
@@ -108,19 +110,22 @@ fn is_same_host(origin: &str, host: &str) -> bool {
 #[derive(Debug)]
 pub(crate) enum ContentTypes {
     Any,
-    /// Essences in lower case. Never empty.
-    Listed(Vec<String>),
+    Listed {
+        /// Essences in lower case. Never empty.
+        list: Vec<String>,
+        /// They, as an `Accept` value.
+        accept: Arc<str>,
+    },
 }
 
 impl ContentTypes {
-    /// Judges the headers of a request that brings a body.
-    ///
-    /// A body that will be checked must not be hidden from the check, so `judged` refuses content codings.
+    pub(crate) fn listed(list: Vec<String>) -> Self {
+        let accept = list.join(", ").into();
+        Self::Listed { list, accept }
+    }
+
+    /// Judges the headers of a request that brings a body; `judged` is whether it will be looked into.
     pub(crate) fn check(&self, headers: &HeaderMap, judged: bool) -> Result<(), Denial> {
-        let coded = |value: &http::HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"identity");
-        if judged && headers.get_all(header::CONTENT_ENCODING).iter().any(coded) {
-            return Err(Denial::ContentType);
-        }
         let mut values = headers.get_all(header::CONTENT_TYPE).iter();
         let value = match (values.next(), values.next()) {
             (_, Some(_)) => {
@@ -128,8 +133,9 @@ impl ContentTypes {
             }
             (value, None) => value,
         };
-        let Self::Listed(list) = self else { return Ok(()) };
-        let value = value.and_then(|value| value.to_str().ok()).ok_or(Denial::ContentType)?;
+        let Self::Listed { list, accept } = self else { return Ok(()) };
+        let denial = || Denial::ContentType { accept: Arc::clone(accept) };
+        let value = value.and_then(|value| value.to_str().ok()).ok_or_else(denial)?;
         let mut parts = value.split(';').map(|part| part.trim_matches([' ', '\t']));
         let essence = parts.next().unwrap_or_default();
         let listed = list.iter().any(|known| known.eq_ignore_ascii_case(essence));
@@ -141,7 +147,39 @@ impl ContentTypes {
                 }
                 _ => true,
             });
-        if listed && charset_agrees { Ok(()) } else { Err(Denial::ContentType) }
+        if listed && charset_agrees { Ok(()) } else { Err(denial()) }
+    }
+}
+
+/// Content codings that a body may have (RFC 9110 §8.4), besides none.
+#[derive(Debug)]
+pub(crate) struct ContentCodings {
+    /// In lower case.
+    list: Vec<String>,
+    /// They and `identity`, as an `Accept-Encoding` value.
+    accept: Arc<str>,
+}
+
+impl ContentCodings {
+    pub(crate) fn new(list: &[String]) -> Self {
+        let list: Vec<_> = list.iter().map(|coding| coding.to_ascii_lowercase()).collect();
+        let identity = std::iter::once("identity");
+        let accept = list.iter().map(String::as_str).chain(identity).collect::<Vec<_>>().join(", ").into();
+        Self { list, accept }
+    }
+
+    /// Judges the headers of a request that brings a body. At most one coding: several are for hiding, and for bombs.
+    pub(crate) fn check(&self, headers: &HeaderMap) -> Result<(), Denial> {
+        let mut values = headers.get_all(header::CONTENT_ENCODING).iter();
+        let fits = match (values.next(), values.next()) {
+            (None, _) => true,
+            (Some(value), None) => {
+                let is = |coding: &str| value.as_bytes().eq_ignore_ascii_case(coding.as_bytes());
+                is("identity") || self.list.iter().any(|coding| is(coding))
+            }
+            (Some(_), Some(_)) => false,
+        };
+        if fits { Ok(()) } else { Err(Denial::ContentCoding { accept: Arc::clone(&self.accept) }) }
     }
 }
 
@@ -206,7 +244,7 @@ mod tests {
 
     #[test]
     fn content_types() {
-        let json = ContentTypes::Listed(vec!["application/json".to_owned()]);
+        let json = ContentTypes::listed(vec!["application/json".to_owned()]);
         let headers = |pairs: &[(&'static str, &'static str)]| {
             pairs.iter().fold(HeaderMap::new(), |mut map, (name, value)| {
                 map.append(*name, http::HeaderValue::from_static(value));
@@ -216,16 +254,39 @@ mod tests {
         for good in ["application/json", "Application/JSON ; Charset=\"UTF-8\"", "application/json;v=1"] {
             assert_eq!(json.check(&headers(&[("content-type", good)]), true), Ok(()), "{good}");
         }
+        let refused = Err(Denial::ContentType { accept: "application/json".into() });
         for bad in ["text/plain", "application/jsonx", "", "application/json; charset=utf-16"] {
-            let judged = json.check(&headers(&[("content-type", bad)]), true);
-            assert_eq!(judged, Err(Denial::ContentType), "{bad}");
+            assert_eq!(json.check(&headers(&[("content-type", bad)]), true), refused, "{bad}");
         }
-        assert_eq!(json.check(&HeaderMap::new(), true), Err(Denial::ContentType));
-        let zipped = headers(&[("content-type", "application/json"), ("content-encoding", "gzip")]);
-        assert_eq!(json.check(&zipped, true), Err(Denial::ContentType));
-        assert_eq!(json.check(&zipped, false), Ok(()));
+        assert_eq!(json.check(&HeaderMap::new(), true), refused);
         let twice = headers(&[("content-type", "application/json"), ("content-type", "text/plain")]);
         assert!(matches!(json.check(&twice, false), Err(Denial::Malformed { .. })));
         assert_eq!(ContentTypes::Any.check(&HeaderMap::new(), false), Ok(()));
+    }
+
+    #[test]
+    fn content_codings() {
+        let headers = |codings: &[&'static str]| {
+            codings.iter().fold(HeaderMap::new(), |mut map, coding| {
+                map.append(header::CONTENT_ENCODING, http::HeaderValue::from_static(coding));
+                map
+            })
+        };
+        let none = ContentCodings::new(&[]);
+        let some = ContentCodings::new(&["gzip".to_owned(), "ZSTD".to_owned()]);
+        for good in [&[][..], &["identity"], &["Identity"]] {
+            assert_eq!(none.check(&headers(good)), Ok(()), "{good:?}");
+            assert_eq!(some.check(&headers(good)), Ok(()), "{good:?}");
+        }
+        for coded in [&["gzip"][..], &["GZip"], &["zstd"]] {
+            let refused = Err(Denial::ContentCoding { accept: "identity".into() });
+            assert_eq!(none.check(&headers(coded)), refused, "{coded:?}");
+            assert_eq!(some.check(&headers(coded)), Ok(()), "{coded:?}");
+        }
+        for bad in [&["br"][..], &["gzip, gzip"], &["gzip", "gzip"], &["identity", "gzip"], &["gzip,"], &[""]]
+        {
+            let refused = Err(Denial::ContentCoding { accept: "gzip, zstd, identity".into() });
+            assert_eq!(some.check(&headers(bad)), refused, "{bad:?}");
+        }
     }
 }

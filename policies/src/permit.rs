@@ -20,9 +20,10 @@ use zeroize::Zeroizing;
 use crate::authz::{Decision, DecisionCache, Found, Places, Sample, TlsFacts};
 use crate::certificate::ClientCertificate;
 use crate::ciphertext::Conversation;
-use crate::denial::{Denial, JsonFault, TokenFault};
+use crate::denial::{Denial, FormFault, JsonFault, TokenFault};
 use crate::identity::{Binding, Identity};
 use crate::json::{self, Judged, Schema};
+use crate::multipart::{self, FormJudge};
 use crate::path;
 use crate::policy::{
     ConcurrencyIndex, Mode, OnLoss, PenaltyIndex, Policy, RateFacts, RateIndex, Sender, UpstreamIndex,
@@ -142,6 +143,8 @@ struct Asked {
     query: Option<Box<str>>,
     /// Unix seconds; nothing, until [`RequestDemands::prove`] was called.
     at: Option<u64>,
+    /// What parts of a form are parted by.
+    boundary: Option<Box<str>>,
 }
 
 /// What the gateway found out by doing: rates taken, revocations looked up.
@@ -230,9 +233,14 @@ impl RouteMatch {
         judge_sizes(&rule, facts)?;
         // A rule that asks for no token vouches for none upstream.
         let identity = identity.filter(|_| rule.authentication == Authentication::Required);
-        let shadowed = noted(rule.mode, judge_head(&rule, facts, identity.as_deref()))?;
+        let judged = judge_head(&rule, facts, identity.as_deref()).and_then(|()| form_boundary(&rule, facts));
+        let (shadowed, boundary) = match judged {
+            Ok(boundary) => (None, boundary),
+            Err(denial) if rule.mode == Mode::Shadow => (Some(denial), None),
+            Err(denial) => return Err(denial),
+        };
         let asks_query = rule.authorization.as_ref().is_some_and(|decision| decision.resource.needs_query());
-        let asked = Asked { query: facts.query.filter(|_| asks_query).map(Into::into), at: None };
+        let asked = Asked { query: facts.query.filter(|_| asks_query).map(Into::into), at: None, boundary };
         let subject = Subject { rule, path, address: facts.peer, tls: facts.tls, identity, shadowed };
         Ok(RequestDemands { subject, asked, proven: None })
     }
@@ -274,7 +282,10 @@ fn judge_head(rule: &Rule, facts: &RequestFacts<'_>, identity: Option<&Identity>
         }
     }
     if facts.has_body {
-        rule.content_types.check(facts.headers, rule.body.buffered)?;
+        rule.content_types.check(facts.headers, rule.body.buffered || rule.form.is_some())?;
+        rule.content_codings.check(facts.headers)?;
+    } else if rule.form.is_some() {
+        return Err(FormFault::End.into());
     } else if rule.body.buffered {
         // Without a body there would be nothing to hold against the schema.
         return Err(Denial::Json { fault: JsonFault::End, at: 0, pointer: String::new() });
@@ -287,6 +298,17 @@ fn judge_head(rule: &Rule, facts: &RequestFacts<'_>, identity: Option<&Identity>
         },
         (None, _) => Ok(()),
     }
+}
+
+/// The boundary of a form, where the rule wants one.
+fn form_boundary(rule: &Rule, facts: &RequestFacts<'_>) -> Result<Option<Box<str>>, Denial> {
+    if rule.form.is_none() {
+        return Ok(None);
+    }
+    // INVARIANT: there is one; `judge_head` saw to it.
+    let content_type = facts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let boundary = multipart::boundary(content_type.ok_or(FormFault::Boundary)?)?;
+    Ok(Some(boundary.into()))
 }
 
 /// Whether the client offers a subprotocol that the rule allows (RFC 6455 §4.1: names are compared exactly).
@@ -542,13 +564,17 @@ impl RequestPermit {
     /// Judges a whole body, and where it takes the body to tell what a request is about, whether that is permitted.
     ///
     /// # Errors
-    /// [`Denial::BodyTooLarge`], [`Denial::Json`], [`Denial::PlaintextRefused`], [`Denial::Schema`],
+    /// [`Denial::BodyTooLarge`], [`Denial::Form`], [`Denial::Json`], [`Denial::PlaintextRefused`], [`Denial::Schema`],
     /// [`Denial::ResourceMissing`], [`Denial::NotPermitted`].
     pub fn judge_body(&self, body: &[u8], decisions: &DecisionCache) -> Result<BodyPermit, Denial> {
         let rule = &self.subject.rule;
         let limit = rule.body.max_bytes;
         if u64::try_from(body.len()).map_or(true, |length| length > limit) {
             return Err(Denial::BodyTooLarge { limit });
+        }
+        if let Some(mut form) = self.form_judge() {
+            let judged = form.take(body).and_then(|()| form.finish());
+            return Ok(BodyPermit { shadowed: noted(rule.mode, judged)?, account: None });
         }
         let (ciphertext, schema) = (rule.body_ciphertext.as_ref(), rule.body_schema.as_ref());
         let mut account = None;
@@ -569,6 +595,13 @@ impl RequestPermit {
             }),
         };
         Ok(BodyPermit { shadowed: noted(rule.mode, judged)?, account })
+    }
+
+    /// What judges the body while it flows, where the rule wants a form; `None` otherwise. A form that is not held goes upstream
+    /// only as far as it agreed.
+    pub fn form_judge(&self) -> Option<FormJudge> {
+        let form = self.subject.rule.form.as_ref()?;
+        Some(FormJudge::new(Arc::clone(form), self.asked.boundary.as_deref()?))
     }
 
     /// Permission to open the WebSocket; `None` if the rule is a route.

@@ -5,13 +5,15 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::answer::AnswerRule;
 use crate::authz::Decision;
 use crate::certificate::CertificateRule;
 use crate::ciphertext::Ciphertext;
 use crate::denial::Denial;
 use crate::identity::Identity;
 use crate::json::{Limits, Schema};
-use crate::matcher::{ContentTypes, Origins};
+use crate::matcher::{ContentCodings, ContentTypes, Origins};
+use crate::multipart::Form;
 use crate::permit::Direction;
 use crate::policy::{ConcurrencyIndex, Mode, PenaltyIndex, RateIndex, RuleId, Sender, UpstreamIndex};
 
@@ -52,6 +54,9 @@ pub struct Rule {
     pub(crate) query: Option<QueryRule>,
     pub(crate) body: BodyRule,
     pub(crate) content_types: ContentTypes,
+    pub(crate) content_codings: ContentCodings,
+    /// What parts a body has to have: then it is a form.
+    pub(crate) form: Option<Arc<Form>>,
     /// Bounds of a body that must be JSON.
     pub(crate) body_json: Option<Limits>,
     pub(crate) body_ciphertext: Option<CiphertextRule>,
@@ -62,6 +67,7 @@ pub struct Rule {
     /// Whether it is served whatever the load is.
     pub(crate) exempt: bool,
     pub(crate) body_schema: Option<Schema>,
+    pub(crate) answer: Option<AnswerRule>,
     pub(crate) tunnel: Option<TunnelRule>,
 }
 
@@ -89,6 +95,11 @@ impl Rule {
     /// What a body may be.
     pub fn body(&self) -> &BodyRule {
         &self.body
+    }
+
+    /// What the upstream's answers may be; `None` for anything.
+    pub fn answer(&self) -> Option<&AnswerRule> {
+        self.answer.as_ref()
     }
 
     /// Frame, message and time limits; `None` for a route.

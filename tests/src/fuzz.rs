@@ -47,7 +47,7 @@ use crate::tokens::now;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 22] = [
+pub const TARGETS: [Target; 23] = [
     ("websocket_frames", websocket_frames),
     ("inflate", inflate),
     ("extension_offer", extension_offer),
@@ -66,6 +66,7 @@ pub const TARGETS: [Target; 22] = [
     ("logout", logout),
     ("event_lines", event_lines),
     ("json", json),
+    ("form", form),
     ("request_guard", request_guard),
     ("frame_guard", frame_guard),
     ("client_hello", client_hello),
@@ -830,6 +831,73 @@ pub fn event_lines(data: &[u8]) {
     assert!(read.events.len() as u64 <= read.steps);
     let entered = read.events.iter().chain(&read.entries.0);
     assert!(entered.into_iter().all(|it| it.until > NOW && it.until <= NOW + 400 * 86_400));
+}
+
+static FORM: LazyLock<Policy> = LazyLock::new(|| {
+    let text = "version = 1\n[[upstream]]\nname = \"backend\"\nendpoints = [\"unix:/backend.sock\"]\n\
+                [[route]]\nname = \"form\"\npath = \"/\"\nmethods = [\"POST\"]\nupstream = \"backend\"\nauth = \"none\"\n\
+                [route.body]\nmax_bytes = \"1MiB\"\n[route.body.form]\nmax_parts = 4\npart = [\n\
+                { name = \"note\", max = 3, max_bytes = \"64B\" },\n\
+                { name = \"meta\", max_bytes = \"64B\", types = [\"application/json\"] },\n\
+                { name = \"file\", max = 3, file = true, max_bytes = \"1KiB\", \
+                types = [\"image/png\", \"text/plain\", \"application/octet-stream\"] }]\n";
+    compile(text.as_bytes()).expect("a policy")
+});
+
+/// The first line is the request's Content-Type, the rest a form.
+///
+/// It is judged the same however it is cut. The boundary stands in it as often as there are delimiters, each a line of its
+/// own; nothing stands before the first and behind the last; there are no more parts, and no larger ones, than the rule allows.
+pub fn form(data: &[u8]) {
+    let Some(end) = data.iter().position(|byte| *byte == b'\n') else { return };
+    let (kind, body) = (&data[..end], &data[end + 1..]);
+    let Ok(kind) = HeaderValue::from_bytes(kind) else { return };
+    let mut headers = HeaderMap::new();
+    headers.insert(header::CONTENT_TYPE, kind.clone());
+    let facts = RequestFacts {
+        certificate: None,
+        peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        host: "localhost",
+        method: &Method::POST,
+        path: "/",
+        query: None,
+        headers: &headers,
+        websocket: false,
+        content_length: None,
+        has_body: true,
+        tls: sealgate_policy::TlsFacts::default(),
+    };
+    let matched = FORM.match_request(&facts).expect("the one route");
+    let Ok(demands) = matched.judge(&facts, None) else { return };
+    let permit = settle(demands, Evidence { rates: Ok(()), revoked: false, lost: None }).expect("a permit");
+    let read = |size: usize| {
+        let mut judge = permit.form_judge().expect("a form");
+        body.chunks(size).try_for_each(|piece| judge.take(piece))?;
+        judge.finish()?;
+        Ok::<_, Denial>(judge.parts() as usize)
+    };
+    let whole = read(body.len().max(1));
+    for size in [1, 2, 7] {
+        // Of several faults another one may be found first.
+        assert_eq!(whole.as_ref().ok(), read(size).as_ref().ok(), "{size} at a time");
+    }
+    assert_eq!(whole.is_ok(), permit.judge_body(body, &DecisionCache::new(8)).is_ok());
+    let Ok(parts) = whole else { return };
+    let kind = kind.to_str().expect("it was read").to_ascii_lowercase();
+    let at = kind.find("boundary=").expect("a boundary") + "boundary=".len();
+    let raw = &headers[header::CONTENT_TYPE].to_str().expect("it was read")[at..];
+    let boundary = match raw.strip_prefix('"') {
+        Some(quoted) => quoted.split('"').next(),
+        None => raw.split([';', ' ', '\t']).next(),
+    };
+    let boundary = format!("--{}", boundary.expect("a boundary"));
+    let count = |needle: &[u8]| body.windows(needle.len()).filter(|part| *part == needle).count();
+    assert_eq!(count(boundary.as_bytes()), parts + 1);
+    assert_eq!(count(format!("\r\n{boundary}\r\n").as_bytes()), parts.saturating_sub(1));
+    assert!(body.starts_with(boundary.as_bytes()));
+    let last = format!("{boundary}--");
+    assert!(body.strip_suffix(b"\r\n").unwrap_or(body).ends_with(last.as_bytes()));
+    assert!(parts <= 4 && body.len() <= parts * (1024 + 1024 + 80) + 80);
 }
 
 static JSON: LazyLock<Policy> = LazyLock::new(|| {

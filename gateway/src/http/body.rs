@@ -1,7 +1,7 @@
 //! Bodies on their way through: counted while they flow, never gathered unless a schema asks.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, OnceCell},
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use sealgate_policy::ConnectionPolicy;
+use sealgate_policy::{ConnectionPolicy, Denial, FormJudge, Mode};
 use tokio::time::{Instant, Sleep};
 
 use super::exchange::Exchange;
@@ -41,6 +41,14 @@ pub struct Streamed {
     waited: Duration,
     deadline: Option<Pin<Box<Sleep>>>,
     fate: Rc<Cell<Fate>>,
+    judge: Option<Box<FlowJudge>>,
+}
+
+/// Judges a form on its way: nothing of it goes on that was not agreed with, and its end only when all was.
+struct FlowJudge {
+    judge: FormJudge,
+    mode: Mode,
+    verdict: Rc<OnceCell<Denial>>,
 }
 
 /// What a request body is bounded by.
@@ -76,6 +84,8 @@ pub enum Fate {
     TooLarge,
     /// It came too slowly: 408.
     TooSlow,
+    /// It is not the form that the route wants.
+    Refused,
     /// The client broke off.
     Broken,
 }
@@ -108,8 +118,19 @@ impl RequestBody {
             waited: Duration::ZERO,
             deadline: None,
             fate: fate.clone(),
+            judge: None,
         };
         (Self::Streamed(Box::new(streamed)), fate)
+    }
+
+    /// Has what flows judged, and says where the verdict will stand if it is a refusal.
+    pub fn judge(&mut self, judge: FormJudge, mode: Mode) -> Rc<OnceCell<Denial>> {
+        let verdict = Rc::new(OnceCell::new());
+        if let Self::Streamed(streamed) = self {
+            let verdict = Rc::clone(&verdict);
+            streamed.judge = Some(Box::new(FlowJudge { judge, mode, verdict }));
+        }
+        verdict
     }
 
     /// The same once more, where it is at hand.
@@ -183,6 +204,9 @@ impl Streamed {
         };
         let Some(data) = data else {
             // The end; or trailers, fields that nobody judged: they end here.
+            if self.judged(FormJudge::finish).is_err() {
+                return Some(Some(Err(self.fail(Fate::Refused))));
+            }
             self.fate.set(Fate::Complete);
             return Some(self.last.take().map(|last| Ok(Frame::data(last))));
         };
@@ -190,7 +214,15 @@ impl Streamed {
         if self.received > self.limits.max_bytes {
             return Some(Some(Err(self.fail(Fate::TooLarge))));
         }
-        if self.incoming.is_end_stream() {
+        let ends = self.incoming.is_end_stream();
+        let judged = self.judged(|judge| {
+            judge.take(&data)?;
+            if ends { judge.finish() } else { Ok(()) }
+        });
+        if judged.is_err() {
+            return Some(Some(Err(self.fail(Fate::Refused))));
+        }
+        if ends {
             self.fate.set(Fate::Complete);
         } else if self.declared == Some(self.received) && !data.is_empty() {
             // Passed on, it would be a whole request, whatever the client may still say to it.
@@ -202,6 +234,20 @@ impl Streamed {
             Some(last) if data.is_empty() => last,
             _ => data,
         }))))
+    }
+
+    /// Asks the judge, if there is one; an error if nothing more may go on.
+    fn judged(&mut self, ask: impl FnOnce(&mut FormJudge) -> Result<(), Denial>) -> Result<(), ()> {
+        let Some(FlowJudge { judge, mode, verdict }) = self.judge.as_deref_mut() else { return Ok(()) };
+        let Err(denial) = ask(judge) else { return Ok(()) };
+        let enforces = *mode == Mode::Enforce;
+        // Nothing was said before: whoever has refused is not asked again.
+        let _ = verdict.set(denial);
+        if enforces {
+            return Err(());
+        }
+        self.judge = None;
+        Ok(())
     }
 
     /// Ready when the client has had its time. Only the time that it was waited for counts: it is no fault of a client that

@@ -1,17 +1,22 @@
 //! From a permit to a backend's answer.
 
-use std::{cell::Cell, rc::Rc, time::Instant};
+use std::{
+    cell::{Cell, OnceCell},
+    rc::Rc,
+    time::Instant,
+};
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response, header};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
-use sealgate_policy::{DecisionCache, Denial, Mode, RequestPermit};
+use sealgate_policy::{AnswerRule, DecisionCache, Denial, Mode, Passes, RequestPermit};
 
 use super::{
     body::{BodyLimits, Fate, RequestBody, ResponseBody},
     exchange::Exchange,
     headers::{self, Trusted},
+    refusal,
     walk::{Answer, Door},
 };
 use crate::{
@@ -50,13 +55,14 @@ pub async fn forward(
         (Fate::Broken, Some(denial)) => Some(denial.clone()),
         _ => denial_of(fate, limits.max_bytes),
     };
-    let (body, fate, account) = match take_body(incoming, &permit, limits, &core.decisions).await {
-        Ok(body) => body,
-        Err(BodyFault::Denied(denial)) => return Err((denial, exchange)),
-        Err(BodyFault::Broken(fate)) => {
-            return Err((of_body(fate).unwrap_or(Denial::Internal), exchange));
-        }
-    };
+    let Taken { body, fate, verdict, account } =
+        match take_body(incoming, &permit, limits, &core.decisions).await {
+            Ok(taken) => taken,
+            Err(BodyFault::Denied(denial)) => return Err((denial, exchange)),
+            Err(BodyFault::Broken(fate)) => {
+                return Err((of_body(fate).unwrap_or(Denial::Internal), exchange));
+            }
+        };
     let attempts = match begin_attempts(&permit, &snapshot, account.as_deref(), &core) {
         Ok(attempts) => attempts,
         Err(denial) => return Err((denial, exchange)),
@@ -85,7 +91,7 @@ pub async fn forward(
             trusted.each(put);
         },
     };
-    let answered = match core.pool.send(upstream, endpoint, &head, body).await {
+    let mut answered = match core.pool.send(upstream, endpoint, &head, body).await {
         Ok(answered) => answered,
         Err(error) => {
             if let Some(attempts) = attempts {
@@ -93,6 +99,7 @@ pub async fn forward(
             }
             // The client's body may be what broke the exchange.
             let denial = fate.as_deref().and_then(|fate| of_body(fate.get()));
+            let denial = denial.or_else(|| refused(verdict.as_ref(), &permit));
             let denial = denial.unwrap_or_else(|| denial_for(&error));
             if denial.status().is_server_error() {
                 core.gateway.metrics().upstream_failed(&upstream.name);
@@ -105,6 +112,21 @@ pub async fn forward(
     if let Some(block) = attempts.and_then(|attempts| attempts.answered(answered.status, Instant::now())) {
         core.gateway.penalize(permit.address(), block);
     }
+    // A form in shadow mode went on whatever it was.
+    if let Some(denial) = verdict.as_ref().and_then(|verdict| verdict.get()) {
+        core.gateway.metrics().shadow_denied(denial.reason());
+    }
+    if let Some(rule) = permit.rule().answer() {
+        match rule.judge(answered.status, &answered.fields, !answered.body.is_ended()) {
+            Ok(Passes::Whole) => answered.fields = let_out(rule, answered.fields),
+            Ok(Passes::Status) => {
+                let retry_after = answered.fields.remove(header::RETRY_AFTER);
+                return Ok(refusal::fault(answered.status, retry_after, &snapshot, exchange));
+            }
+            Err(denial) if permit.rule().mode == Mode::Enforce => return Err((denial, exchange)),
+            Err(denial) => core.gateway.metrics().shadow_denied(denial.reason()),
+        }
+    }
     let id = exchange.id;
     let mut response = Response::new(ResponseBody::streamed(answered.body, exchange));
     *response.status_mut() = answered.status;
@@ -116,6 +138,25 @@ pub async fn forward(
         snapshot.rates.write_standing(&standing, fields);
     }
     Ok(response)
+}
+
+/// Of the fields of an answer those that a rule lets out.
+fn let_out(rule: &AnswerRule, fields: HeaderMap) -> HeaderMap {
+    let mut name = None;
+    let mut left = HeaderMap::with_capacity(fields.len());
+    // The name stands at the first of several values only.
+    for (next, value) in fields {
+        name = next.or(name);
+        if let Some(name) = name.as_ref().filter(|name| rule.lets_out(name)) {
+            left.append(name.clone(), value);
+        }
+    }
+    left
+}
+
+/// Why a form was refused on its way, if it was.
+fn refused(verdict: Option<&Rc<OnceCell<Denial>>>, permit: &RequestPermit) -> Option<Denial> {
+    verdict.and_then(|verdict| verdict.get()).filter(|_| permit.rule().mode == Mode::Enforce).cloned()
 }
 
 /// Begins what the upstream's answer decides: whether somebody failed.
@@ -147,30 +188,49 @@ enum BodyFault {
     Broken(Fate),
 }
 
-/// The body as it may go upstream, and the account that it names: judged whole if the rule has a schema, otherwise counted on its way.
+/// A body as it may go upstream.
+struct Taken {
+    body: RequestBody,
+    /// How it fares, where it flows.
+    fate: Option<Rc<Cell<Fate>>>,
+    /// Why it was refused on its way, where it is judged there.
+    verdict: Option<Rc<OnceCell<Denial>>>,
+    /// The account that it names.
+    account: Option<String>,
+}
+
+impl Taken {
+    fn held(body: RequestBody, account: Option<String>) -> Self {
+        Self { body, fate: None, verdict: None, account }
+    }
+}
+
+/// Judged whole if the rule has it held; otherwise counted on its way, and judged there if it is a form.
 async fn take_body(
     incoming: Incoming,
     permit: &RequestPermit,
     limits: BodyLimits,
     decisions: &DecisionCache,
-) -> Result<(RequestBody, Option<Rc<Cell<Fate>>>, Option<String>), BodyFault> {
+) -> Result<Taken, BodyFault> {
     let buffered = permit.body().buffered;
     if incoming.is_end_stream() && !buffered {
-        return Ok((RequestBody::Empty, None, None));
+        return Ok(Taken::held(RequestBody::Empty, None));
     }
     // An HTTP/2 stream that announces nothing and goes on would be a whole request before it has ended.
     let is_nothing = incoming.size_hint().exact() == Some(0);
-    let (body, fate) = RequestBody::streamed(incoming, limits);
+    let (mut body, fate) = RequestBody::streamed(incoming, limits);
+    let judge = permit.form_judge().filter(|_| !buffered);
     if !buffered && !is_nothing {
-        return Ok((body, Some(fate), None));
+        let verdict = judge.map(|judge| body.judge(judge, permit.rule().mode));
+        return Ok(Taken { body, fate: Some(fate), verdict, account: None });
     }
     let bytes = body.collect();
     let bytes = Box::pin(bytes).await.map_err(|error| BodyFault::Broken(error.fate()))?.to_bytes();
-    if !buffered {
-        return Ok((RequestBody::Empty, None, None));
+    if !buffered && judge.is_none() {
+        return Ok(Taken::held(RequestBody::Empty, None));
     }
     let account = permit.judge_body(&bytes, decisions).map_err(BodyFault::Denied)?.into_account();
-    Ok((RequestBody::Held(Some(bytes)), None, account))
+    Ok(Taken::held(RequestBody::Held(Some(bytes)), account))
 }
 
 /// A body as a whole, within `limits`.
@@ -188,7 +248,8 @@ fn denial_of(fate: Fate, max_bytes: u64) -> Option<Denial> {
         Fate::TooLarge => Some(Denial::BodyTooLarge { limit: max_bytes }),
         Fate::TooSlow => Some(Denial::TooSlow),
         Fate::Broken => Some(Denial::Malformed { detail: "the body broke off" }),
-        Fate::Flowing | Fate::Complete => None,
+        // The judge has said why.
+        Fate::Refused | Fate::Flowing | Fate::Complete => None,
     }
 }
 

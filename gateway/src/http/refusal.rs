@@ -19,12 +19,9 @@ pub fn response(
     let status = denial.status();
     exchange.refused(denial);
     exchange.answered(status);
-    let mut fields = HeaderMap::new();
     let error = logout_error(denial);
-    let kind = if error.is_some() { "application/json" } else { "application/problem+json" };
-    fields.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    fields.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    snapshot.answers.add(&mut fields, exchange.id);
+    let kind = if error.is_some() { "application/json" } else { PROBLEM };
+    let mut fields = own_fields(kind, snapshot, &exchange);
     add_particulars(&mut fields, denial, snapshot);
     if !exchange.over_http2() && (exchange.is_last() || ends_connection(denial)) {
         // Whoever cannot be understood once is not to be understood in what follows.
@@ -47,6 +44,43 @@ pub fn response(
     *response.status_mut() = status;
     *response.headers_mut() = fields;
     response
+}
+
+/// The answer where an upstream told of a fault of its own, and its words are to stay here.
+pub fn fault(
+    status: StatusCode,
+    retry_after: Option<HeaderValue>,
+    snapshot: &Snapshot,
+    mut exchange: Exchange,
+) -> Response<ResponseBody> {
+    exchange.answered(status);
+    let mut fields = own_fields(PROBLEM, snapshot, &exchange);
+    if let Some(retry_after) = retry_after {
+        fields.insert(header::RETRY_AFTER, retry_after);
+    }
+    let problem = json!({
+        "type": "urn:sealgate:problem:upstream-fault",
+        "title": "Fault of the service",
+        "status": status.as_u16(),
+        "detail": "the service could not do what was asked",
+        "instance": format!("urn:sealgate:request:{}", exchange.id),
+    });
+    let body = Bytes::from(problem.to_string());
+    let mut response = Response::new(ResponseBody::held(body, None, exchange));
+    *response.status_mut() = status;
+    *response.headers_mut() = fields;
+    response
+}
+
+const PROBLEM: &str = "application/problem+json";
+
+/// Fields of every answer that is ours.
+fn own_fields(kind: &'static str, snapshot: &Snapshot, exchange: &Exchange) -> HeaderMap {
+    let mut fields = HeaderMap::new();
+    fields.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    fields.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    snapshot.answers.add(&mut fields, exchange.id);
+    fields
 }
 
 /// OpenID Connect Back-Channel Logout 1.0 §2.8 has a shape of its own, that of RFC 6749 §5.2.
@@ -112,6 +146,17 @@ fn add_particulars(fields: &mut HeaderMap, denial: &Denial, snapshot: &Snapshot)
         Denial::MethodNotAllowed { allow } => {
             if let Ok(allow) = HeaderValue::from_str(allow) {
                 fields.insert(header::ALLOW, allow);
+            }
+        }
+        // RFC 9110 §15.5.16: what would be taken instead.
+        Denial::ContentType { accept } | Denial::ContentCoding { accept } => {
+            let name = if matches!(denial, Denial::ContentType { .. }) {
+                header::ACCEPT
+            } else {
+                header::ACCEPT_ENCODING
+            };
+            if let Ok(accept) = HeaderValue::from_str(accept) {
+                fields.insert(name, accept);
             }
         }
         Denial::RateExceeded { rate, retry_after } => {

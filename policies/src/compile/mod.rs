@@ -2,6 +2,7 @@
 
 mod acme;
 mod authz;
+mod body;
 mod ciphertext;
 mod client;
 mod json;
@@ -163,6 +164,7 @@ impl Compiler<'_> {
             each(&document.ciphertext, "/ciphertext", |at, rule| self.ciphertext(at, rule, &mut names));
 
         let role_rules = self.role_rules(&document.role);
+        self.check_answers("/answers", &document.answers);
         let mut known = Known {
             upstreams: &upstreams,
             issuers: &issuers,
@@ -175,6 +177,7 @@ impl Compiler<'_> {
             exempt: &document.overload.exempt,
             ciphertexts: &ciphertexts,
             json: self.json("/json", &document.json, Limits::DEFAULT),
+            answers: &document.answers,
             rules: Vec::new(),
             any_auth: false,
         };

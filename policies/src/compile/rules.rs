@@ -9,17 +9,18 @@ use http::Method;
 use crate::authz::{Decision, SharedJudges};
 use crate::certificate::{CertificateRule, NamePattern};
 use crate::compile::authz::{Asker, AuthzState, Takes};
+use crate::compile::body::{NO_ESSENCE, is_essence};
 use crate::compile::ciphertext::Named;
 use crate::compile::{Compiler, DAY, GIB, HOUR, KIB, MIB, MILLISECOND, SECOND, mode, sender};
 use crate::document::{
-    AtLimitDocument, AuthDocument, BodyDocument, CertificateDemandDocument, CompressionDocument,
-    DirectionDocument, Hosts, InspectDocument, KindDocument, LogoutDocument, MaxOpenDocument,
-    MessageDocument, MethodDocument, ModeDocument, NameText, OnRefusalDocument, PenaltyDocument,
-    QueryDocument, ResourceDocument, RouteDocument, SenderDocument, StepUpDocument, TicketDocument,
-    WebsocketDocument,
+    AnswersDocument, AtLimitDocument, AuthDocument, BodyDocument, CertificateDemandDocument,
+    CompressionDocument, DirectionDocument, Hosts, InspectDocument, KindDocument, LogoutDocument,
+    MaxOpenDocument, MessageDocument, MethodDocument, ModeDocument, NameText, OnRefusalDocument,
+    PenaltyDocument, QueryDocument, ResourceDocument, RouteDocument, SenderDocument, StepUpDocument,
+    TicketDocument, WebsocketDocument,
 };
 use crate::json::{self, Limits, Schema};
-use crate::matcher::{ContentTypes, Origins};
+use crate::matcher::{ContentCodings, ContentTypes, Origins};
 use crate::path::{MAX_QUERY, PathPattern};
 use crate::policy::{Concurrency, Issuer, Mode, Rate, RateIndex, RateKey, RuleId, Upstream, UpstreamIndex};
 use crate::routes::{Host, Routes};
@@ -68,6 +69,7 @@ pub(super) struct Known<'a> {
     pub(super) exempt: &'a [String],
     pub(super) ciphertexts: &'a [Named],
     pub(super) json: Limits,
+    pub(super) answers: &'a AnswersDocument,
     pub(super) rules: Vec<Arc<Rule>>,
     pub(super) any_auth: bool,
 }
@@ -102,6 +104,7 @@ impl Compiler<'_> {
         };
         let mut rule = self.rule(&common, known);
         rule.activity = d.activity.unwrap_or(true);
+        rule.answer = self.answer(&common.at, d, known);
         match (&d.upstream, &d.ticket, &d.logout) {
             (Some(_), None, None) => {}
             (None, None, None) => self.error(&common.at, "expected an upstream, or a ticket or logout"),
@@ -125,7 +128,8 @@ impl Compiler<'_> {
                 );
             }
         }
-        let takes = Takes::Request { query: d.query.is_some(), body: rule.body.buffered };
+        let takes =
+            Takes::Request { query: d.query.is_some(), body: rule.body.buffered && rule.form.is_none() };
         rule.authorization = self.decide(&common, d.resource.as_ref(), takes, known);
         rule.penalties = self.penalties_of(&rule, known.penalties);
         let mut methods = Vec::new();
@@ -335,6 +339,9 @@ impl Compiler<'_> {
             query,
             body: BodyRule { max_bytes: 0, buffered: false },
             content_types: ContentTypes::Any,
+            content_codings: ContentCodings::new(&[]),
+            form: None,
+            answer: None,
             body_json: None,
             body_ciphertext: None,
             body_account: None,
@@ -409,7 +416,15 @@ impl Compiler<'_> {
     fn body(&mut self, at: &str, document: &BodyDocument, known: &Known<'_>, rule: &mut Rule) {
         let looked_into =
             document.schema.is_some() || document.ciphertext.is_some() || document.json.is_some();
-        let buffered = looked_into || document.account.is_some();
+        let is_form = document.form.is_some();
+        let is_json = looked_into || document.account.is_some();
+        let buffered = is_json || document.form.as_ref().is_some_and(|form| form.hold.unwrap_or(true));
+        if is_form && is_json {
+            self.error(
+                &format!("{at}/body/form"),
+                "expected a form, or JSON (schema, ciphertext, account, json), and not both",
+            );
+        }
         rule.body_account = document.account.as_deref().map(|pointer| {
             let tokens = json::pointer_tokens(pointer).filter(|tokens| !tokens.is_empty());
             if tokens.is_none() {
@@ -428,29 +443,34 @@ impl Compiler<'_> {
         let json = format!("{at}/body/json");
         rule.body_json = match &document.json {
             Some(document) => Some(self.json(&json, document, known.json)),
-            None => buffered.then_some(known.json),
+            None => is_json.then_some(known.json),
         };
+        rule.form =
+            document.form.as_ref().map(|form| self.form(&format!("{at}/body/form"), form, max_bytes, known));
+        rule.content_codings =
+            self.codings(&format!("{at}/body/content_codings"), document, is_form || is_json);
         rule.body_schema = self.schema(&format!("{at}/body/schema"), document.schema.as_deref());
         rule.content_types = match &document.content_types {
-            None if buffered => ContentTypes::Listed(vec!["application/json".to_owned()]),
+            None if is_form => ContentTypes::listed(vec!["multipart/form-data".to_owned()]),
+            None if is_json => ContentTypes::listed(vec!["application/json".to_owned()]),
             None => ContentTypes::Any,
+            Some(_) if is_form => {
+                self.error(
+                    &format!("{at}/body/content_types"),
+                    "a form is multipart/form-data; expected none of it here",
+                );
+                ContentTypes::Any
+            }
             Some(list) => {
                 for (index, essence) in list.iter().enumerate() {
-                    let plain = |part: &str| {
-                        !part.is_empty()
-                            && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$&-^_.+".contains(&b))
-                    };
                     let pointer = format!("{at}/body/content_types/{index}");
-                    if !essence.split_once('/').is_some_and(|(kind, subkind)| plain(kind) && plain(subkind)) {
-                        self.error(
-                            &pointer,
-                            "expected a media type without parameters, such as \"application/json\"",
-                        );
-                    } else if buffered && !(essence.ends_with("/json") || essence.ends_with("+json")) {
+                    if !is_essence(essence) {
+                        self.error(&pointer, NO_ESSENCE);
+                    } else if is_json && !(essence.ends_with("/json") || essence.ends_with("+json")) {
                         self.error(&pointer, "a body that is looked into must be JSON");
                     }
                 }
-                ContentTypes::Listed(list.clone())
+                ContentTypes::listed(list.clone())
             }
         };
     }

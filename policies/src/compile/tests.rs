@@ -711,6 +711,95 @@ max_inflate_ratio = 50
 }
 
 #[test]
+fn errors_of_forms_codings_and_answers() {
+    let text = r#"version = 1
+[answers]
+content_types = ["json"]
+headers = ["X Y", "ETag", "Upgrade"]
+[[upstream]]
+name = "u"
+endpoints = ["unix:/u"]
+[[route]]
+name = "r"
+path = "/r"
+methods = ["POST"]
+upstream = "u"
+auth = "none"
+[route.body]
+max_bytes = "1KiB"
+content_types = ["multipart/form-data"]
+content_codings = ["gzip"]
+json = {}
+[route.body.form]
+max_parts = 2
+part = [
+  { name = "a", max_bytes = "1B", min = 3, max = 2 },
+  { name = "a", max_bytes = "2KiB", extensions = ["png"] },
+  { name = "b", max_bytes = "1B", file = true },
+  { name = "c", max_bytes = "1B", file = true, types = ["image/pgn", "image/svg+xml"], extensions = [".png"] },
+  { name = "d", max_bytes = "1B", schema = "schemas/d.json" },
+]
+[[route]]
+name = "s"
+path = "/s"
+methods = ["POST"]
+upstream = "u"
+auth = "none"
+body = { max_bytes = "17MiB", form = { part = [{ name = "a", max_bytes = "1B" }] } }
+[[route]]
+name = "t"
+path = "/t"
+methods = ["POST"]
+upstream = "u"
+auth = "none"
+body = { max_bytes = "1MiB", content_codings = ["gzip", "identity", "GZIP", "g zip"] }
+"#;
+    assert_errors(
+        &[("policy.toml", text), ("schemas/d.json", "{}")],
+        &[
+            ("policy.toml", 3, 18, "answers.content_types[0]", "a media type without parameters"),
+            ("policy.toml", 4, 12, "answers.headers[0]", "expected a name of a header field"),
+            ("policy.toml", 4, 19, "answers.headers[1]", "passes always"),
+            ("policy.toml", 4, 27, "answers.headers[2]", "never passed on"),
+            ("policy.toml", 16, 17, "route.r.body.content_types", "a form is multipart/form-data"),
+            ("policy.toml", 17, 19, "route.r.body.content_codings", "must not be hidden by a coding"),
+            ("policy.toml", 19, 1, "route.r.body.form", "expected a form, or JSON"),
+            ("policy.toml", 20, 13, "route.r.body.form.max_parts", "3 parts have to be there"),
+            ("policy.toml", 22, 50, "route.r.body.form.part.a.max", "no less than min"),
+            ("policy.toml", 23, 12, "route.r.body.form.part.a.name", "another part has this name"),
+            ("policy.toml", 23, 29, "route.r.body.form.part.a.max_bytes", "no more than the body's"),
+            ("policy.toml", 23, 50, "route.r.body.form.part.a.extensions", "only names of files"),
+            ("policy.toml", 24, 3, "route.r.body.form.part.b", "expected types"),
+            ("policy.toml", 25, 57, "route.r.body.form.part.c.types[0]", "did you mean `image/png`?"),
+            ("policy.toml", 25, 70, "route.r.body.form.part.c.types[1]", "does not tell its type"),
+            ("policy.toml", 25, 102, "route.r.body.form.part.c.extensions[0]", "without the dot"),
+            ("policy.toml", 26, 44, "route.r.body.form.part.d.schema", "a schema is for types"),
+            ("policy.toml", 34, 22, "route.s.body.max_bytes", "expected \"1B\" to \"16MiB\""),
+            ("policy.toml", 41, 57, "route.t.body.content_codings[1]", "always taken"),
+            ("policy.toml", 41, 69, "route.t.body.content_codings[2]", "stands twice"),
+            ("policy.toml", 41, 77, "route.t.body.content_codings[3]", "expected a content coding"),
+        ],
+    );
+    // What flows is not held, and may be as long as any.
+    let flows = text.split("[[route]]\nname = \"s\"").next().unwrap().split("[[route]]").next().unwrap();
+    let flows = flows
+        .replace("\"json\"", "\"application/json\"")
+        .replace("\"X Y\", \"ETag\", \"Upgrade\"", "\"Set-Cookie\"");
+    let flows = flows
+        + r#"
+[[route]]
+name = "s"
+path = "/s"
+methods = ["POST"]
+upstream = "u"
+auth = "none"
+body = { max_bytes = "64GiB", form = { hold = false, part = [{ name = "a", max_bytes = "64GiB" }] } }
+"#;
+    let policy = Policy::compile(&bundle(&[("policy.toml", &flows)]), &BTreeMap::new()).unwrap();
+    assert!(!policy.rules()[0].body().buffered && policy.rules()[0].answer().is_some());
+}
+
+#[test]
 fn errors_of_ciphertext_and_of_http_2() {
     let text = r#"version = 1
 [connections]
