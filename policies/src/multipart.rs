@@ -294,9 +294,9 @@ impl FormJudge {
         }
         match part.content {
             Checker::Json(text) => {
-                json::scan(&text, &rule.json, &[]).map_err(Denial::from)?;
+                let text = json::scan(&text, &rule.json)?;
                 let Some(schema) = &rule.schema else { return Ok(()) };
-                schema.check(&json::value(&text)?).map_err(|pointer| Denial::Schema { pointer })
+                schema.check(text).map_err(|pointer| Denial::Schema { pointer })
             }
             other if !other.may_end() => Err(rule.denial(FormFault::Content)),
             _ => Ok(()),

@@ -204,6 +204,9 @@ fn n6_forms_that_readers_disagree_about_reach_nobody_and_honest_ones_do() {
 /// Name of the field, name of the file, content.
 type Part = (String, Option<String>, Vec<u8>);
 
+/// The same in JSON, the content in base64.
+type TextPart = (String, Option<String>, String);
+
 /// As the crate `multer` reads it.
 async fn read_by_multer(boundary: &str, body: &[u8]) -> Result<Vec<Part>, multer::Error> {
     let bytes = bytes::Bytes::copy_from_slice(body);
@@ -249,11 +252,8 @@ const forms = JSON.parse(require("fs").readFileSync(0, "utf8"));
     input.write_all(Value::from(told).to_string().as_bytes()).expect("node listens");
     drop(input);
     let output = node.wait_with_output().expect("node ends");
-    let read: Vec<Option<Vec<(String, Option<String>, String)>>> =
-        serde_json::from_slice(&output.stdout).expect("what node read");
-    let decoded = |(name, file, content): (String, Option<String>, String)| {
-        (name, file, STANDARD.decode(content).expect("base64"))
-    };
+    let read: Vec<Option<Vec<TextPart>>> = serde_json::from_slice(&output.stdout).expect("what node read");
+    let decoded = |(name, file, content): TextPart| (name, file, STANDARD.decode(content).expect("base64"));
     read.into_iter().map(|parts| parts.map(|parts| parts.into_iter().map(decoded).collect())).collect()
 }
 

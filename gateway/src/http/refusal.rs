@@ -51,7 +51,7 @@ pub fn fault(
     status: StatusCode,
     retry_after: Option<HeaderValue>,
     snapshot: &Snapshot,
-    mut exchange: Exchange,
+    mut exchange: Box<Exchange>,
 ) -> Response<ResponseBody> {
     exchange.answered(status);
     let mut fields = own_fields(PROBLEM, snapshot, &exchange);
