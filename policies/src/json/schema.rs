@@ -501,6 +501,7 @@ mod tests {
 
     impl Alone {
         const FILE: &'static str = "alone.json";
+        const URI: &'static str = "memory:///alone.json";
 
         fn options(&self) -> jsonschema::ValidationOptions<'static> {
             jsonschema::options()
@@ -524,13 +525,10 @@ mod tests {
         }
 
         fn part(&self, _: &str, pointer: &str) -> Option<Validator> {
-            let mut whole = json!({ "$ref": format!("#/$defs/file{}", pointer) });
-            // Its own references begin at its root.
+            // As a resource of its own, so that its references begin at its root.
             let mut file = self.0.clone();
-            if let Some(definitions) = file.as_object_mut().and_then(|file| file.remove("$defs")) {
-                whole["$defs"] = definitions;
-            }
-            whole["$defs"]["file"] = file;
+            file.as_object_mut()?.insert("$id".into(), Self::URI.into());
+            let whole = json!({ "$ref": format!("{}#{pointer}", Self::URI), "$defs": { "file": file } });
             self.options().build(&whole).ok()
         }
     }
@@ -756,7 +754,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
+        #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases.max(2_000), ..ProptestConfig::default() })]
 
         #[test]
         fn the_form_says_what_jsonschema_says(
