@@ -131,6 +131,9 @@ impl<I: AsyncRead + AsyncWrite + Unpin> ServerStream<I> {
         if io.read_buf(&mut first).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        if falls_back(&first) {
+            return Err(no_fallback(&mut io).await);
+        }
         let session = UnbufferedServerConnection::new(choose(wants_chacha(&first))?).map_err(invalid)?;
         TlsStream::new(io, session).shake_hands(&mut first).await
     }
@@ -145,7 +148,11 @@ impl<I: AsyncRead + AsyncWrite + Unpin> ServerStream<I> {
         mut io: I,
     ) -> io::Result<Self> {
         let mut hello = Vec::new();
-        let config = choose(&read_hello(&mut io, &mut hello).await?)?;
+        let said = read_hello(&mut io, &mut hello).await?;
+        if said.falls_back {
+            return Err(no_fallback(&mut io).await);
+        }
+        let config = choose(&said)?;
         let Some(config) = config else {
             // A fatal unrecognized_name.
             let _ = io.write_all(&[21, 3, 3, 0, 2, 2, 112]).await;
@@ -494,6 +501,8 @@ pub struct Hello {
     pub name: Option<String>,
     /// It wants ChaCha20-Poly1305 most.
     pub wants_chacha: bool,
+    /// It has tried with TLS 1.3 and failed, or so it thinks: it says that it falls back to 1.2 (RFC 7507).
+    pub falls_back: bool,
     /// It is an ACME server's that validates a name: it offers [`ACME_TLS`] and nothing else (RFC 8737 §3).
     pub validates: bool,
 }
@@ -562,10 +571,11 @@ impl NoHello {
 impl Hello {
     fn of(hello: &ClientHello<'_>) -> Self {
         let mut protocols = hello.alpn().into_iter().flatten();
-        let suites = hello.cipher_suites().iter().map(|suite| u16::from(*suite));
+        let suites = || hello.cipher_suites().iter().map(|suite| u16::from(*suite));
         Self {
             name: hello.server_name().map(str::to_owned),
-            wants_chacha: chacha_is_first(suites),
+            wants_chacha: chacha_is_first(suites()),
+            falls_back: is_fallback(suites()),
             validates: protocols.next() == Some(ACME_TLS) && protocols.next().is_none(),
         }
     }
@@ -575,14 +585,52 @@ impl Hello {
 /// good suites is taken: so where it does not stand in one piece in the first record, or is none, any answer will do.
 #[must_use]
 pub fn wants_chacha(wire: &[u8]) -> bool {
-    // The record's header has 5 bytes, the message's 4; the version 2, the random number 32. Then come the session id, and the
-    // suites, both with their length in front.
-    let suites = wire.get(43..).and_then(<[u8]>::split_first).and_then(|(session, rest)| {
-        let (length, rest) = rest.get(usize::from(*session)..)?.split_first_chunk()?;
-        Some(rest.get(..u16::from_be_bytes(*length).into()).unwrap_or(rest))
+    chacha_is_first(numbers(suites(wire).0))
+}
+
+/// Whether the beginning of a ClientHello says that it falls back from TLS 1.3; no where it does not stand in one piece in the first
+/// record.
+#[must_use]
+pub fn falls_back(wire: &[u8]) -> bool {
+    matches!(suites(wire), (suites, true) if is_fallback(numbers(suites)))
+}
+
+/// The suites of a ClientHello, as far as they stand in the first record and have come, and whether those are all.
+fn suites(wire: &[u8]) -> (&[u8], bool) {
+    let [22, _, _, high, low, hello @ ..] = wire else { return (&[], false) };
+    // Nothing behind the record is looked at: it may be another one.
+    let hello = hello.get(..u16::from_be_bytes([*high, *low]).into()).unwrap_or(hello);
+    // The message's kind and length have 4 bytes, the version 2, the random number 32. Then come the session id, and the suites,
+    // both with their length in front.
+    let rest = hello.get(38..).filter(|_| hello.first() == Some(&1)).and_then(<[u8]>::split_first);
+    let rest = rest.and_then(|(session, rest)| rest.get(usize::from(*session)..)?.split_first_chunk());
+    let Some((length, rest)) = rest else { return (&[], false) };
+    match rest.get(..u16::from_be_bytes(*length).into()) {
+        Some(all) => (all, true),
+        None => (rest, false),
+    }
+}
+
+fn numbers(suites: &[u8]) -> impl Iterator<Item = u16> {
+    suites.as_chunks::<2>().0.iter().map(|pair| u16::from_be_bytes(*pair))
+}
+
+/// TLS_FALLBACK_SCSV of a client that offers no suite of TLS 1.3, which every policy here does (RFC 7507 §3). Clients that have 1.3
+/// notice a downgrade by the sentinel anyway (RFC 8446 §4.1.3).
+fn is_fallback(mut suites: impl Iterator<Item = u16>) -> bool {
+    let (mut says_so, mut has_tls13) = (false, false);
+    suites.by_ref().for_each(|suite| {
+        says_so |= suite == 0x5600;
+        has_tls13 |= matches!(suite, 0x1301..=0x1305);
     });
-    let pairs = suites.unwrap_or_default().as_chunks::<2>().0;
-    chacha_is_first(pairs.iter().map(|pair| u16::from_be_bytes(*pair)))
+    says_so && !has_tls13
+}
+
+/// Tells a client that it need not fall back.
+async fn no_fallback<I: AsyncWrite + Unpin>(io: &mut I) -> io::Error {
+    // A fatal inappropriate_fallback.
+    let _ = io.write_all(&[21, 3, 3, 0, 2, 2, 86]).await;
+    io::Error::new(io::ErrorKind::InvalidData, "a fallback from TLS 1.3, which is offered")
 }
 
 fn chacha_is_first(mut suites: impl Iterator<Item = u16>) -> bool {

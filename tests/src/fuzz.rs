@@ -24,7 +24,7 @@ use sealgate::session::{
     self, Asked, DPOP, KeyFetcher, Proofs, Tickets, TokenCache, Verifier, bearer, decode, encode,
     logout_token, read_journal,
 };
-use sealgate::tls::{Hello, HelloReader, wants_chacha};
+use sealgate::tls::{Hello, HelloReader, falls_back, wants_chacha};
 use sealgate::upstream::http1::{Read, read_answer};
 use sealgate::websocket::deflate::{Agreed, InflateError, Inflater, RATIO_FLOOR};
 use sealgate::websocket::frame::Sender;
@@ -1244,7 +1244,8 @@ pub fn client_hello(data: &[u8]) {
     };
     let length = u32::from_be_bytes([0, data[6], data[7], data[8]]) as usize;
     if usize::from(u16::from_be_bytes([data[3], data[4]])) >= 4 + length {
-        assert_eq!(wants_chacha(data), hello.wants_chacha, "the quick look is wrong");
+        let quick = (wants_chacha(data), falls_back(data));
+        assert_eq!(quick, (hello.wants_chacha, hello.falls_back), "the quick look is wrong");
     }
     assert!(hello.name.as_ref().is_none_or(|name| *name == name.to_ascii_lowercase()));
     chosen_as_it_should_be(data, hello.name.as_deref());

@@ -43,6 +43,7 @@ const HANDSHAKE_FAILURE: u8 = 40;
 const ILLEGAL_PARAMETER: u8 = 47;
 const DECODE_ERROR: u8 = 50;
 const PROTOCOL_VERSION: u8 = 70;
+const INAPPROPRIATE_FALLBACK: u8 = 86;
 const NO_APPLICATION_PROTOCOL: u8 = 120;
 
 // Extensions.
@@ -552,6 +553,12 @@ fn malformed(gateway: &Gateway) {
                     .with(PSK_MODES, vec![1, 1])
                     .wire(),
                 ILLEGAL_PARAMETER,
+            ),
+            // RFC 7507 §3; with TLS 1.3 offered beside, it is passed over.
+            (
+                "a fallback from TLS 1.3",
+                Hello::tls12().suites(&[0xc02b, 0xc02f, 0x5600]).wire(),
+                INAPPROPRIATE_FALLBACK,
             ),
             ("no body", record(22, &message(1, &[])), DECODE_ERROR),
             (

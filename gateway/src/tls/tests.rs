@@ -421,7 +421,8 @@ proptest! {
                 Some(read) => {
                     prop_assert!(end >= hello.len());
                     let name = Some("chat.example".to_owned());
-                    prop_assert_eq!(read, Hello { name, wants_chacha: chacha, validates });
+                    let falls_back = false;
+                    prop_assert_eq!(read, Hello { name, wants_chacha: chacha, falls_back, validates });
                     break;
                 }
                 None => prop_assert!(end < hello.len()),
@@ -434,6 +435,7 @@ proptest! {
 fn numbers_that_mean_nothing_are_passed_over_and_anything_is_borne() {
     let hello = |session: &[u8], suites: &[u8]| {
         let mut wire = vec![0; 43];
+        (wire[0], wire[3], wire[5]) = (22, 64, 1);
         wire.push(session.len() as u8);
         wire.extend(session);
         wire.extend((suites.len() as u16).to_be_bytes());
@@ -445,8 +447,13 @@ fn numbers_that_mean_nothing_are_passed_over_and_anything_is_borne() {
     assert!(!wants_chacha(&hello(&[7; 32], &[0x1a, 0x1a, 0x13, 1, 0x13, 3])));
     // Behind the list stands something else.
     assert!(!wants_chacha(&[hello(&[], &[0x0a, 0x0a]), vec![0x13, 3]].concat()));
+    assert!(falls_back(&hello(&[7; 32], &[0xc0, 0x2b, 0x56, 0])));
+    assert!(!falls_back(&hello(&[7; 32], &[0xc0, 0x2b])));
+    assert!(!falls_back(&hello(&[7; 32], &[0x13, 1, 0x56, 0])), "it has TLS 1.3 too");
+    let cut = hello(&[], &[0x56, 0, 0x13, 1]);
+    assert!(!falls_back(&cut[..cut.len() - 2]), "there may be more to come");
     for wire in [&[][..], &[0; 43], &[255; 44], &[0; 45], &hello(&[], &[]), &hello(&[], &[0x13])] {
-        assert!(!wants_chacha(wire));
+        assert!(!wants_chacha(wire) && !falls_back(wire));
     }
 }
 
