@@ -196,6 +196,9 @@ fn obtained_renewed_and_kept(challenge: &str, external: bool) {
     assert_eq!(gateway.served_serial("chat.test"), "", "no certificate, and no other one instead");
     assert_eq!(gateway.curl("/open").send().status, 200);
     assert_eq!(gateway.metrics().sum("sealgate_acme_certificates_missing", &[]), 1.0);
+    let ready = gateway.admin("/readyz");
+    assert_eq!(ready.status, 200, "{ready:?}");
+    assert!(ready.body.contains("no certificate for chat.test, www.chat.test yet"), "{ready:?}");
 
     let settings = Settings { external, ..Settings::default() };
     let pebble = Pebble::start_with(&bundle, port, http, gateway.port(), settings);
@@ -217,7 +220,7 @@ fn obtained_renewed_and_kept(challenge: &str, external: bool) {
     // Row K-6: what is kept is closed to others.
     let kept = files(&bundle.state().join("acme"));
     let named = |end: &str| kept.iter().filter(|(path, _)| path.to_string_lossy().ends_with(end)).count();
-    assert_eq!((named("account.json"), named(".pem")), (1, 1), "{kept:?}");
+    assert_eq!((named("account.json"), named(".pem"), kept.len()), (1, 1, 3), "{kept:?}");
     for (path, mode) in &kept {
         assert_eq!(*mode, if path.is_dir() { 0o700 } else { 0o600 }, "{}", path.display());
     }
@@ -323,9 +326,9 @@ fn nobody_else_gets_the_protocol_of_validations() {
     }
 }
 
-/// What is awaited is no error of the policy, and is told of.
+/// What is awaited is no error of the policy, and is told of; and a gateway that starts again does not ask again at once.
 #[test]
-fn a_check_tells_of_certificates_that_are_awaited() {
+fn awaited_certificates_are_told_of_and_a_restart_does_not_ask_at_once() {
     let bundle = bundle(free_port(), "");
     let (gateway, _) = start(&bundle);
     until("an attempt has failed", DEADLINE, || (orders(&gateway, "failed") >= 1.0).then_some(()));
@@ -337,6 +340,13 @@ fn a_check_tells_of_certificates_that_are_awaited() {
         output.status.success() && said.contains("chat.test") && said.contains("not issued yet"),
         "{said}"
     );
+
+    let (gateway, _) = start(&bundle);
+    let (asked, said) = renew(&gateway);
+    assert!(asked, "{said}");
+    until("an attempt has failed", DEADLINE, || (orders(&gateway, "failed") >= 1.0).then_some(()));
+    // One that was asked for, and none by itself.
+    assert_eq!(orders(&gateway, "failed"), 1.0);
 }
 
 /// Row T-1: `http://` is sent on with 308, `ws://` is refused, and nothing is served.

@@ -176,6 +176,12 @@ impl Wanted {
         Ok((Self { authority: authority.clone(), names: names.to_vec(), file, held }, entry))
     }
 
+    /// What is to be said of it: that it is not there; nothing while it is.
+    #[must_use]
+    pub fn alarm(&self) -> Option<String> {
+        self.held.is_none().then(|| format!("no certificate for {} yet", self.names.join(", ")))
+    }
+
     fn name(&self) -> &str {
         self.names.first().map_or("none", String::as_str)
     }
@@ -267,6 +273,13 @@ async fn attend(
             return;
         }
     };
+    // Kept beside the certificate, so that a restart forgets no failures.
+    let failures = wanted.file.with_extension("failures");
+    if !job.looked
+        && let Ok(Some(record)) = files::read(&failures)
+    {
+        job.schedule.restore(&String::from_utf8_lossy(&record), clock::unix_now());
+    }
     if !job.looked || held != job.held {
         let term = held.as_ref().map(|held| held.term);
         job.schedule.holds(term, authority.policy.renew_before, fastrand::f64());
@@ -299,12 +312,16 @@ async fn attend(
                     expires_at = held.term.ends,
                 );
                 job.schedule.succeeded();
+                let _ = std::fs::remove_file(&failures);
                 job.schedule.holds(Some(held.term), authority.policy.renew_before, fastrand::f64());
                 (job.held, job.attempts, job.reloaded_at) = (Some(held), 0, 0);
                 gateway.metrics().acme_order(&authority.policy.name, true);
             }
             Err((limited, error)) => {
                 job.schedule.failed(clock::unix_now(), limited, fastrand::f64());
+                if let Err(error) = files::write(&failures, job.schedule.record().as_bytes()) {
+                    tracing::warn!(%error, "a restart will ask again at once");
+                }
                 tracing::error!(
                     target: "sealgate::audit",
                     activity = "certificate-not-issued",

@@ -107,6 +107,25 @@ impl Schedule {
         self.not_before = now.saturating_add(wait + within(wait / 4, chance));
     }
 
+    /// What is to be known of failures after a restart: without, one that starts again and again would ask again and again.
+    #[must_use]
+    pub fn record(&self) -> String {
+        format!("{} {}\n", self.failures, self.not_before)
+    }
+
+    /// Goes on where a [`record`](Self::record) was made. One that is none, or speaks of too far ahead (the clock was set back), is passed
+    /// over.
+    pub fn restore(&mut self, record: &str, now: u64) {
+        let numbers = record.trim().split_once(' ').and_then(|(failures, not_before)| {
+            Some((failures.parse::<u32>().ok()?, not_before.parse::<u64>().ok()?))
+        });
+        if let Some((failures, not_before)) = numbers
+            && not_before <= now.saturating_add(LONGEST_WAIT * 5 / 4)
+        {
+            (self.failures, self.not_before) = (failures, not_before);
+        }
+    }
+
     /// It was had.
     pub fn succeeded(&mut self) {
         (self.failures, self.not_before) = (0, 0);
@@ -177,6 +196,22 @@ mod tests {
         assert_eq!(schedule.due_at() - NOW, LIMITED_WAIT);
         schedule.hurry();
         assert!(schedule.is_due(NOW));
+    }
+
+    #[test]
+    fn failures_are_known_after_a_restart() {
+        let mut schedule = Schedule::default();
+        for _ in 0..3 {
+            schedule.failed(NOW, false, 0.5);
+        }
+        let mut again = Schedule::default();
+        again.restore(&schedule.record(), NOW + 10);
+        assert_eq!(again, schedule);
+        for junk in ["", "1", "1 2 3", "x 1", "1 x", "-1 5", "3 1800099999", "3 99999999999999999999"] {
+            let mut fresh = Schedule::default();
+            fresh.restore(junk, NOW);
+            assert_eq!(fresh, Schedule::default(), "{junk}");
+        }
     }
 
     /// RFC 9773 §4.2.

@@ -15,7 +15,7 @@ use tokio::{net::TcpListener, sync::Semaphore};
 
 use sealgate_policy::OnLoss;
 
-use crate::{clock, edge::Gateway, shared::Standing};
+use crate::{acme::Wanted, clock, edge::Gateway, shared::Standing};
 
 /// Scrapers at a time; a scrape is short.
 const MAX_CONNECTIONS: usize = 64;
@@ -91,8 +91,8 @@ fn metrics(gateway: &Gateway) -> Response<Full<Bytes>> {
 }
 
 /// Ready is who can judge and has somewhere to send: not draining, in touch with other gateways and sources of revocations as far as
-/// the policy wants it, and each upstream with an endpoint. A certificate that has expired, or soon will, is told and no reason to go: all
-/// gateways would go at once.
+/// the policy wants it, and each upstream with an endpoint. A certificate that has expired, soon will, or is not issued yet, is told and no
+/// reason to go: all gateways would go at once, and an authority could reach none.
 fn ready(gateway: &Gateway) -> Response<Full<Bytes>> {
     if gateway.draining() {
         return text(StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned());
@@ -122,7 +122,8 @@ fn ready(gateway: &Gateway) -> Response<Full<Bytes>> {
     if without.is_empty() {
         let now = clock::unix_now();
         let alarms = snapshot.certificates.iter().filter_map(|row| row.alarm(now));
-        let said: Vec<_> = std::iter::once("ready".to_owned()).chain(alarms).collect();
+        let awaited = snapshot.acme.iter().filter_map(Wanted::alarm);
+        let said: Vec<_> = std::iter::once("ready".to_owned()).chain(alarms).chain(awaited).collect();
         text(StatusCode::OK, said.join("\n") + "\n")
     } else {
         text(StatusCode::SERVICE_UNAVAILABLE, format!("no healthy endpoint: {}\n", without.join(", ")))
