@@ -17,6 +17,8 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::TokioIo;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use rustls::SignatureScheme::{self, ECDSA_NISTP256_SHA256, RSA_PKCS1_SHA256, RSA_PSS_SHA256};
+use rustls::crypto::aws_lc_rs::kx_group::{X25519, X25519MLKEM768};
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -44,8 +46,8 @@ pub(crate) enum Work {
     Request,
     /// One HTTP/2 request on a kept-alive connection.
     Request2,
-    /// TCP connect, full TLS 1.3 handshake, one HTTPS/1.1 request, close.
-    Handshake,
+    /// TCP connect, TLS 1.3 handshake, one HTTPS/1.1 request, close.
+    Handshake(Shake),
     /// One message through a WebSocket and back.
     Echo {
         /// Where the WebSocket is.
@@ -53,6 +55,19 @@ pub(crate) enum Work {
         /// Messages under way per connection.
         in_flight: usize,
     },
+}
+
+/// A kind of handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shake {
+    /// Full, the server's key ECDSA P-256, X25519.
+    Ecdsa,
+    /// Full, the server's key RSA-2048, X25519.
+    Rsa,
+    /// Resumed by a ticket, with a fresh key exchange (X25519).
+    Resumed,
+    /// Full, the server's key ECDSA P-256, X25519MLKEM768.
+    Hybrid,
 }
 
 /// How much of it, and how long.
@@ -89,6 +104,8 @@ pub(crate) struct Visit {
 pub(crate) struct Target {
     address: SocketAddr,
     name: ServerName<'static>,
+    config: rustls::ClientConfig,
+    authority: CertificateDer<'static>,
     http1: TlsConnector,
     http2: TlsConnector,
     /// What every connection or request takes its bearer token from, in turn.
@@ -98,26 +115,15 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// A client of the proxy at `address`, trusting `authority` alone: TLS 1.3 only, X25519 only,
-    /// TLS_AES_128_GCM_SHA256 only, no resumption; so that all proxies do the same cryptography.
+    /// A client of the proxy at `address`, trusting `authority` alone: TLS 1.3 only, X25519 only, TLS_AES_128_GCM_SHA256 only, ECDSA
+    /// with P-256 only, no resumption; so that all proxies do the same cryptography.
     pub(crate) fn new(
         address: SocketAddr,
         authority: CertificateDer<'static>,
         tokens: Vec<String>,
     ) -> Result<Self> {
         ensure!(!tokens.is_empty(), "no token to send");
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(authority)?;
-        let provider = rustls::crypto::CryptoProvider {
-            cipher_suites: vec![rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256],
-            kx_groups: vec![rustls::crypto::aws_lc_rs::kx_group::X25519],
-            ..rustls::crypto::aws_lc_rs::default_provider()
-        };
-        let mut config = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
-            .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.resumption = rustls::client::Resumption::disabled();
+        let config = client(authority.clone(), X25519, ECDSA)?;
         let with_alpn = |alpn: &[u8]| {
             let mut config = config.clone();
             config.alpn_protocols = vec![alpn.to_vec()];
@@ -126,11 +132,27 @@ impl Target {
         Ok(Self {
             address,
             name: ServerName::try_from("localhost")?,
+            config: config.clone(),
+            authority,
             http1: with_alpn(b"http/1.1"),
             http2: with_alpn(b"h2"),
             tokens,
             answer: OnceCell::new(),
         })
+    }
+
+    /// A connector for one connection after the other, with a memory of its own where sessions are resumed.
+    fn connector(&self, shake: Shake) -> Result<TlsConnector> {
+        let mut config = match shake {
+            Shake::Ecdsa | Shake::Resumed => self.config.clone(),
+            Shake::Rsa => client(self.authority.clone(), X25519, RSA)?,
+            Shake::Hybrid => client(self.authority.clone(), X25519MLKEM768, ECDSA)?,
+        };
+        if shake == Shake::Resumed {
+            config.resumption = rustls::client::Resumption::in_memory_sessions(8);
+        }
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(TlsConnector::from(Arc::new(config)))
     }
 
     async fn connect(&self, tls: &TlsConnector) -> Result<TlsStream<TcpStream>> {
@@ -176,6 +198,38 @@ impl Target {
     }
 }
 
+/// TLS 1.3 signs by the first; but to HAProxy, a client that does not offer PKCS #1 has no RSA.
+const RSA: (SignatureScheme, SignatureScheme) = (RSA_PSS_SHA256, RSA_PKCS1_SHA256);
+const ECDSA: (SignatureScheme, SignatureScheme) = (ECDSA_NISTP256_SHA256, ECDSA_NISTP256_SHA256);
+
+fn client(
+    authority: CertificateDer<'static>,
+    group: &'static dyn rustls::crypto::SupportedKxGroup,
+    // Of the server, from the first to the last in rustls' list; those of its chain are another matter.
+    (first, last): (SignatureScheme, SignatureScheme),
+) -> Result<rustls::ClientConfig> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(authority)?;
+    let theirs = rustls::crypto::aws_lc_rs::default_provider();
+    let known = theirs.signature_verification_algorithms.mapping;
+    let place = |wanted| known.iter().position(|(scheme, _)| *scheme == wanted).context("a signature");
+    let provider = rustls::crypto::CryptoProvider {
+        cipher_suites: vec![rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256],
+        kx_groups: vec![group],
+        signature_verification_algorithms: rustls::crypto::WebPkiSupportedAlgorithms {
+            mapping: known.get(place(first)?..=place(last)?).unwrap_or_default(),
+            ..theirs.signature_verification_algorithms
+        },
+        ..theirs
+    };
+    let mut config = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.resumption = rustls::client::Resumption::disabled();
+    Ok(config)
+}
+
 /// Lets `plan.connections` connections do `work` and measures the proxy while they do.
 ///
 /// All connections stand and are warm before the first reading, and none has stopped before the
@@ -195,7 +249,7 @@ pub(crate) async fn visit(
         match work {
             Work::Request => tasks.spawn_local(requests(target, index, pace, meter)),
             Work::Request2 => tasks.spawn_local(requests2(target, index, pace, meter)),
-            Work::Handshake => tasks.spawn_local(handshakes(target, index, pace, meter)),
+            Work::Handshake(shake) => tasks.spawn_local(handshakes(target, shake, index, pace, meter)),
             Work::Echo { path, in_flight } => {
                 tasks.spawn_local(echoes(target, path, in_flight, index, pace, meter))
             }
@@ -381,15 +435,35 @@ async fn requests(target: Rc<Target>, index: usize, pace: Pace, meter: Rc<Meter>
     }
 }
 
-async fn handshakes(target: Rc<Target>, index: usize, pace: Pace, meter: Rc<Meter>) -> Result<()> {
+async fn handshakes(
+    target: Rc<Target>,
+    shake: Shake,
+    index: usize,
+    pace: Pace,
+    meter: Rc<Meter>,
+) -> Result<()> {
     let mut buffer = BytesMut::with_capacity(4096);
+    let tls = target.connector(shake)?;
+    if shake == Shake::Resumed {
+        // Its ticket comes with the answer at the latest.
+        let mut stream = target.connect(&tls).await?;
+        exchange(&mut stream, &target, &target.request(index), &mut buffer).await?;
+        stream.shutdown().await?;
+    }
+    let (expected, group) = match shake {
+        Shake::Ecdsa | Shake::Rsa => (rustls::HandshakeKind::Full, X25519),
+        Shake::Resumed => (rustls::HandshakeKind::Resumed, X25519),
+        Shake::Hybrid => (rustls::HandshakeKind::Full, X25519MLKEM768),
+    };
     meter.stands();
     for turn in index.. {
         pace.beat().await?;
         let started = Instant::now();
-        let mut stream = target.connect(&target.http1).await?;
-        let kind = stream.get_ref().1.handshake_kind();
-        ensure!(kind == Some(rustls::HandshakeKind::Full), "not a full handshake: {kind:?}");
+        let mut stream = target.connect(&tls).await?;
+        let session = stream.get_ref().1;
+        let (kind, agreed) = (session.handshake_kind(), session.negotiated_key_exchange_group());
+        ensure!(kind == Some(expected), "not {expected:?}: {kind:?}");
+        ensure!(agreed.is_some_and(|agreed| agreed.name() == group.name()), "another group: {agreed:?}");
         exchange(&mut stream, &target, &target.request(turn), &mut buffer).await?;
         meter.unit(started);
         stream.shutdown().await?;

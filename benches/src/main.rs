@@ -20,7 +20,7 @@ use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::LocalSet;
 
-use crate::load::{Idle, MESSAGE_BYTES, Plan, Work};
+use crate::load::{Idle, MESSAGE_BYTES, Plan, Shake, Work};
 use crate::measure::{Memory, Processes};
 use crate::proxies::{Binaries, Cpus, Kind, Proxy, Stage};
 use crate::report::{Sample, Section};
@@ -93,8 +93,14 @@ enum Workload {
     Requests,
     /// HTTP/2 requests on kept-alive connections, one at a time on each.
     H2,
-    /// Full TLS 1.3 handshakes, with one request each.
+    /// Full TLS 1.3 handshakes (ECDSA P-256, X25519), with one request each.
     Handshakes,
+    /// The same with an RSA-2048 key; not with Caddy, which takes one certificate here.
+    HandshakesRsa,
+    /// Handshakes resumed by tickets, with a fresh key exchange, with one request each.
+    HandshakesResumed,
+    /// Full handshakes with the post-quantum hybrid X25519MLKEM768; sealgate alone: Debian's others have none.
+    HandshakesHybrid,
     /// Messages through WebSockets and back.
     Echo,
     /// The same where sealgate judges every message by a schema and a rate; the others look at none.
@@ -247,10 +253,16 @@ async fn compare(options: &Options, binaries: Binaries, cpus: Cpus, open_files: 
         running.push(stage.start(*kind).await?);
     }
     for workload in options.workloads() {
+        // Those that can do it; the others stand idle meanwhile, on the same CPU, and cost nothing there.
+        let (mut able, idle): (Vec<_>, Vec<_>) =
+            running.into_iter().partition(|proxy: &Proxy| workload.is_for(proxy.kind));
         let mut rounds = Vec::new();
         for round in 0..options.rounds.into() {
-            rounds.push(one_round(options, *workload, round, &mut stage, &mut running).await?);
+            rounds.push(one_round(options, *workload, round, &mut stage, &mut able).await?);
         }
+        running = able;
+        running.extend(idle);
+        running.sort_by_key(|proxy| options.proxies.iter().position(|kind| *kind == proxy.kind));
         let section = workload.section(options, rounds);
         println!("{section}");
         report.sections.push(section);
@@ -357,11 +369,22 @@ impl Workload {
         Some(match self {
             Self::Requests => Work::Request,
             Self::H2 => Work::Request2,
-            Self::Handshakes => Work::Handshake,
+            Self::Handshakes => Work::Handshake(Shake::Ecdsa),
+            Self::HandshakesRsa => Work::Handshake(Shake::Rsa),
+            Self::HandshakesResumed => Work::Handshake(Shake::Resumed),
+            Self::HandshakesHybrid => Work::Handshake(Shake::Hybrid),
             Self::Echo => Work::Echo { path: "/v1/echo", in_flight },
             Self::EchoChecked => Work::Echo { path: "/v1/echo-checked", in_flight },
             Self::Idle => return None,
         })
+    }
+
+    fn is_for(self, kind: Kind) -> bool {
+        match self {
+            Self::HandshakesRsa => kind != Kind::Caddy,
+            Self::HandshakesHybrid => kind == Kind::Sealgate,
+            _ => true,
+        }
     }
 
     fn section(self, options: &Options, rounds: Vec<Vec<Sample>>) -> Section {
@@ -377,6 +400,17 @@ impl Workload {
             Self::Handshakes => {
                 format!("full TLS 1.3 handshake and one request, {connections} at a time, {times}")
             }
+            Self::HandshakesRsa => {
+                format!(
+                    "full TLS 1.3 handshake with RSA-2048 and one request, {connections} at a time, {times}"
+                )
+            }
+            Self::HandshakesResumed => {
+                format!("resumed TLS 1.3 handshake and one request, {connections} at a time, {times}")
+            }
+            Self::HandshakesHybrid => format!(
+                "full TLS 1.3 handshake with X25519MLKEM768 and one request, {connections} at a time, {times}"
+            ),
             Self::Echo => format!(
                 "WSS echo of {MESSAGE_BYTES} bytes, {connections} sockets, {in_flight} in flight on each, {times}"
             ),
@@ -394,7 +428,8 @@ impl Workload {
             Self::Idle => (what, "KiB"),
             _ => (format!("server CPU per {what}"), "µs"),
         };
-        Section::new(self.name(), title, unit, options.proxies.clone(), rounds)
+        let proxies = options.proxies.iter().copied().filter(|kind| self.is_for(*kind)).collect();
+        Section::new(self.name(), title, unit, proxies, rounds)
     }
 }
 

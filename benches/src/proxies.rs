@@ -117,7 +117,7 @@ impl Stage {
     pub(crate) async fn set(cpus: Cpus, binaries: Binaries, open_files: u64) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("sealgate-benches-").tempdir()?;
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700))?;
-        let authority = mint_certificate(folder.path())?;
+        let authority = mint_certificates(folder.path())?;
         copy_folder(&Path::new(env!("CARGO_MANIFEST_DIR")).join("policy"), &folder.path().join("policy"))?;
         let socket = folder.path().join("backend.sock");
         let mut command = Command::new(&binaries.backend);
@@ -245,6 +245,8 @@ http {{
         ssl_protocols TLSv1.2 TLSv1.3;
         ssl_certificate {stage}/server.pem;
         ssl_certificate_key {stage}/server.key;
+        ssl_certificate {stage}/rsa.pem;
+        ssl_certificate_key {stage}/rsa.key;
         keepalive_requests 1000000000;
         keepalive_timeout 1h;
         location / {{
@@ -288,7 +290,7 @@ defaults
     timeout http-keep-alive 1h
     timeout http-request 1h
 frontend edge
-    bind 127.0.0.1:{port} ssl crt {stage}/server.both.pem alpn h2,http/1.1
+    bind 127.0.0.1:{port} ssl crt {stage}/server.both.pem crt {stage}/rsa.both.pem alpn h2,http/1.1
     http-request set-header X-Forwarded-Proto https
     default_backend backend
 backend backend
@@ -352,6 +354,8 @@ https://localhost:{port} {{
             ("backend", format!("unix:{}", self.socket.display())),
             ("chain", format!("file:{}/server.pem", stage.display())),
             ("key", format!("file:{}/server.key", stage.display())),
+            ("rsa_chain", format!("file:{}/rsa.pem", stage.display())),
+            ("rsa_key", format!("file:{}/rsa.key", stage.display())),
             ("jwks", format!("file:{}/jwks.json", stage.display())),
         ] {
             command.arg("--define").arg(format!("{name}={value}"));
@@ -502,21 +506,25 @@ async fn ask(socket: &Path, request: &str) -> Result<Bytes> {
     fetch(UnixStream::connect(socket).await?, request).await
 }
 
-/// An authority and an ECDSA P-256 certificate for `localhost`, in the forms that the proxies want:
-/// `server.pem`, `server.key`, and both in `server.both.pem`. Returns the authority's certificate.
-fn mint_certificate(folder: &Path) -> Result<CertificateDer<'static>> {
+/// An authority and certificates for `localhost`, ECDSA P-256 and RSA-2048, in the forms that the proxies want:
+/// `server.pem`, `server.key`, and both in `server.both.pem`; `rsa.…` the same. Returns the authority's certificate.
+fn mint_certificates(folder: &Path) -> Result<CertificateDer<'static>> {
     let mut params = CertificateParams::new(Vec::new())?;
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let authority =
         CertifiedIssuer::self_signed(params, KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?)?;
-    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
-    let certificate = CertificateParams::new(vec!["localhost".to_owned()])?.signed_by(&key, &authority)?;
-    let (chain, key) = (certificate.pem(), key.serialize_pem());
-    for (name, text) in
-        [("server.pem", chain.clone()), ("server.key", key.clone()), ("server.both.pem", chain + &key)]
-    {
-        let mut file = File::options().write(true).create_new(true).mode(0o600).open(folder.join(name))?;
-        std::io::Write::write_all(&mut file, text.as_bytes())?;
+    let ecdsa = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+    let rsa = KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048)?;
+    for (name, key) in [("server", ecdsa), ("rsa", rsa)] {
+        let certificate =
+            CertificateParams::new(vec!["localhost".to_owned()])?.signed_by(&key, &authority)?;
+        let (chain, key) = (certificate.pem(), key.serialize_pem());
+        let both = format!("{chain}{key}");
+        for (end, text) in [("pem", chain), ("key", key), ("both.pem", both)] {
+            let path = folder.join(format!("{name}.{end}"));
+            let mut file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
+            std::io::Write::write_all(&mut file, text.as_bytes())?;
+        }
     }
     Ok(authority.der().clone())
 }

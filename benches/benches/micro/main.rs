@@ -7,6 +7,7 @@ mod access;
 mod clock;
 mod fixture;
 mod frames;
+mod handshake;
 mod keys;
 mod lists;
 mod message;
@@ -30,6 +31,7 @@ fn main() -> anyhow::Result<()> {
     rates::measure(&mut criterion, &fixture)?;
     clock::measure(&mut criterion, &fixture)?;
     frames::measure(&mut criterion)?;
+    handshake::measure(&mut criterion)?;
     lists::measure(&mut criterion)?;
     criterion.final_summary();
     Ok(())
