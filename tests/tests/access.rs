@@ -1,28 +1,27 @@
-//! Who may do what, over sockets: the enterprise bundle's matrix of roles and actions as requests and as messages, sweeps over
-//! other people's and departments' ids, and what a change of rights does to open sockets.
+//! Who may do what, over sockets: the bundles' matrices of roles and actions as requests and as messages, sweeps over other
+//! people's and departments' ids, and what a change of rights does to open sockets.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use sealgate_tests::{Bundle, Gateway, Reply, Wire, frame, sealgate};
+use sealgate_tests::{Bundle, Gateway, Reply, Wire, frame, now, sealgate};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 /// How soon a change of rights must have reached an open socket, once the command that made it has returned.
 const AT_ONCE: Duration = Duration::from_secs(2);
 
-/// The shipped enterprise bundle before a recording upstream, and one WebSocket more that carries every action as a
-/// message of that type.
-fn enterprise() -> Bundle {
+/// A shipped bundle before a recording upstream, and more ways to do the same: a WebSocket that carries every action as a message of
+/// that type, and routes whose resource stands in the query or in the body.
+fn shipped(name: &str) -> Bundle {
     let bundle = Bundle::new("");
-    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies/bundles/enterprise");
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies/bundles").join(name);
     for name in ["policy.toml", "authz.cedar", "authz.cedarschema"] {
         let text = fs::read_to_string(shipped.join(name)).expect("a file of the bundle");
         let text =
             text.replace("issuer = \"https://identity.sealgate.test\"", "issuer = \"https://issuer.test\"");
-        // Many roles ask from one address here.
         bundle.write_file(name, &text);
     }
     for entry in fs::read_dir(shipped.join("schemas")).expect("schemas") {
@@ -31,7 +30,7 @@ fn enterprise() -> Bundle {
         bundle.write_file(&name, &fs::read_to_string(entry.path()).expect("a schema"));
     }
     let mut actions: BTreeMap<String, &str> = BTreeMap::new();
-    for row in matrix() {
+    for row in matrix(name).row {
         let resource = match &row.message {
             Some(message) if message.contains_key("user") => {
                 "resource = { type = \"History\", id = \"message:/user\", owner = \"message:/user\" }"
@@ -41,7 +40,9 @@ fn enterprise() -> Bundle {
             }
             None => "",
         };
-        actions.insert(row.action, resource);
+        if let Some(action) = row.action {
+            actions.insert(action, resource);
+        }
     }
     let mut overlay =
         "[[websocket]]\nname = \"every-action\"\npath = \"/ws/every\"\nupstream = \"backend\"\n\
@@ -56,6 +57,26 @@ fn enterprise() -> Bundle {
             overlay += &format!("[[websocket.message]]\ntype = \"{kind}\"\ndirection = \"to-client\"\n");
         }
     }
+    for (action, kind, owner, key) in [
+        ("history.read", "History", "owner", "user"),
+        ("members.read", "Department", "department", "department"),
+    ] {
+        if !actions.contains_key(action) {
+            continue;
+        }
+        for (way, method, more) in [
+            ("query", "GET", "query = {}"),
+            ("body", "POST", "body = { max_bytes = \"1KiB\", schema = \"schemas/any.json\" }"),
+        ] {
+            let place = if way == "body" { format!("body:/{key}") } else { format!("query:{key}") };
+            overlay += &format!(
+                "[[route]]\nname = \"{key}-by-{way}\"\npath = \"/{way}/{action}\"\nmethods = [\"{method}\"]\n\
+                 upstream = \"backend\"\naction = \"{action}\"\n{more}\n\
+                 resource = {{ type = \"{kind}\", id = \"{place}\", {owner} = \"{place}\" }}\n"
+            );
+        }
+    }
+    bundle.write_file("schemas/any.json", r#"{ "type": "object" }"#);
     bundle.write_file("policy.d/every.toml", &overlay);
     bundle.write_file(
         "policy.d/every.cedarschema",
@@ -68,55 +89,104 @@ fn enterprise() -> Bundle {
     bundle
 }
 
+fn enterprise() -> Bundle {
+    shipped("enterprise")
+}
+
+/// What stands in `tests/matrix`: who may do what in a bundle.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Matrix {
+    who: Vec<Who>,
+    row: Vec<Row>,
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Row {
-    action: String,
+    /// None where there is no such action, nor route.
+    action: Option<String>,
     request: Option<String>,
     websocket: Option<String>,
     subprotocol: Option<String>,
     body: Option<String>,
     message: Option<BTreeMap<String, String>>,
     allow: BTreeSet<String>,
+    refused: Option<String>,
+    /// Why it differs from the enterprise bundle's.
+    why: Option<String>,
 }
 
-fn matrix() -> Vec<Row> {
-    #[derive(Deserialize)]
-    struct Matrix {
-        row: Vec<Row>,
+impl Row {
+    fn title(&self) -> &str {
+        self.request.as_deref().or(self.websocket.as_deref()).expect("a request, or a websocket")
     }
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("matrix/enterprise.toml");
+
+    /// Where `message` stands for what the row is about, by who asks.
+    fn said_by(&self, who: &Who) -> Option<Value> {
+        let mut message = json!({ "type": self.action.as_ref()? });
+        for (field, value) in self.message.iter().flatten() {
+            let value = match (field.as_str(), value.as_str()) {
+                ("department", "{own}") => "sales".to_owned(),
+                ("department", "{other}") => "legal".to_owned(),
+                (_, value) => who.fill(value),
+            };
+            message[field.as_str()] = value.into();
+        }
+        Some(message)
+    }
+}
+
+fn matrix(bundle: &str) -> Matrix {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("matrix/{bundle}.toml"));
     let text = fs::read_to_string(path).expect("the matrix");
-    toml::from_str::<Matrix>(&text).expect("the matrix is TOML of its form").row
+    let matrix: Matrix = toml::from_str(&text).expect("the matrix is TOML of its form");
+    let known: BTreeSet<_> = matrix.who.iter().map(|who| who.name.clone()).collect();
+    for row in &matrix.row {
+        assert!(row.allow.is_subset(&known), "{}: {:?} of {known:?}", row.title(), row.allow);
+    }
+    matrix
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Who {
-    name: &'static str,
-    subject: &'static str,
-    roles: &'static [&'static str],
+    name: String,
+    subject: String,
+    roles: Vec<String>,
+    /// Seconds since the login, where the token says it.
+    login_age: Option<u64>,
+    /// Why nothing is open to them, where that is not that no policy permits it.
+    refused: Option<String>,
 }
-
-const EVERYBODY: [Who; 6] = [
-    Who { name: "nobody", subject: "nina", roles: &[] },
-    Who { name: "user", subject: "alice", roles: &["user"] },
-    Who { name: "department-admin", subject: "dora", roles: &["department-admin"] },
-    Who { name: "employee", subject: "erin", roles: &["user", "department-admin"] },
-    Who { name: "system-admin", subject: "root", roles: &["system-admin"] },
-    Who { name: "auditor", subject: "carol", roles: &["auditor"] },
-];
 
 impl Who {
+    /// Of the enterprise bundle's.
+    fn named(name: &str) -> Who {
+        matrix("enterprise").who.into_iter().find(|who| who.name == name).expect("one of that name")
+    }
+
     fn token(&self, bundle: &Bundle) -> String {
-        let changes = json!({ "roles": self.roles, "dept": "sales", "amr": ["pwd", "otp"] });
-        bundle.issuer.with(self.subject, changes)
+        let login = self.login_age.map(|age| now() - age);
+        let changes =
+            json!({ "roles": self.roles, "dept": "sales", "amr": ["pwd", "otp"], "auth_time": login });
+        bundle.issuer.with(&self.subject, changes)
     }
 
     /// Their own, and somebody else's.
     fn fill(&self, text: &str) -> String {
         let of_user = text.contains("/users/") || !text.contains('/');
-        let (own, other) = if of_user { (self.subject, "bob") } else { ("sales", "legal") };
+        let (own, other) = if of_user { (self.subject.as_str(), "bob") } else { ("sales", "legal") };
         text.replace("{own}", own).replace("{other}", other)
     }
+}
+
+/// The requirement is a second; what it took is said, and a crowded machine gets a little more.
+#[track_caller]
+fn at_once(what: &str, since: Instant) {
+    let took = since.elapsed();
+    eprintln!("{took:?}: {what}");
+    assert!(took < AT_ONCE, "{took:?}: {what}");
 }
 
 fn reload(gateway: &Gateway) {
@@ -162,24 +232,38 @@ fn say(wire: &mut Wire, message: &Value) -> Back {
 
 #[test]
 fn p1_every_role_may_do_what_the_matrix_says_and_nothing_else() {
-    let bundle = enterprise();
+    requests("enterprise", 40, 122);
+}
+
+#[test]
+fn p1_regulated_every_role_may_do_what_the_matrix_says_and_nothing_else() {
+    requests("regulated", 27, 189);
+}
+
+#[test]
+fn p1_consumer_users_may_do_what_the_matrix_says_and_nobody_else_anything() {
+    requests("consumer", 7, 209);
+}
+
+/// Runs the matrix as requests; so many cells are allowed, and refused.
+fn requests(name: &str, wanted_allowed: usize, wanted_refused: usize) {
+    let bundle = shipped(name);
     let gateway = Gateway::run(&bundle);
+    let own_origin = format!("Origin: {}", gateway.url("").trim_end_matches('/'));
+    let Matrix { who, row: rows } = matrix(name);
     let (mut allowed, mut denied) = (0, 0);
-    for row in matrix() {
-        for who in &EVERYBODY {
+    for row in &rows {
+        for who in &who {
             let token = who.token(&bundle);
-            let what =
-                format!("{} as {}", row.request.as_ref().or(row.websocket.as_ref()).unwrap(), who.name);
+            let what = format!("{} as {}", row.title(), who.name);
             let before = bundle.upstream.count("/v1");
+            // A ticket is for a page, and an asker of the gateway itself.
+            let of_gateway = row.action.as_deref() == Some("ticket.issue");
             let reply = match (&row.request, &row.websocket) {
                 (Some(request), None) => {
                     let (method, path) = request.split_once(' ').expect("method and path");
                     let curl = gateway.curl(&who.fill(path)).http1().method(method).token(&token);
-                    // A ticket is for a page.
-                    let curl = match row.action == "ticket.issue" {
-                        true => curl.header(&format!("Origin: {}", gateway.url("").trim_end_matches('/'))),
-                        false => curl,
-                    };
+                    let curl = if of_gateway { curl.header(&own_origin) } else { curl };
                     match &row.body {
                         Some(body) => curl.json(body).send(),
                         None => curl.send(),
@@ -188,68 +272,196 @@ fn p1_every_role_may_do_what_the_matrix_says_and_nothing_else() {
                 (None, Some(path)) => {
                     let offer =
                         row.subprotocol.as_ref().map(|it| format!("Sec-WebSocket-Protocol: {it}\r\n"));
-                    gateway.wire().upgrade(path, &format!("{}{}", bearer(&token), offer.unwrap_or_default()))
+                    let fields = format!(
+                        "{}{}Origin: https://localhost\r\n",
+                        bearer(&token),
+                        offer.unwrap_or_default()
+                    );
+                    gateway.wire().upgrade(path, &fields)
                 }
-                _ => panic!("{}: a request, or a websocket", row.action),
+                _ => panic!("{what}: a request, or a websocket"),
             };
             let reached = bundle.upstream.count("/v1") - before;
-            if row.allow.contains(who.name) {
+            if row.allow.contains(&who.name) {
                 allowed += 1;
-                // The gateway itself gives tickets; the upstream opens no WebSocket there, but was asked to.
-                let of_gateway = row.action == "ticket.issue";
+                // The upstream opens no WebSocket there, but was asked to.
                 assert_eq!(reached, usize::from(!of_gateway), "{what}: {reply:?}");
                 let status = if row.websocket.is_some() { 502..503 } else { 200..300 };
                 assert!(status.contains(&reply.status), "{what}: {reply:?}");
             } else {
                 denied += 1;
-                refused(&reply, 403, "not-permitted", &what);
+                let reason = row.refused.as_ref().or(who.refused.as_ref()).map_or("not-permitted", |it| it);
+                let status = if reason == "no-route" { 404 } else { 403 };
+                refused(&reply, status, reason, &what);
                 assert_eq!(reached, 0, "{what}");
             }
         }
     }
-    assert!(allowed >= 40 && denied >= 100, "{allowed} allowed, {denied} refused");
+    eprintln!("{name}: {allowed} cells allowed, {denied} refused");
+    assert_eq!((allowed, denied), (wanted_allowed, wanted_refused));
 }
 
 #[test]
 fn p1_messages_are_judged_by_the_same_matrix() {
-    let bundle = enterprise();
+    messages("enterprise");
+}
+
+#[test]
+fn p1_regulated_messages_are_judged_by_the_same_matrix() {
+    messages("regulated");
+}
+
+#[test]
+fn p1_consumer_messages_are_judged_by_the_same_matrix() {
+    messages("consumer");
+}
+
+fn messages(name: &str) {
+    let bundle = shipped(name);
     let gateway = Gateway::run(&bundle);
-    for who in &EVERYBODY {
+    let Matrix { who, row: rows } = matrix(name);
+    let (mut allowed, mut denied) = (0, 0);
+    for who in &who {
         let token = who.token(&bundle);
-        let mut wire = gateway.open("/ws/every", &token);
-        for row in matrix() {
-            let mut message = json!({ "type": row.action });
-            for (field, value) in row.message.iter().flatten() {
-                let value = match (field.as_str(), value.as_str()) {
-                    ("department", "{own}") => "sales".to_owned(),
-                    ("department", "{other}") => "legal".to_owned(),
-                    (_, value) => who.fill(value),
-                };
-                message[field.as_str()] = value.into();
-            }
+        let mut wire = gateway.wire();
+        let opened = wire.upgrade("/ws/every", &bearer(&token));
+        if opened.status != 101 {
+            // Whom the bundle wants nowhere does not get so far.
+            let reason = who.refused.as_deref().unwrap_or("not-permitted");
+            refused(&opened, 403, reason, &who.name);
+            assert!(rows.iter().all(|row| !row.allow.contains(&who.name)), "{} may do something", who.name);
+            denied += 1;
+            continue;
+        }
+        for row in &rows {
+            let Some(mut message) = row.said_by(who) else { continue };
             let what = format!("{message} from {}", who.name);
-            if row.allow.contains(who.name) {
+            if row.allow.contains(&who.name) {
+                allowed += 1;
                 assert_eq!(say(&mut wire, &message), Back::Echo, "{what}");
                 continue;
             }
+            denied += 1;
             // Answered where the rule says so, and the socket stays open; closed with 4403 where it does not.
             assert_eq!(say(&mut wire, &message), Back::Answer("not-permitted".into()), "{what}");
-            message["type"] = format!("{}!", row.action).into();
+            message["type"] = format!("{}!", message["type"].as_str().expect("text")).into();
             let mut closed = gateway.open("/ws/every", &token);
             assert_eq!(say(&mut closed, &message), Back::Close(4403, "not-permitted".into()), "{what}");
         }
     }
+    eprintln!("{name}: {allowed} messages allowed, {denied} refused");
+    assert!(allowed >= 7 && denied >= 12, "{allowed} allowed, {denied} refused");
     let sent = bundle.upstream.frames();
     let legal = sent.iter().filter(|it| String::from_utf8_lossy(&it.payload).contains("legal")).count();
     assert_eq!(legal, 0, "the backend saw a message about another department");
+}
+
+/// Row N-1: bundles differ where their kind of business must.
+#[test]
+fn n1_a_matrix_says_why_where_it_differs_from_the_enterprise_one_and_nowhere_else() {
+    let enterprise = matrix("enterprise");
+    let by_roles: BTreeMap<_, _> = enterprise.who.iter().map(|who| (&who.roles, &who.name)).collect();
+    for name in ["regulated", "consumer"] {
+        let other = matrix(name);
+        let titles =
+            |matrix: &Matrix| matrix.row.iter().map(|row| row.title().to_owned()).collect::<Vec<_>>();
+        assert_eq!(titles(&other), titles(&enterprise), "{name} has the same rows");
+        let mut differing = 0;
+        for (row, model) in other.row.iter().zip(&enterprise.row) {
+            let differs = other.who.iter().any(|who| {
+                by_roles.get(&who.roles).is_some_and(|counterpart| {
+                    row.allow.contains(&who.name) != model.allow.contains(*counterpart)
+                })
+            });
+            differing += usize::from(differs);
+            assert_eq!(row.why.is_some(), differs, "{name}: {}", row.title());
+        }
+        assert!(differing >= 10, "{name}: {differing}");
+    }
+}
+
+/// A request over a connection that stays open.
+fn ask(wire: &mut Wire, method: &str, path: &str, token: &str, body: &str) -> u16 {
+    let content = match body {
+        "" => String::new(),
+        body => format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len()),
+    };
+    wire.send(format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n{}{content}\r\n{body}", bearer(token)));
+    wire.response().expect("an answer").status
+}
+
+/// Everybody asks for what is everybody's, wherever the id can stand: only one's own is to be had.
+fn sweep(name: &str, kinds: &[(&str, &str, &str)]) {
+    const PEOPLE: usize = 8;
+    let bundle = shipped(name);
+    let gateway = Gateway::run(&bundle);
+    let mut wire = gateway.wire();
+    for &(action, key, role) in kinds {
+        let id = |number: usize| format!("{key}-{number}");
+        for asker in 0..PEOPLE {
+            let subject = format!("user-{asker}");
+            // A department's administrator has logged in just now, as the regulated bundle wants it.
+            let claims = json!({
+                "roles": [role], "dept": format!("department-{asker}"), "amr": ["otp"], "auth_time": now(),
+                "sid": format!("{role}-{asker}"), "jti": format!("{role}-{asker}"),
+            });
+            let token = bundle.issuer.with(&subject, claims);
+            let mut socket = gateway.open("/ws/every", &token);
+            for asked in 0..PEOPLE {
+                let id = id(asked);
+                let path = match key {
+                    "user" => format!("/v1/users/{id}/history"),
+                    _ => format!("/v1/departments/{id}/members"),
+                };
+                let object = json!({ key: id }).to_string();
+                let statuses = [
+                    ask(&mut wire, "GET", &path, &token, ""),
+                    ask(&mut wire, "GET", &format!("/query/{action}?{key}={id}"), &token, ""),
+                    ask(&mut wire, "POST", &format!("/body/{action}"), &token, &object),
+                ];
+                let said = say(&mut socket, &json!({ "type": action, key: id }));
+                let what = format!("{action} of {id} by {subject}");
+                if asker == asked {
+                    assert_eq!((statuses, said), ([200; 3], Back::Echo), "{what}");
+                } else {
+                    let expected = ([403; 3], Back::Answer("not-permitted".into()));
+                    assert_eq!((statuses, said), expected, "{what}");
+                }
+            }
+        }
+    }
+    // As many as are somebody's own, and nothing else, reached the backend.
+    let seen = bundle.upstream.seen();
+    let about =
+        |seen: &&sealgate_tests::Seen| !seen.target.starts_with("/healthz") && seen.target != "/ws/every";
+    assert_eq!(seen.iter().filter(about).count(), 3 * PEOPLE * kinds.len());
+    let sent = bundle.upstream.frames().iter().filter(|it| it.opcode == 1).count();
+    assert_eq!(sent, PEOPLE * kinds.len());
+}
+
+const HISTORY: (&str, &str, &str) = ("history.read", "user", "user");
+const MEMBERS: (&str, &str, &str) = ("members.read", "department", "department-admin");
+
+#[test]
+fn p6_everybody_has_his_own_by_path_query_body_and_message_and_nobody_elses() {
+    sweep("enterprise", &[HISTORY, MEMBERS]);
+}
+
+#[test]
+fn p6_regulated_everybody_has_his_own_and_nobody_elses() {
+    sweep("regulated", &[HISTORY, MEMBERS]);
+}
+
+#[test]
+fn p6_consumer_everybody_has_his_own_and_nobody_elses() {
+    sweep("consumer", &[HISTORY]);
 }
 
 #[test]
 fn p6_no_spelling_of_another_id_reaches_the_backend() {
     let bundle = enterprise();
     let gateway = Gateway::run(&bundle);
-    let dora = EVERYBODY.iter().find(|who| who.name == "employee").expect("an employee");
-    let token = dora.token(&bundle);
+    let token = Who::named("employee").token(&bundle);
     let mut ids: Vec<String> = (0..40).map(|number| format!("user-{number}")).collect();
     for spelling in [
         "Erin",
@@ -350,25 +562,25 @@ fn p4_roles_that_nobody_may_have_together_open_nothing() {
 fn p6_a_change_of_rights_reaches_open_sockets_at_once() {
     let bundle = enterprise();
     let gateway = Gateway::run(&bundle);
-    let employee = EVERYBODY.iter().find(|who| who.name == "employee").expect("an employee");
+    let employee = Who::named("employee");
     let token = employee.token(&bundle);
     let message = json!({ "type": "members.read", "department": "sales" });
     let closing = json!({ "type": "members.read!", "department": "sales" });
     let mut asks = gateway.open("/ws/every", &token);
     let mut demoted = gateway.open("/ws/every", &token);
     let mut left = gateway.open("/ws/every", &token);
-    let mut auditor = gateway.open("/ws/every", &EVERYBODY[5].token(&bundle));
+    let mut auditor = gateway.open("/ws/every", &Who::named("auditor").token(&bundle));
     for wire in [&mut asks, &mut demoted, &mut left] {
         assert_eq!(say(wire, &message), Back::Echo);
     }
 
     // A token with fewer rights takes the socket with it: only a new one can tell the backend.
     let fewer =
-        bundle.issuer.with(employee.subject, json!({ "roles": ["user"], "dept": "sales", "amr": ["otp"] }));
+        bundle.issuer.with(&employee.subject, json!({ "roles": ["user"], "dept": "sales", "amr": ["otp"] }));
     let start = Instant::now();
     let back = say(&mut demoted, &json!({ "type": "renew", "token": fewer }));
     assert_eq!(back, Back::Close(1012, "rights-changed".into()));
-    assert!(start.elapsed() < AT_ONCE, "{:?}", start.elapsed());
+    at_once("a token with fewer rights closes its socket", start);
 
     // Other policies: the next message of an open socket is judged by them.
     let cedar = bundle.policy().join("authz.cedar");
@@ -381,6 +593,7 @@ fn p6_a_change_of_rights_reaches_open_sockets_at_once() {
     while say(&mut asks, &message) == Back::Echo {
         assert!(start.elapsed() < AT_ONCE, "still judged by the old policies");
     }
+    at_once("a message is judged by other policies", start);
     assert_eq!(say(&mut asks, &message), Back::Answer("not-permitted".into()));
     assert_eq!(say(&mut asks, &closing), Back::Close(4403, "not-permitted".into()));
     // What was allowed and still is goes on in the same socket.
@@ -393,7 +606,9 @@ fn p6_a_change_of_rights_reaches_open_sockets_at_once() {
     assert!(!loaded && said.contains("authz.cedar:1:"), "{said}");
     assert_eq!(say(&mut auditor, &json!({ "type": "audit.read" })), Back::Echo);
 
-    // A socket whose opening is no longer permitted closes by itself.
+    // A socket whose opening is no longer permitted closes by itself, also one that says nothing.
+    let user = Who::named("user").token(&bundle);
+    let mut idle: Vec<_> = (0..100).map(|_| gateway.open("/ws/every", &user)).collect();
     bundle.write_file("authz.cedar", &before);
     bundle.write_file(
         "policy.d/every.cedar",
@@ -401,9 +616,11 @@ fn p6_a_change_of_rights_reaches_open_sockets_at_once() {
     );
     reload(&gateway);
     let start = Instant::now();
-    let back = left.message().expect("a close");
-    assert_eq!((back.opcode, back.close().0), (8, 1008), "{back:?}");
-    assert!(start.elapsed() < AT_ONCE, "{:?}", start.elapsed());
+    for wire in idle.iter_mut().chain([&mut left]) {
+        let back = wire.message().expect("a close");
+        assert_eq!((back.opcode, back.close().0), (8, 1008), "{back:?}");
+    }
+    at_once("the last of 101 sockets is closed that may no longer be open", start);
     assert_eq!(say(&mut auditor, &json!({ "type": "audit.read" })), Back::Echo);
 
     // Whoever leaves is cut.
@@ -411,11 +628,9 @@ fn p6_a_change_of_rights_reaches_open_sockets_at_once() {
     assert!(gateway.sessions(&["revoke", "--subject", "carol"]).0);
     let back = auditor.message().expect("a close");
     assert_eq!((back.opcode, back.close().0), (8, 4410), "{back:?}");
-    assert!(
-        start.elapsed() < AT_ONCE + Duration::from_secs(3),
-        "with the start of a process: {:?}",
-        start.elapsed()
-    );
+    let took = start.elapsed();
+    eprintln!("{took:?}: who leaves is cut, with the start of the command for it");
+    assert!(took < AT_ONCE + Duration::from_secs(3), "{took:?}");
 }
 
 /// Decisions that no table has: by the address, by the hour, by a body, by a query; and a rule in shadow mode.
