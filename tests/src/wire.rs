@@ -1,7 +1,7 @@
 //! TLS sockets under a test's full control, for what no decent client would send.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +9,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
+use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion};
@@ -87,9 +88,20 @@ impl Wire {
 
     /// Connects as `config` says, asking for `name`. One configuration for several connections resumes sessions.
     pub fn with(address: SocketAddr, config: &Arc<ClientConfig>, name: &str) -> Wire {
+        Wire::over(TcpStream::connect(address).expect("a connection"), config, name)
+    }
+
+    /// The same from another address than 127.0.0.1: all of 127.0.0.0/8 is this machine's.
+    pub fn from(source: Ipv4Addr, address: SocketAddr, config: &Arc<ClientConfig>, name: &str) -> Wire {
+        let socket = socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
+        bind(&socket, &SocketAddr::from((source, 0))).expect("an address of this machine");
+        connect(&socket, &address).expect("a connection");
+        Wire::over(TcpStream::from(socket), config, name)
+    }
+
+    fn over(socket: TcpStream, config: &Arc<ClientConfig>, name: &str) -> Wire {
         let name = ServerName::try_from(name.to_owned()).expect("a name");
         let connection = ClientConnection::new(config.clone(), name).expect("a client");
-        let socket = TcpStream::connect(address).expect("a connection");
         socket.set_read_timeout(Some(DEADLINE)).expect("a timeout");
         socket.set_nodelay(true).expect("no delay");
         Wire { stream: StreamOwned::new(connection, socket), read: Vec::new() }

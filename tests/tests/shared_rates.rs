@@ -1,6 +1,10 @@
 //! Rates that gateways share through Redis: held over all of them, and no request waits for a Redis that is slow, stands still or is
 //! gone beyond the deadline (row A-1).
 
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -346,5 +350,122 @@ fn a_redis_that_is_killed_comes_back_empty_and_one_that_is_slow_is_not_waited_fo
         "{slowest:?} {:?}",
         began.elapsed()
     );
+    until_trusted(&a, &bundle.issuer.token("somebody"));
+}
+
+/// Stands before a Redis and hands its answers on later, each by as much; a clock's worth of what a far or busy one is like.
+struct Delay {
+    port: u16,
+    millis: Arc<AtomicU64>,
+}
+
+impl Delay {
+    fn before(redis: &Redis) -> Delay {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let millis = Arc::new(AtomicU64::new(0));
+        let (target, delay) = (redis.port(), Arc::clone(&millis));
+        thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                let Ok(server) = TcpStream::connect(("127.0.0.1", target)) else { continue };
+                let (mut asks, mut asked) =
+                    (client.try_clone().expect("a handle"), server.try_clone().expect("a handle"));
+                thread::spawn(move || {
+                    let _ = std::io::copy(&mut asks, &mut asked);
+                    let _ = asked.shutdown(Shutdown::Both);
+                });
+                let (sender, receiver) = mpsc::channel::<(Instant, Vec<u8>)>();
+                let (mut server, mut client) = (server, client);
+                let delay = Arc::clone(&delay);
+                thread::spawn(move || {
+                    let mut buffer = [0; 64 * 1024];
+                    while let Ok(count @ 1..) = server.read(&mut buffer) {
+                        let due = Instant::now() + Duration::from_millis(delay.load(Ordering::Relaxed));
+                        let _ = sender.send((due, buffer[..count].to_vec()));
+                    }
+                });
+                thread::spawn(move || {
+                    for (due, bytes) in receiver {
+                        thread::sleep(due.saturating_duration_since(Instant::now()));
+                        if client.write_all(&bytes).is_err() {
+                            break;
+                        }
+                    }
+                    let _ = client.shutdown(Shutdown::Both);
+                });
+            }
+        });
+        Delay { port, millis }
+    }
+
+    fn set(&self, delay: Duration) {
+        self.millis.store(delay.as_millis() as u64, Ordering::Relaxed);
+    }
+}
+
+/// How long each of these requests took; sorted.
+fn timed(asking: &mut Asking, path: &str, times: usize, status: u16) -> Vec<Duration> {
+    let mut took: Vec<_> = (0..times)
+        .map(|_| {
+            let began = Instant::now();
+            assert_eq!(asking.ask(path), status, "{path}");
+            began.elapsed()
+        })
+        .collect();
+    took.sort();
+    took
+}
+
+#[test]
+fn a_redis_that_is_slow_is_waited_for_within_the_deadline_and_not_beyond() {
+    let redis = Redis::start();
+    let delay = Delay::before(&redis);
+    let rules = format!(
+        "{RULES}deadline = \"{}ms\"\nredis = [\"redis://127.0.0.1:{}\"]\n",
+        PATIENCE.as_millis(),
+        delay.port
+    );
+    // Contact is told by answers too, and these come late.
+    let bundle = Bundle::new(&rules.replace("contact_timeout = \"2s\"", "contact_timeout = \"20s\""));
+    let [a, b, _c] = three(&bundle);
+    let [alice, bob] = ["alice", "bob"].map(|subject| bundle.issuer.token(subject));
+    let (mut asking, mut beside) = (Asking::new(&a, &alice), Asking::new(&a, &alice));
+    asking.ask("/free");
+
+    // Slow, and within the deadline: the count is as exact as ever, and only those that ask wait.
+    delay.set(PATIENCE / 6);
+    let took = timed(&mut asking, "/deny", 4, 200);
+    assert!(took[0] >= PATIENCE / 6, "{took:?}");
+    assert_eq!(Asking::new(&b, &alice).ask("/deny"), 429);
+    assert_eq!(unanswered(&a, "few-deny") + unanswered(&b, "few-deny"), 0.0);
+    let free = timed(&mut beside, "/free", 50, 200);
+    eprintln!("answers after {:?}: asked {took:?}; beside, the median is {:?}", PATIENCE / 6, free[25]);
+    assert!(free[25] < PATIENCE / 6, "{free:?}");
+
+    // Slower than the deadline, for each of what rules may say. One request waits for it, to find out.
+    delay.set(PATIENCE * 4);
+    let mut asking = Asking::new(&a, &bob);
+    let began = Instant::now();
+    let mut all = timed(&mut asking, "/deny", 30, 503);
+    all.extend(timed(&mut asking, "/allow", 30, 200));
+    all.extend(timed(&mut asking, "/local", 4, 200));
+    all.extend(timed(&mut asking, "/local", 26, 429));
+    let spent = began.elapsed();
+    all.sort();
+    let free = timed(&mut beside, "/free", 50, 200);
+    eprintln!(
+        "answers after {:?}: 90 requests took {spent:?}, the slowest {:?}, the median {:?}; beside {:?}",
+        PATIENCE * 4,
+        all[89],
+        all[45],
+        free[25]
+    );
+    assert!(all[89] < PATIENCE + ROOM, "{all:?}");
+    // A probe now and then is no request's to wait for.
+    let waited = all.iter().filter(|took| **took >= PATIENCE).count();
+    assert!(waited <= 1 + (spent.as_millis() / (PATIENCE * 4).as_millis()) as usize, "{waited} of {all:?}");
+    assert!(all[45] < PATIENCE / 3, "{all:?}");
+
+    delay.set(Duration::ZERO);
     until_trusted(&a, &bundle.issuer.token("somebody"));
 }

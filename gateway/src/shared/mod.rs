@@ -28,7 +28,7 @@ use tokio::sync::{Notify, mpsc};
 
 pub use self::activity::{Began, Beginning, Board, Change, Cursor, Settled, Together};
 pub use self::follow::follow;
-pub use self::rates::{AskKind, RateAnswer, RateAnswers, RateAsk};
+pub use self::rates::{AskKind, RateAnswer, RateAnswers, RateAsk, rate_command};
 use self::record::Keys;
 use self::servers::Connection;
 pub use self::servers::{Fault, Servers};

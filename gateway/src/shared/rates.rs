@@ -22,6 +22,9 @@ const BATCH: usize = 128;
 /// Scripts under way at a time. What comes meanwhile goes together in the next.
 const IN_FLIGHT: usize = 4;
 
+/// Where the script asks for the time.
+const CLOCK: &str = "redis.call('TIME')";
+
 /// Numbers are doubles in there: microseconds since a late epoch leave room for fractions.
 ///
 /// For each group its number of keys, then four numbers for each: interval and reach in microseconds, cost, kind. Gives two for each
@@ -142,7 +145,7 @@ pub(super) async fn answer(link: &Arc<Link>, mut asked: mpsc::Receiver<Asked>) -
         let link = link.clone();
         tokio::spawn(async move {
             let _place = place;
-            let command = take(&link.keys, batch.iter().map(|asked| asked.asks.as_slice()));
+            let command = take(TAKE, &link.keys, batch.iter().map(|asked| asked.asks.as_slice()));
             let answer = link.connection.ask(&command, link.deadline).await;
             match answer.and_then(|answer| read(answer).ok_or(Fault::Answer("EVAL"))) {
                 Ok(answers) => {
@@ -161,9 +164,16 @@ pub(super) async fn answer(link: &Arc<Link>, mut asked: mpsc::Receiver<Asked>) -
     }
 }
 
-fn take<'a>(keys: &Keys, groups: impl Iterator<Item = &'a [RateAsk]> + Clone) -> Cmd {
+/// The command that takes from rates of `groups`, each all or none, as it goes to Redis: for tests that hold it against a model.
+/// `clock` is what they ask, in Lua, in the place of the server's clock; it gives seconds and microseconds.
+pub fn rate_command(prefix: &str, groups: &[Vec<RateAsk>], clock: Option<&str>) -> Vec<u8> {
+    let script = clock.map_or_else(|| TAKE.to_owned(), |clock| TAKE.replace(CLOCK, clock));
+    take(&script, &Keys::new(prefix), groups.iter().map(Vec::as_slice)).get_packed_command()
+}
+
+fn take<'a>(script: &str, keys: &Keys, groups: impl Iterator<Item = &'a [RateAsk]> + Clone) -> Cmd {
     let mut command = cmd("EVAL");
-    command.arg(TAKE).arg(groups.clone().map(<[_]>::len).sum::<usize>());
+    command.arg(script).arg(groups.clone().map(<[_]>::len).sum::<usize>());
     for ask in groups.clone().flatten() {
         command.arg(keys.rate(&ask.key));
     }
