@@ -1,12 +1,16 @@
 //! One record for each request, tunnel and change of policy, as structured events.
 //!
-//! The shape follows OCSF's vocabulary (activity, status, actor, source). Peer text is never written
-//! here: routes, reasons and codes are from closed sets, identities from verified tokens.
+//! The shape follows OCSF's vocabulary (activity, status, actor, source). Routes, denials and codes are from closed sets, identities
+//! from verified tokens. Peer text stands only in what a policy wants recorded (`audit` and `reason` of a rule): by which path,
+//! about which resource and why, bounded (`sealgate_policy::Access`); the log escapes it.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use http::{Method, StatusCode};
-use sealgate_policy::{AuditPolicy, AuditRequests, Identity};
+use sealgate_policy::{Access, AuditPolicy, AuditRequests, Denial, Identity};
 
 use crate::{
     edge::{Client, TlsFacts},
@@ -34,6 +38,8 @@ pub struct RequestRecord<'a> {
     pub status: StatusCode,
     /// Why it was refused, if it was.
     pub denial: Option<&'static str>,
+    /// What its rule wants recorded.
+    pub access: Option<&'a Access>,
     /// Body bytes of the answer.
     pub bytes: u64,
     /// From the request's head to the answer's last byte.
@@ -47,9 +53,10 @@ pub fn request(policy: &AuditPolicy, record: &RequestRecord<'_>) {
         AuditRequests::Refused => record.denial.is_some(),
         AuditRequests::None => false,
     };
-    if !wanted {
+    if !wanted && record.access.is_none() {
         return;
     }
+    let access = AccessFields::of(record.access, record.identity);
     tracing::info!(
         target: "sealgate::audit",
         activity = "http-request",
@@ -58,17 +65,89 @@ pub fn request(policy: &AuditPolicy, record: &RequestRecord<'_>) {
         tls = record.tls.version,
         http2 = record.tls.http2,
         method = %record.method,
+        path = record.access.and_then(|access| access.path.as_deref()),
         route = record.route,
         subject = record.identity.map(|identity| identity.subject.as_str()),
         session = record.identity.and_then(|identity| identity.session.as_deref()),
+        roles = access.roles,
         client = record.client.map(Client::thumbprint_text),
         client_subject = record.client.map(|client| client.certificate.subject.as_str()),
         client_serial = record.client.map(|client| client.certificate.serial.as_str()),
+        action = access.action,
+        resource_type = access.kind,
+        resource = access.id,
+        resource_department = access.department,
+        resource_owner = access.owner,
+        access_reason = access.reason,
         status = record.status.as_u16(),
         denial = record.denial,
         bytes = record.bytes,
         seconds = record.elapsed.as_secs_f64(),
     );
+}
+
+/// What is recorded of one message of a type that is recorded.
+pub struct MessageRecord<'a> {
+    /// Where it came from.
+    pub address: IpAddr,
+    /// The rule that its WebSocket was opened under.
+    pub route: &'a str,
+    /// Whose WebSocket it is.
+    pub identity: Option<&'a Identity>,
+    /// What its type wants recorded.
+    pub access: &'a Access,
+    /// Why it was refused, if it was.
+    pub denial: Option<&'a Denial>,
+}
+
+/// Records a message.
+pub fn message(record: &MessageRecord<'_>) {
+    let access = AccessFields::of(Some(record.access), record.identity);
+    tracing::info!(
+        target: "sealgate::audit",
+        activity = "websocket-message",
+        address = %record.address,
+        route = record.route,
+        message = record.access.message.as_deref(),
+        subject = record.identity.map(|identity| identity.subject.as_str()),
+        session = record.identity.and_then(|identity| identity.session.as_deref()),
+        roles = access.roles,
+        action = access.action,
+        resource_type = access.kind,
+        resource = access.id,
+        resource_department = access.department,
+        resource_owner = access.owner,
+        access_reason = access.reason,
+        denial = record.denial.map(Denial::reason),
+    );
+}
+
+/// An access as fields of a record; all empty without one.
+#[derive(Default)]
+struct AccessFields<'a> {
+    roles: Option<String>,
+    action: Option<&'a str>,
+    kind: Option<&'a str>,
+    id: Option<&'a str>,
+    department: Option<&'a str>,
+    owner: Option<&'a str>,
+    reason: Option<&'a str>,
+}
+
+impl<'a> AccessFields<'a> {
+    fn of(access: Option<&'a Access>, identity: Option<&Identity>) -> Self {
+        let Some(access) = access else { return Self::default() };
+        let resource = access.resource.as_ref();
+        Self {
+            roles: identity.map(|identity| identity.roles.join(" ")),
+            action: access.action.as_deref(),
+            kind: resource.map(|it| it.kind.as_str()),
+            id: resource.map(|it| it.id.as_str()),
+            department: resource.and_then(|it| it.department.as_deref()),
+            owner: resource.and_then(|it| it.owner.as_deref()),
+            reason: access.reason.as_deref(),
+        }
+    }
 }
 
 /// What is recorded of one WebSocket.

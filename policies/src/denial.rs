@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
+use crate::access::MAX_REASON;
 use crate::policy::RateIndex;
 
 /// A refusal: a value, not a fault. It says what was refused without telling an attacker more than that.
@@ -94,6 +95,11 @@ pub enum Denial {
     NotPermitted,
     /// What it is about does not stand where the rule says, so that nobody can say whether it is permitted.
     ResourceMissing,
+    /// It has to say why it is made, and does not.
+    ReasonMissing {
+        /// Where, as the policy writes it.
+        place: Arc<str>,
+    },
     /// The session, token or subject was revoked.
     Revoked,
     /// The session was idle for too long.
@@ -428,6 +434,7 @@ impl Denial {
         "roles-conflict",
         "not-permitted",
         "resource-missing",
+        "reason-missing",
         "revoked",
         "session-idle",
         "session-replaced",
@@ -529,6 +536,7 @@ impl Denial {
             Self::RolesConflict           => row("roles-conflict",          403, 4403, "Not allowed"),
             Self::NotPermitted            => row("not-permitted",           403, 4403, "Not allowed"),
             Self::ResourceMissing         => row("resource-missing",        422, 4403, "Does not say what it is about"),
+            Self::ReasonMissing { .. }    => row("reason-missing",          403, 4403, "Does not say why"),
             Self::Revoked                 => row("revoked",                 401, 4410, "Session revoked"),
             Self::SessionIdle             => row("session-idle",            401, 4408, "Session idle for too long"),
             Self::SessionReplaced         => row("session-replaced",        401, 4409, "Session replaced"),
@@ -668,6 +676,9 @@ impl Denial {
             Self::RolesConflict => "you have roles that nobody may have together".into(),
             Self::NotPermitted => "nothing that is known of you allows this".into(),
             Self::ResourceMissing => "the request or message does not say what it is about".into(),
+            Self::ReasonMissing { place } => {
+                format!("this is recorded; say why, in {place}, in 1 to {MAX_REASON} bytes of text").into()
+            }
             Self::Revoked => "this session has ended; log in again".into(),
             Self::SessionIdle => "this session was idle for too long; log in again".into(),
             Self::SessionReplaced => "a newer session or connection took the place of this one".into(),
@@ -943,6 +954,7 @@ mod tests {
             Denial::RolesConflict,
             Denial::NotPermitted,
             Denial::ResourceMissing,
+            Denial::ReasonMissing { place: "X-Why".into() },
             Denial::Revoked,
             Denial::SessionIdle,
             Denial::SessionReplaced,

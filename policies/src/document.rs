@@ -1047,6 +1047,12 @@ pub(crate) struct RouteDocument {
     pub(crate) action: Option<String>,
     /// What a request is about, for authorization; default the rule itself, `Route::"NAME"`. Wants action and authz.cedar.
     pub(crate) resource: Option<ResourceDocument>,
+    /// Whether every use is recorded, allowed or refused, whatever [audit] says: who, what, by which path, about what, with what outcome;
+    /// default false, and true where there is a reason. Path and resource are the peer's text, up to 512 and 256 bytes.
+    pub(crate) audit: Option<bool>,
+    /// Field in which a request must say why, such as "X-Access-Reason": one, of 1 to 512 bytes of UTF-8 without control characters;
+    /// 403 otherwise. It is recorded, and goes upstream. Default none.
+    pub(crate) reason: Option<String>,
     /// Names of rates that a request takes.
     #[serde(default)]
     pub(crate) rates: Vec<String>,
@@ -1300,6 +1306,8 @@ pub(crate) struct WebsocketDocument {
     pub(crate) action: Option<String>,
     /// What it is about, for authorization; default the rule itself, `Route::"NAME"`. Wants action and authz.cedar.
     pub(crate) resource: Option<ResourceDocument>,
+    /// Whether every opening is recorded, allowed or refused, whatever [audit] says; default false.
+    pub(crate) audit: Option<bool>,
     /// Names of rates that opening it takes.
     #[serde(default)]
     pub(crate) rates: Vec<String>,
@@ -1476,6 +1484,11 @@ pub(crate) struct MessageDocument {
     pub(crate) action: Option<String>,
     /// What the message is about, for authorization; default the rule itself, `Route::"NAME"`. Wants action and authz.cedar.
     pub(crate) resource: Option<ResourceDocument>,
+    /// Whether every one is recorded, allowed or refused, as for a route; default false, and true where there is a reason. Only for
+    /// messages to the upstream.
+    pub(crate) audit: Option<bool>,
+    /// JSON pointer to where it must say why, as for a route; 4403 otherwise. Only for messages to the upstream. Default none.
+    pub(crate) reason: Option<String>,
     /// Names of rates that it takes, beside message_rates.
     #[serde(default)]
     pub(crate) rates: Vec<String>,

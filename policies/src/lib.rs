@@ -12,6 +12,7 @@
 //!
 //! A permit has no public constructor: what was not judged cannot be forwarded.
 
+mod access;
 mod answer;
 mod authz;
 mod bundle;
@@ -35,6 +36,7 @@ mod source;
 mod units;
 mod verdict;
 
+pub use access::{Access, Resource};
 pub use answer::{AnswerRule, Passes};
 pub use authz::{DecisionCache, TlsFacts};
 pub use bundle::{Bundle, BundleError};

@@ -17,6 +17,7 @@ use http::{HeaderMap, Method, header};
 use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
+use crate::access::{self, Access, Resource};
 use crate::authz::{Decision, DecisionCache, Found, Places, Sample, TlsFacts};
 use crate::certificate::ClientCertificate;
 use crate::ciphertext::Conversation;
@@ -145,6 +146,8 @@ struct Asked {
     at: Option<u64>,
     /// What parts of a form are parted by.
     boundary: Option<Box<str>>,
+    /// The denial for not saying why.
+    unreasoned: Option<Denial>,
 }
 
 /// What the gateway found out by doing: rates taken, revocations looked up.
@@ -220,6 +223,28 @@ impl RouteMatch {
         (self.rule, self.path)
     }
 
+    /// What is to be recorded of the request, if its rule has it recorded: known before it is judged, so that refusals say it too.
+    /// Where the resource stands in the body, [`RequestPermit::accessed`] knows it.
+    pub fn access(&self, facts: &RequestFacts<'_>) -> Option<Access> {
+        let audit = self.rule.audit.as_ref()?;
+        let places = Places { path: self.path.as_str(), query: facts.query, document: None };
+        let resource =
+            self.rule.authorization.as_ref().and_then(|decision| {
+                Some(Resource::of(&decision.resource, &decision.resource.find(places)?))
+            });
+        let reason = audit.reason(facts.headers).map(str::to_owned);
+        // It is ASCII.
+        let path = self.path.as_str();
+        let path = path.get(..access::MAX_PATH.min(path.len())).unwrap_or_default();
+        Some(Access {
+            action: self.rule.action.clone(),
+            message: None,
+            path: Some(path.into()),
+            resource,
+            reason,
+        })
+    }
+
     /// Judges the head of a request. `facts` are those that were matched.
     ///
     /// # Errors
@@ -240,7 +265,9 @@ impl RouteMatch {
             Err(denial) => return Err(denial),
         };
         let asks_query = rule.authorization.as_ref().is_some_and(|decision| decision.resource.needs_query());
-        let asked = Asked { query: facts.query.filter(|_| asks_query).map(Into::into), at: None, boundary };
+        let unreasoned = rule.audit.as_ref().and_then(|audit| audit.check(audit.reason(facts.headers)).err());
+        let query = facts.query.filter(|_| asks_query).map(Into::into);
+        let asked = Asked { query, at: None, boundary, unreasoned };
         let subject = Subject { rule, path, address: facts.peer, tls: facts.tls, identity, shadowed };
         Ok(RequestDemands { subject, asked, proven: None })
     }
@@ -471,9 +498,10 @@ impl Subject {
 /// # Errors
 /// [`Denial::ProofMissing`], [`Denial::CertificateMissing`] and [`Denial::TokenInvalid`] for a token that is not bound as it
 /// must be, or whose sender did not prove to hold what it is bound to; [`Denial::NotPermitted`] and [`Denial::StepUpNeeded`]
-/// where [`RequestDemands::prove`] was not asked; [`Denial::Revoked`]; [`Denial::ContactLost`]; [`Denial::RateExceeded`] unless rate or rule only counts.
+/// where [`RequestDemands::prove`] was not asked; [`Denial::Revoked`]; [`Denial::ContactLost`]; [`Denial::RateExceeded`] unless rate or rule only counts;
+/// [`Denial::ReasonMissing`].
 pub fn settle(demands: RequestDemands, evidence: Evidence) -> Result<RequestPermit, Denial> {
-    let RequestDemands { mut subject, asked, proven } = demands;
+    let RequestDemands { mut subject, mut asked, proven } = demands;
     subject.check_binding(&proven.unwrap_or_default())?;
     if subject.rule.authorization.is_some() && asked.at.is_none() {
         return Err(Denial::NotPermitted);
@@ -486,6 +514,9 @@ pub fn settle(demands: RequestDemands, evidence: Evidence) -> Result<RequestPerm
         || !rule.roles.is_empty()
         || rule.authorization.as_ref().is_some_and(Decision::is_privileged);
     let note = weigh(&evidence, &subject, privileged, &rule.rates)?;
+    // Last: who may not do it anyway is not asked why he would.
+    let reasoned = asked.unreasoned.take().map_or(Ok(()), Err);
+    let note = note.or(noted(rule.mode, reasoned)?);
     subject.shadowed = subject.shadowed.or(note);
     Ok(RequestPermit { subject, asked })
 }
@@ -595,6 +626,20 @@ impl RequestPermit {
             }),
         };
         Ok(BodyPermit { shadowed: noted(rule.mode, judged)?, account })
+    }
+
+    /// What a request is about that is to be recorded, where it takes the body to tell.
+    pub fn accessed(&self, body: &[u8]) -> Option<Resource> {
+        let rule = &self.subject.rule;
+        rule.audit.as_ref()?;
+        let resource = &rule.authorization.as_ref().filter(|it| it.resource.needs_body())?.resource;
+        let document = json::scan(body, rule.body_json.as_ref()?).ok()?;
+        let places = Places {
+            path: self.subject.path.as_str(),
+            query: self.asked.query.as_deref(),
+            document: Some(document),
+        };
+        Some(Resource::of(resource, &resource.find(places)?))
     }
 
     /// What judges the body while it flows, where the rule wants a form; `None` otherwise. A form that is not held goes upstream
@@ -821,6 +866,19 @@ impl TunnelPermit {
     /// [`Denial::UnknownMessageType`], [`Denial::PlaintextRefused`], [`Denial::Schema`], [`Denial::ResourceMissing`] or
     /// [`Denial::NotPermitted`].
     pub fn judge_message(&self, message: &Message<'_>) -> Result<MessageDemands<'_>, Refusal> {
+        self.judge_watched(message, &mut None)
+    }
+
+    /// [`TunnelPermit::judge_message`], which says in `access` what is to be recorded of the message, refused or not, if its type is
+    /// recorded.
+    ///
+    /// # Errors
+    /// As there, and [`Denial::ReasonMissing`].
+    pub fn judge_watched(
+        &self,
+        message: &Message<'_>,
+        access: &mut Option<Access>,
+    ) -> Result<MessageDemands<'_>, Refusal> {
         let close = |denial| Refusal { denial, action: OnRefusal::Close };
         let Some(tunnel) = self.tunnel() else {
             return Err(close(Denial::Internal));
@@ -841,7 +899,7 @@ impl TunnelPermit {
             authorized: None,
             resource: None,
         };
-        match demands.look_into(tunnel, message) {
+        match demands.look_into(tunnel, message, access) {
             Ok(()) => Ok(demands),
             Err(refusal) if self.subject.rule.mode == Mode::Shadow => {
                 demands.shadowed = Some(refusal.denial);
@@ -853,7 +911,12 @@ impl TunnelPermit {
 }
 
 impl<'t> MessageDemands<'t> {
-    fn look_into(&mut self, tunnel: &'t TunnelRule, message: &Message<'_>) -> Result<(), Refusal> {
+    fn look_into(
+        &mut self,
+        tunnel: &'t TunnelRule,
+        message: &Message<'_>,
+        access: &mut Option<Access>,
+    ) -> Result<(), Refusal> {
         let allowed = match message.kind {
             MessageKind::Text => tunnel.kinds.text,
             MessageKind::Binary => tunnel.kinds.binary,
@@ -883,12 +946,30 @@ impl<'t> MessageDemands<'t> {
         self.rates = &rule.rates;
         self.activity = rule.activity;
         let refused = |denial| Refusal { denial, action: rule.on_refusal };
+        *access = self.access(rule, text);
         if let Some(limits) = &rule.json {
             json::scan(message.payload, limits).map_err(|fault| refused(fault.into()))?;
         }
         judge_content(rule.ciphertext.as_ref(), rule.schema.as_ref(), text)
             .and_then(|()| self.authorize(rule.authorization.as_ref(), text))
+            .and_then(|()| {
+                let reason = access.as_ref().and_then(|access| access.reason.as_deref());
+                rule.audit.as_ref().map_or(Ok(()), |audit| audit.check(reason))
+            })
             .map_err(refused)
+    }
+
+    fn access(&self, rule: &MessageRule, text: Judged<'_>) -> Option<Access> {
+        let audit = rule.audit.as_ref()?;
+        let places = Places { path: self.tunnel.subject.path.as_str(), query: None, document: Some(text) };
+        let resource = rule
+            .authorization
+            .as_ref()
+            .and_then(|decision| Some(Resource::of(&decision.resource, &decision.resource.find(places)?)));
+        let reason = audit.reason.as_ref().and_then(|reason| text.string(&reason.place));
+        let reason = reason.as_deref().and_then(access::reason).map(str::to_owned);
+        let (action, message) = (rule.action.clone(), Some(Arc::clone(&rule.name)));
+        Some(Access { action, message, path: None, resource, reason })
     }
 
     /// Asks the Cedar policies where the answer can be looked up and does not depend on the time.

@@ -5,6 +5,9 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderName;
+
+use crate::access::AuditRule;
 use crate::answer::AnswerRule;
 use crate::authz::Decision;
 use crate::certificate::CertificateRule;
@@ -40,6 +43,8 @@ pub struct Rule {
     pub ticket: Option<TicketRule>,
     /// An issuer tells there whom it has logged out; then there is no upstream.
     pub logout: Option<LogoutRule>,
+    /// Whether uses are recorded whatever `[audit]` says.
+    pub(crate) audit: Option<AuditRule<HeaderName>>,
     pub(crate) roles: Vec<String>,
     /// What client certificate it wants.
     pub(crate) certificate: Option<CertificateRule>,
@@ -383,6 +388,8 @@ pub(crate) struct MessageRule {
     pub(crate) action: Option<Arc<str>>,
     /// What the Cedar policies are asked; `None` where there are none, or the message has no action.
     pub(crate) authorization: Option<Decision>,
+    /// Whether uses are recorded; where the reason stands is a pointer, as tokens.
+    pub(crate) audit: Option<AuditRule<Vec<String>>>,
     /// The rule's message rates (client messages only) and the type's own.
     pub(crate) rates: RateList,
     /// How many it takes of each rate.

@@ -58,6 +58,26 @@ endpoints = ["unix:${state}/backend.sock"]
         bundle
     }
 
+    /// A bundle that is shipped, as it is but for the issuer, which is [`Bundle::issuer`].
+    pub fn shipped(name: &str) -> Bundle {
+        let bundle = Bundle::new("");
+        let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies/bundles").join(name);
+        for folder in ["", "schemas"] {
+            for entry in fs::read_dir(shipped.join(folder)).expect("a folder of the bundle") {
+                let path = entry.expect("a file of the bundle").path();
+                if path.is_dir() {
+                    continue;
+                }
+                let text = fs::read_to_string(&path).expect("a file of the bundle");
+                let text = text.replace("https://identity.sealgate.test", "https://issuer.test");
+                let name =
+                    path.strip_prefix(&shipped).expect("it is in there").to_str().expect("UTF-8").to_owned();
+                bundle.write_file(&name, &text);
+            }
+        }
+        bundle
+    }
+
     /// Replaces the policy by [`Bundle::BASE`] and `rules`, in one rename as editors do.
     pub fn write(&self, rules: &str) {
         self.write_file("policy.toml", &format!("{}{rules}", Bundle::BASE));

@@ -13,22 +13,12 @@ use serde_json::{Value, json};
 /// How soon a change of rights must have reached an open socket, once the command that made it has returned.
 const AT_ONCE: Duration = Duration::from_secs(2);
 
+const REASON: &str = "X-Access-Reason: the matrix";
+
 /// A shipped bundle before a recording upstream, and more ways to do the same: a WebSocket that carries every action as a message of
 /// that type, and routes whose resource stands in the query or in the body.
 fn shipped(name: &str) -> Bundle {
-    let bundle = Bundle::new("");
-    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies/bundles").join(name);
-    for name in ["policy.toml", "authz.cedar", "authz.cedarschema"] {
-        let text = fs::read_to_string(shipped.join(name)).expect("a file of the bundle");
-        let text =
-            text.replace("issuer = \"https://identity.sealgate.test\"", "issuer = \"https://issuer.test\"");
-        bundle.write_file(name, &text);
-    }
-    for entry in fs::read_dir(shipped.join("schemas")).expect("schemas") {
-        let entry = entry.expect("a schema");
-        let name = format!("schemas/{}", entry.file_name().to_string_lossy());
-        bundle.write_file(&name, &fs::read_to_string(entry.path()).expect("a schema"));
-    }
+    let bundle = Bundle::shipped(name);
     let mut actions: BTreeMap<String, &str> = BTreeMap::new();
     for row in matrix(name).row {
         let resource = match &row.message {
@@ -262,7 +252,9 @@ fn requests(name: &str, wanted_allowed: usize, wanted_refused: usize) {
             let reply = match (&row.request, &row.websocket) {
                 (Some(request), None) => {
                     let (method, path) = request.split_once(' ').expect("method and path");
-                    let curl = gateway.curl(&who.fill(path)).http1().method(method).token(&token);
+                    // Some is asked for with a reason only: `tests/tests/audit.rs`.
+                    let curl =
+                        gateway.curl(&who.fill(path)).http1().method(method).token(&token).header(REASON);
                     let curl = if of_gateway { curl.header(&own_origin) } else { curl };
                     match &row.body {
                         Some(body) => curl.json(body).send(),

@@ -3,7 +3,7 @@
 use std::{cell::Cell, rc::Rc, sync::Arc, time::Instant};
 
 use http::{HeaderValue, StatusCode};
-use sealgate_policy::{Denial, Identity, Rule};
+use sealgate_policy::{Access, Denial, Identity, Resource, Rule};
 
 use crate::{
     audit,
@@ -25,6 +25,8 @@ pub struct Exchange {
     identity: Option<Arc<Identity>>,
     status: StatusCode,
     denial: Option<&'static str>,
+    /// What the rule wants recorded; in a box, as few do.
+    access: Option<Box<Access>>,
     bytes: u64,
     _work: Work,
     /// Where only so many may be under way.
@@ -103,6 +105,7 @@ impl Exchange {
             identity: None,
             status: StatusCode::INTERNAL_SERVER_ERROR,
             denial: None,
+            access: None,
             bytes: 0,
             _work: work,
             place: Cell::new(None),
@@ -117,6 +120,18 @@ impl Exchange {
     /// A token told who asks.
     pub fn identified(&mut self, identity: Arc<Identity>) {
         self.identity = Some(identity);
+    }
+
+    /// The rule wants this recorded.
+    pub fn watched(&mut self, access: Access) {
+        self.access = Some(Box::new(access));
+    }
+
+    /// What a request is about that is recorded is known from its body.
+    pub fn accessed(&mut self, resource: Option<Resource>) {
+        if let (Some(access), Some(resource)) = (&mut self.access, resource) {
+            access.resource = Some(resource);
+        }
     }
 
     /// The request has a place among those that may be under way.
@@ -184,6 +199,7 @@ impl Drop for Exchange {
                 identity: self.identity.as_deref(),
                 status: self.status,
                 denial: self.denial,
+                access: self.access.as_deref(),
                 bytes: self.bytes,
                 elapsed,
             },

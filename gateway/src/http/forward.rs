@@ -56,7 +56,7 @@ pub async fn forward(
         _ => denial_of(fate, limits.max_bytes),
     };
     let Taken { body, fate, verdict, account } =
-        match take_body(incoming, &permit, limits, &core.decisions).await {
+        match take_body(incoming, &permit, limits, &core.decisions, &mut exchange).await {
             Ok(taken) => taken,
             Err(BodyFault::Denied(denial)) => return Err((denial, exchange)),
             Err(BodyFault::Broken(fate)) => {
@@ -211,6 +211,7 @@ async fn take_body(
     permit: &RequestPermit,
     limits: BodyLimits,
     decisions: &DecisionCache,
+    exchange: &mut Exchange,
 ) -> Result<Taken, BodyFault> {
     let buffered = permit.body().buffered;
     if incoming.is_end_stream() && !buffered {
@@ -229,6 +230,7 @@ async fn take_body(
     if !buffered && judge.is_none() {
         return Ok(Taken::held(RequestBody::Empty, None));
     }
+    exchange.accessed(permit.accessed(&bytes));
     let account = permit.judge_body(&bytes, decisions).map_err(BodyFault::Denied)?.into_account();
     Ok(Taken::held(RequestBody::Held(Some(bytes)), account))
 }

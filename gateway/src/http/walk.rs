@@ -148,6 +148,9 @@ async fn admit(
     }
     let matched = snapshot.policy.match_request(&facts)?;
     exchange.matched(matched.rule().clone());
+    if let Some(access) = matched.access(&facts) {
+        exchange.watched(access);
+    }
     if snapshot.penalties.judges_tokens()
         && matched.authentication() == Authentication::Required
         && let Some(retry_after) = snapshot.penalties.token_wait(facts.peer, Instant::now())

@@ -18,9 +18,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use prometheus::{IntCounter, IntGauge};
 use sealgate_policy::{
-    DecisionCache, Denial, Direction, Evidence, Message, MessageKind, MessagePermit, OnLoss, OnRefusal,
-    RateExceeded, RateFacts, RateIndex, Refusal, Renewal, TokenFault, TunnelPermit, settle_message,
-    settle_renewal,
+    Access, DecisionCache, Denial, Direction, Evidence, Message, MessageKind, MessagePermit, OnLoss,
+    OnRefusal, RateExceeded, RateFacts, RateIndex, Refusal, Renewal, TokenFault, TunnelPermit,
+    settle_message, settle_renewal,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep};
@@ -30,6 +30,7 @@ use super::deflate::{Agreed, Deflater};
 use super::frame::{self, Opcode, Sender};
 use super::message::{self, Forward, Step, WireFault};
 use super::side::{Intake, Side};
+use crate::audit;
 use crate::limits::Settling;
 use crate::session::Session;
 
@@ -764,7 +765,26 @@ impl Desk {
     }
 
     fn permit_message(&mut self, message: &Message<'_>) -> Result<Permitted, Refusal> {
-        let demands = self.permit.judge_message(message)?;
+        let mut access = None;
+        let permitted = self.permit_watched(message, &mut access);
+        if let Some(access) = access {
+            audit::message(&audit::MessageRecord {
+                address: self.permit.address(),
+                route: &self.permit.rule().name,
+                identity: self.permit.identity().map(|identity| &**identity),
+                access: &access,
+                denial: permitted.as_ref().err().map(|refusal| &refusal.denial),
+            });
+        }
+        permitted
+    }
+
+    fn permit_watched(
+        &mut self,
+        message: &Message<'_>,
+        access: &mut Option<Access>,
+    ) -> Result<Permitted, Refusal> {
+        let demands = self.permit.judge_watched(message, access)?;
         let rates = match demands.rates() {
             [] => Ok(()),
             wanted => {

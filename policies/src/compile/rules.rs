@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use http::Method;
+use http::{HeaderName, Method};
 
+use crate::access::{AuditRule, Reason};
 use crate::authz::{Decision, SharedJudges};
 use crate::certificate::{CertificateRule, NamePattern};
 use crate::compile::authz::{Asker, AuthzState, Takes};
@@ -19,6 +20,7 @@ use crate::document::{
     PenaltyDocument, QueryDocument, ResourceDocument, RouteDocument, SenderDocument, StepUpDocument,
     TicketDocument, WebsocketDocument,
 };
+use crate::identity::IDENTITY_HEADER_PREFIX;
 use crate::json::{self, Limits, Schema};
 use crate::matcher::{ContentCodings, ContentTypes, Origins};
 use crate::path::{MAX_QUERY, PathPattern};
@@ -48,6 +50,8 @@ struct Common<'d> {
     roles: &'d [String],
     step_up: Option<&'d StepUpDocument>,
     action: Option<&'d str>,
+    audit: Option<bool>,
+    reason: Option<&'d str>,
     rates: &'d [String],
     cost: Option<u32>,
     concurrency: &'d [String],
@@ -96,6 +100,8 @@ impl Compiler<'_> {
             roles: &d.roles,
             step_up: d.step_up.as_ref(),
             action: d.action.as_deref(),
+            audit: d.audit,
+            reason: d.reason.as_deref(),
             rates: &d.rates,
             cost: d.cost,
             concurrency: &d.concurrency,
@@ -263,6 +269,32 @@ impl Compiler<'_> {
         Some(StepUp { acr: d.acr.clone(), amr: d.amr.clone(), max_age, challenge })
     }
 
+    /// That uses are recorded, and where they say why; `place` reads where.
+    fn audit<P>(
+        &mut self,
+        at: &str,
+        audit: Option<bool>,
+        reason: Option<&str>,
+        place: impl Fn(&str) -> Result<P, String>,
+    ) -> Option<AuditRule<P>> {
+        let Some(text) = reason else {
+            return audit.filter(|audit| *audit).map(|_| AuditRule { reason: None });
+        };
+        if audit == Some(false) {
+            self.error(
+                &format!("{at}/audit"),
+                "a reason is asked for to be recorded; expected true, or no reason",
+            );
+        }
+        match place(text) {
+            Ok(place) => Some(AuditRule { reason: Some(Reason { place, text: text.into() }) }),
+            Err(message) => {
+                self.error(&format!("{at}/reason"), message);
+                None
+            }
+        }
+    }
+
     fn certificate_rule(&mut self, common: &Common<'_>) -> Option<CertificateRule> {
         let mut names = Vec::new();
         for (index, name) in common.client_names.iter().enumerate() {
@@ -332,6 +364,7 @@ impl Compiler<'_> {
             roles: common.roles.to_vec(),
             certificate: self.certificate_rule(common),
             step_up: self.step_up(at, common.step_up, authentication),
+            audit: self.audit(at, common.audit, common.reason, reason_field),
             role_rules: Arc::clone(&known.role_rules),
             authorization: None,
             cost: self.cost(at, common.cost, &rates, known.rates),
@@ -567,6 +600,8 @@ impl Compiler<'_> {
             roles: &d.roles,
             step_up: d.step_up.as_ref(),
             action: d.action.as_deref(),
+            audit: d.audit,
+            reason: None,
             rates: &d.rates,
             cost: d.cost,
             concurrency: &d.concurrency,
@@ -854,6 +889,11 @@ impl Compiler<'_> {
         if d.activity && d.direction == DirectionDocument::ToClient {
             self.error(&format!("{at}/activity"), "only what the user sends is activity");
         }
+        for (key, is_set) in [("audit", d.audit == Some(true)), ("reason", d.reason.is_some())] {
+            if is_set && d.direction != DirectionDocument::ToUpstream {
+                self.error(&format!("{at}/{key}"), "only for messages to the upstream");
+            }
+        }
         let rates = RateList { all, enforced };
         let authorization = self.decision(
             &Asker {
@@ -879,6 +919,12 @@ impl Compiler<'_> {
             schema: self.schema(&format!("{at}/schema"), d.schema.as_deref()),
             action: d.action.as_deref().map(Into::into),
             authorization,
+            audit: self.audit(at, d.audit, d.reason.as_deref(), |text| {
+                let tokens = json::pointer_tokens(text).filter(|tokens| !tokens.is_empty());
+                tokens.ok_or_else(|| {
+                    "expected a JSON pointer (RFC 6901) to a field, such as \"/reason\"".into()
+                })
+            }),
             cost: self.cost(at, d.cost, &rates, known.rates),
             rates,
             step_up: self.step_up(at, d.step_up.as_ref(), authentication),
@@ -886,6 +932,16 @@ impl Compiler<'_> {
             on_refusal: on_refusal(d.on_refusal),
         }
     }
+}
+
+/// A field that says why. What it says is written down, so it must be none that holds a secret, or has a meaning of its own.
+fn reason_field(text: &str) -> Result<HeaderName, String> {
+    let name = HeaderName::from_bytes(text.as_bytes())
+        .ok()
+        .filter(|name| name.as_str().starts_with("x-") && !name.as_str().starts_with(IDENTITY_HEADER_PREFIX));
+    name.ok_or_else(|| {
+        format!("expected the name of a field of its own, such as \"X-Access-Reason\": it begins with X-, and not with {IDENTITY_HEADER_PREFIX}")
+    })
 }
 
 const fn on_refusal(document: OnRefusalDocument) -> OnRefusal {

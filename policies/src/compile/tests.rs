@@ -635,6 +635,65 @@ step_up = { amr = ["otp"] }
 }
 
 #[test]
+fn errors_of_what_is_recorded() {
+    let text = r#"version = 1
+[[upstream]]
+name = "backend"
+endpoints = ["unix:/b"]
+[[route]]
+name = "a"
+path = "/a"
+methods = ["GET"]
+upstream = "backend"
+auth = "none"
+audit = false
+reason = "Authorization"
+[[route]]
+name = "b"
+path = "/b"
+methods = ["GET"]
+upstream = "backend"
+auth = "none"
+reason = "X-Sealgate-Subject"
+[[route]]
+name = "c"
+path = "/c"
+methods = ["GET"]
+upstream = "backend"
+auth = "none"
+reason = "x y"
+[[websocket]]
+name = "e"
+path = "/e"
+upstream = "backend"
+auth = "none"
+audit = true
+[[websocket.message]]
+type = "m"
+direction = "both"
+audit = true
+reason = "/why"
+[[websocket.message]]
+type = "n"
+direction = "to-upstream"
+reason = "why"
+"#;
+    let field = "expected the name of a field of its own";
+    assert_errors(
+        &[("policy.toml", text)],
+        &[
+            ("policy.toml", 11, 9, "route.a.audit", "a reason is asked for to be recorded"),
+            ("policy.toml", 12, 10, "route.a.reason", field),
+            ("policy.toml", 19, 10, "route.b.reason", field),
+            ("policy.toml", 26, 10, "route.c.reason", field),
+            ("policy.toml", 36, 9, "websocket.e.message[0].audit", "only for messages to the upstream"),
+            ("policy.toml", 37, 10, "websocket.e.message[0].reason", "only for messages to the upstream"),
+            ("policy.toml", 41, 10, "websocket.e.message[1].reason", "JSON pointer"),
+        ],
+    );
+}
+
+#[test]
 fn errors_of_websockets() {
     let text = r#"version = 1
 [[upstream]]
