@@ -58,9 +58,9 @@ pub use acme::{ACME_TLS, AcmeKeyError, CertificateRequest, certificate_request, 
 pub use client::{ClientDemand, ClientFacts, ClientTrust, ClientTrustError};
 pub use data::{DataKey, DataKeyError, UnsealError};
 pub use files::{FileError, private_dir, read_private, write_private};
-pub use provider::{ProviderChoice, chacha_first, install_default_provider, is_chacha, provider};
+pub use provider::{GROUPS, ProviderChoice, chacha_first, install_default_provider, is_chacha, provider};
 pub use random::CryptoError;
-pub use server::server_config;
+pub use server::{ServerConfigs, server_config};
 pub use signing::{SigningKey, SigningKeyError};
 pub use store::{CertificateEntry, CertificateError, CertificateFault, CertificateInfo, CertificateStore};
 pub use tickets::TicketKeys;

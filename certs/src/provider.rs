@@ -15,8 +15,13 @@
 use std::sync::Arc;
 
 use rustls::crypto::aws_lc_rs::{self, cipher_suite, kx_group};
-use rustls::crypto::{CryptoProvider, SupportedKxGroup};
-use rustls::{CipherSuite, NamedGroup, SupportedCipherSuite};
+use rustls::crypto::{ActiveKeyExchange, CompletedKeyExchange, CryptoProvider, SupportedKxGroup};
+use rustls::ffdhe_groups::FfdheGroup;
+use rustls::{CipherSuite, Error, NamedGroup, ProtocolVersion, SupportedCipherSuite};
+
+/// All key exchange groups that there are, in the order that is the default: the post-quantum hybrid first.
+pub const GROUPS: [NamedGroup; 4] =
+    [NamedGroup::X25519MLKEM768, NamedGroup::X25519, NamedGroup::secp256r1, NamedGroup::secp384r1];
 
 /// TLS 1.3 (RFC 8446 §B.4), the most wanted first: the server's order counts. But a client without AES instructions puts
 /// ChaCha20-Poly1305 first with good reason, and gets it: see [`chacha_first`].
@@ -41,8 +46,7 @@ const TLS12_SUITES: [SupportedCipherSuite; 6] = [
 pub struct ProviderChoice {
     /// Key exchange groups, the most wanted first.
     ///
-    /// Possible are X25519MLKEM768, X25519, secp256r1 and secp384r1, which is also the default and its order.
-    /// Others, and repetitions, are left out; with none left, [`server_config`](crate::server_config) fails.
+    /// Possible are those of [`GROUPS`], which is also the default. Others, and repetitions, are left out; with none left, [`server_config`](crate::server_config) fails.
     pub groups: Vec<NamedGroup>,
     /// Leaves out all suites of TLS 1.2. Default: false.
     pub tls13_only: bool,
@@ -50,15 +54,7 @@ pub struct ProviderChoice {
 
 impl Default for ProviderChoice {
     fn default() -> Self {
-        Self {
-            groups: vec![
-                NamedGroup::X25519MLKEM768,
-                NamedGroup::X25519,
-                NamedGroup::secp256r1,
-                NamedGroup::secp384r1,
-            ],
-            tls13_only: false,
-        }
+        Self { groups: GROUPS.to_vec(), tls13_only: false }
     }
 }
 
@@ -83,6 +79,54 @@ pub fn chacha_first(provider: &CryptoProvider) -> Arc<CryptoProvider> {
     // Stable: the rest keeps its order.
     ours.cipher_suites.sort_by_key(|suite| !is_chacha(suite.suite()));
     Arc::new(ours)
+}
+
+/// The same cryptography for a client with which `wanted` is to be agreed on: rustls alone would go by the client's order of groups,
+/// not by ours.
+pub(crate) fn agreeing_on(provider: &CryptoProvider, wanted: NamedGroup) -> Arc<CryptoProvider> {
+    let mut ours = provider.clone();
+    let (wanted, others): (Vec<_>, _) = ours.kx_groups.into_iter().partition(|group| group.name() == wanted);
+    ours.kx_groups = wanted;
+    if ours.kx_groups.iter().any(|group| !group.usable_for_version(ProtocolVersion::TLSv1_2)) {
+        // The hybrid. A client that offers it and agrees on TLS 1.2 after all has the others.
+        let known =
+            others.iter().filter_map(|group| TLS12_GROUPS.iter().find(|it| it.name() == group.name()));
+        ours.kx_groups.extend(known.map(|group| group as &'static dyn SupportedKxGroup));
+    }
+    Arc::new(ours)
+}
+
+/// A group that is not there for TLS 1.3.
+#[derive(Debug)]
+struct Tls12Group(&'static dyn SupportedKxGroup);
+
+static TLS12_GROUPS: [Tls12Group; 3] =
+    [Tls12Group(kx_group::X25519), Tls12Group(kx_group::SECP256R1), Tls12Group(kx_group::SECP384R1)];
+
+impl SupportedKxGroup for Tls12Group {
+    fn start(&self) -> Result<Box<dyn ActiveKeyExchange>, Error> {
+        self.0.start()
+    }
+
+    fn start_and_complete(&self, theirs: &[u8]) -> Result<CompletedKeyExchange, Error> {
+        self.0.start_and_complete(theirs)
+    }
+
+    fn ffdhe_group(&self) -> Option<FfdheGroup<'static>> {
+        self.0.ffdhe_group()
+    }
+
+    fn name(&self) -> NamedGroup {
+        self.0.name()
+    }
+
+    fn fips(&self) -> bool {
+        self.0.fips()
+    }
+
+    fn usable_for_version(&self, version: ProtocolVersion) -> bool {
+        version == ProtocolVersion::TLSv1_2 && self.0.usable_for_version(version)
+    }
 }
 
 /// Whether a suite is one of ChaCha20-Poly1305.

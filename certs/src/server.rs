@@ -5,14 +5,56 @@ use std::sync::Arc;
 use rustls::compress::CompressionCache;
 use rustls::crypto::CryptoProvider;
 use rustls::server::NoServerSessionStorage;
-use rustls::{ServerConfig, SupportedProtocolVersion};
+use rustls::{NamedGroup, ServerConfig, SupportedProtocolVersion};
 
-use crate::{CertificateStore, ClientTrust, TicketKeys};
+use crate::provider::agreeing_on;
+use crate::{CertificateStore, ClientTrust, TicketKeys, chacha_first};
 
 /// Tickets after a full TLS 1.3 handshake: two, so that a browser's second connection resumes as well.
 const TICKETS_PER_HANDSHAKE: usize = 2;
 
-/// The TLS configuration of a listener.
+/// The TLS configurations of a listener, one for each kind of client. They differ in what is taken of that which a client offers, and in
+/// nothing else; a ticket of one opens under all.
+pub struct ServerConfigs {
+    /// The most wanted group first.
+    by_group: Vec<(NamedGroup, BySuite)>,
+    /// For those that offer none of these: rustls tells them so.
+    others: BySuite,
+}
+
+struct BySuite {
+    chacha_first: Arc<ServerConfig>,
+    aes_first: Arc<ServerConfig>,
+}
+
+impl ServerConfigs {
+    /// As `build` makes them of cryptography; `provider` has all of it that there is.
+    ///
+    /// # Errors
+    /// Those of `build`.
+    pub fn new<E>(
+        provider: &Arc<CryptoProvider>,
+        build: impl Fn(Arc<CryptoProvider>) -> Result<ServerConfig, E>,
+    ) -> Result<Self, E> {
+        let of = |provider: Arc<CryptoProvider>| {
+            let chacha_first = Arc::new(build(chacha_first(&provider))?);
+            Ok(BySuite { chacha_first, aes_first: Arc::new(build(provider)?) })
+        };
+        let names = provider.kx_groups.iter().map(|group| group.name());
+        let by_group = names.map(|name| Ok((name, of(agreeing_on(provider, name))?)));
+        Ok(Self { by_group: by_group.collect::<Result<_, E>>()?, others: of(provider.clone())? })
+    }
+
+    /// That for a client that offers `groups`, whatever their order: the most wanted of them is taken, which the client is asked for if
+    /// it has sent a key for others only (HelloRetryRequest, RFC 8446 §4.1.4).
+    pub fn of(&self, groups: &[NamedGroup], wants_chacha: bool) -> Arc<ServerConfig> {
+        let wanted = self.by_group.iter().find(|(group, _)| groups.contains(group));
+        let by_suite = wanted.map_or(&self.others, |(_, by_suite)| by_suite);
+        if wants_chacha { by_suite.chacha_first.clone() } else { by_suite.aes_first.clone() }
+    }
+}
+
+/// A TLS configuration of a listener.
 ///
 /// - **0-RTT is off**: early data can be replayed (RFC 8446 §8).
 /// - **TLS 1.3 resumes** by stateless tickets if `tickets` are given, always with a fresh key exchange.
@@ -21,7 +63,8 @@ const TICKETS_PER_HANDSHAKE: usize = 2;
 ///   shared by all cores, and could be filled by strangers. The few clients left on 1.2 pay a full handshake instead.
 /// - **Resumption skips no change** of which client certificates are good: tickets open under the `client` only that
 ///   they were sealed under, and under any other lead to a full handshake.
-/// - **The server's order of suites counts**, which is that of `provider`; see [`chacha_first`](crate::chacha_first).
+/// - **The server's order of suites counts**, which is that of `provider`; see [`chacha_first`](crate::chacha_first). That of groups counts
+///   through [`ServerConfigs`] alone.
 /// - **Nothing is cached per connection**, so that an idle one stays small.
 ///
 /// `versions` is any of [`rustls::version::TLS12`] and [`rustls::version::TLS13`]; older ones do not exist in rustls.
@@ -284,6 +327,57 @@ mod tests {
         let first = chacha_first(&any_provider());
         assert_eq!(agreed(vec![chacha, aes], first.clone()), TLS13_CHACHA20_POLY1305_SHA256);
         assert_eq!(agreed(vec![aes], first), TLS13_AES_256_GCM_SHA384);
+    }
+
+    #[test]
+    fn the_servers_order_of_groups_counts_in_both_versions() {
+        use rustls::NamedGroup::{X25519, X25519MLKEM768, secp256r1, secp384r1};
+        let setting = Setting::new();
+        let agreed = |offered: &[NamedGroup], ours: &[NamedGroup], versions| {
+            let theirs = provider(&ProviderChoice { groups: offered.to_vec(), tls13_only: false });
+            let client = Arc::new(setting.authority.client(theirs, versions));
+            let ours = provider(&ProviderChoice { groups: ours.to_vec(), tls13_only: false });
+            let configs = ServerConfigs::new(&ours, |provider| {
+                server_config(setting.store.clone(), provider, BOTH, None, ALPN, &ClientTrust::none())
+            });
+            let server = configs.unwrap().of(offered, false);
+            let done = handshake(&client, &server, "chat.example").ok()?;
+            Some((done.server.negotiated_key_exchange_group()?.name(), done.kind()))
+        };
+        const TLS_13: &[&SupportedProtocolVersion] = &[&TLS13];
+        const TLS_12: &[&SupportedProtocolVersion] = &[&TLS12];
+        let (all, full, retried) =
+            (&crate::GROUPS, HandshakeKind::Full, HandshakeKind::FullWithHelloRetryRequest);
+        assert_eq!(agreed(&[X25519MLKEM768, X25519], all, TLS_13), Some((X25519MLKEM768, full)));
+        assert_eq!(agreed(&[X25519, X25519MLKEM768], all, TLS_13), Some((X25519MLKEM768, retried)));
+        assert_eq!(agreed(&[secp384r1, secp256r1], all, TLS_13), Some((secp256r1, retried)));
+        assert_eq!(agreed(&[secp384r1], all, TLS_13), Some((secp384r1, full)));
+        assert_eq!(agreed(&[X25519, secp384r1], &[secp384r1, X25519], TLS_13), Some((secp384r1, retried)));
+        assert_eq!(agreed(&[secp256r1], &[secp384r1, X25519], TLS_13), None);
+
+        assert_eq!(agreed(&[secp384r1, X25519], all, TLS_12), Some((X25519, full)));
+        assert_eq!(agreed(&[secp256r1, secp384r1], &[secp384r1, secp256r1], TLS_12), Some((secp384r1, full)));
+        // Of those that offer the hybrid, some agree on TLS 1.2 all the same.
+        assert_eq!(agreed(&[X25519MLKEM768, secp256r1], all, TLS_12), Some((secp256r1, full)));
+        assert_eq!(agreed(&[X25519MLKEM768, secp256r1], &[X25519MLKEM768, X25519], TLS_12), None);
+    }
+
+    /// Whatever the two connections of a client offer.
+    #[test]
+    fn a_ticket_of_one_configuration_opens_under_all() {
+        let setting = Setting::new();
+        let configs = ServerConfigs::new(&any_provider(), |provider| {
+            let (store, tickets) = (setting.store.clone(), Some(setting.tickets.clone()));
+            server_config(store, provider, BOTH, tickets, ALPN, &ClientTrust::none())
+        });
+        let configs = configs.unwrap();
+        let client = setting.client(BOTH);
+        let first = handshake(&client, &configs.of(&[NamedGroup::X25519], false), "chat.example").unwrap();
+        assert!(!first.resumed());
+        for groups in [&crate::GROUPS[..], &[NamedGroup::secp384r1], &[]] {
+            let next = handshake(&client, &configs.of(groups, false), "chat.example").unwrap();
+            assert!(next.resumed(), "{groups:?}");
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ use ring::digest;
 use rustls::{NamedGroup, crypto::CryptoProvider, version};
 use sealgate_keys::{
     CertificateEntry, CertificateInfo, CertificateStore, ClientDemand, ClientTrust, ClientTrustError,
-    ProviderChoice, TicketKeys,
+    ProviderChoice, ServerConfigs, TicketKeys,
 };
 use sealgate_policy::{
     Bundle, CertificateOrigin, ClientAuthentication, ClientMode, Group, Policy, PolicyError, PolicyErrors,
@@ -481,17 +481,15 @@ fn tls(
     let versions: &[_] = if tls13_only { &[&version::TLS13] } else { &[&version::TLS13, &version::TLS12] };
     let alpn: &[&[u8]] = if policy.connections().http2 { &[b"h2", b"http/1.1"] } else { &[b"http/1.1"] };
     let store = Arc::new(store);
-    let chacha_first = sealgate_keys::chacha_first(&provider);
     let mut zones = Vec::new();
     for (wanted, found) in wanted.client.all().iter().zip(clients) {
         let trust = client_trust(wanted, found, &provider)?;
-        let config = |provider: &Arc<CryptoProvider>| {
-            let (store, provider, tickets) = (store.clone(), provider.clone(), tickets.clone());
-            let config = sealgate_keys::server_config(store, provider, versions, tickets, alpn, &trust);
-            config.map(Arc::new).map_err(LoadError::other)
-        };
-        let (config, chacha) = (config(&provider)?, config(&chacha_first)?);
-        zones.push(Zone { config, chacha, trust, forward: wanted.forward });
+        let configs = ServerConfigs::new(&provider, |provider| {
+            let (store, tickets) = (store.clone(), tickets.clone());
+            sealgate_keys::server_config(store, provider, versions, tickets, alpn, &trust)
+        });
+        let configs = configs.map_err(LoadError::other)?;
+        zones.push(Zone { configs, trust, forward: wanted.forward });
     }
     let mut warnings: Vec<_> = zones.iter().flat_map(|zone| zone.trust.warnings().to_vec()).collect();
     // No error: such a host may be reached through somebody else's proxy, or its certificate may be on its way.
@@ -615,6 +613,9 @@ pub struct Report {
     pub hash: String,
     /// Whether anything was swapped in.
     pub changed: bool,
+    /// What an operator should know of it.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// A request to reload, and where to report.
@@ -703,6 +704,7 @@ impl Reloader {
                 generation: previous.generation,
                 hash: previous.policy.hash().to_owned(),
                 changed: false,
+                warnings: warnings(&previous),
             });
         }
         let snapshot = material.build(&self.outliving, Some(&previous)).await?;
@@ -711,6 +713,7 @@ impl Reloader {
             generation: snapshot.generation,
             hash: snapshot.policy.hash().to_owned(),
             changed: !unchanged,
+            warnings: warnings(&snapshot),
         };
         self.outliving.tickets.set_period(snapshot.policy.tls().ticket_lifetime);
         self.current.store(Arc::new(snapshot));
@@ -729,10 +732,14 @@ impl Reloader {
 
 fn announce(metrics: &Metrics, snapshot: &Snapshot) {
     metrics.policy_loaded(snapshot.generation, snapshot.policy.hash(), clock::unix_now());
-    let now = clock::unix_now();
-    let alarms = snapshot.certificates.iter().filter_map(|row| row.alarm(now));
-    for warning in snapshot.warnings.iter().cloned().chain(alarms) {
+    for warning in warnings(snapshot) {
         tracing::warn!(%warning, "certificates");
     }
     metrics.certificates(&snapshot.certificates);
+}
+
+fn warnings(snapshot: &Snapshot) -> Vec<String> {
+    let now = clock::unix_now();
+    let alarms = snapshot.certificates.iter().filter_map(|row| row.alarm(now));
+    snapshot.warnings.iter().cloned().chain(alarms).collect()
 }

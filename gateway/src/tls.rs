@@ -15,7 +15,7 @@ use std::{
 };
 
 use rustls::{
-    CommonState, Error, InvalidMessage,
+    CommonState, Error, InvalidMessage, NamedGroup,
     client::{ClientConfig, ClientConnectionData, UnbufferedClientConnection},
     pki_types::ServerName,
     server::{Acceptor, ClientHello, ServerConfig, ServerConnectionData, UnbufferedServerConnection},
@@ -117,25 +117,6 @@ impl<I: AsyncRead + AsyncWrite + Unpin> ServerStream<I> {
     pub async fn accept(config: Arc<ServerConfig>, io: I) -> io::Result<Self> {
         let session = UnbufferedServerConnection::new(config).map_err(invalid)?;
         TlsStream::new(io, session).shake_hands(&mut []).await
-    }
-
-    /// As [`ServerStream::accept`], with a configuration for clients that want ChaCha20-Poly1305 most (true), or not.
-    ///
-    /// # Errors
-    /// As there, and those of `choose`.
-    pub async fn accept_for(
-        choose: impl FnOnce(bool) -> io::Result<Arc<ServerConfig>>,
-        mut io: I,
-    ) -> io::Result<Self> {
-        let mut first = Vec::with_capacity(LEAST_READ);
-        if io.read_buf(&mut first).await? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        if falls_back(&first) {
-            return Err(no_fallback(&mut io).await);
-        }
-        let session = UnbufferedServerConnection::new(choose(wants_chacha(&first))?).map_err(invalid)?;
-        TlsStream::new(io, session).shake_hands(&mut first).await
     }
 
     /// As [`ServerStream::accept`], with the configuration that `choose` has for what the client says. If it has none, the client
@@ -499,6 +480,8 @@ pub use sealgate_keys::ACME_TLS;
 pub struct Hello {
     /// The name asked for (SNI), lower case.
     pub name: Option<String>,
+    /// The key exchange groups that it offers of those that there are, in our order.
+    pub groups: Vec<NamedGroup>,
     /// It wants ChaCha20-Poly1305 most.
     pub wants_chacha: bool,
     /// It has tried with TLS 1.3 and failed, or so it thinks: it says that it falls back to 1.2 (RFC 7507).
@@ -571,48 +554,16 @@ impl NoHello {
 impl Hello {
     fn of(hello: &ClientHello<'_>) -> Self {
         let mut protocols = hello.alpn().into_iter().flatten();
+        let offered = hello.named_groups().unwrap_or_default();
         let suites = || hello.cipher_suites().iter().map(|suite| u16::from(*suite));
         Self {
             name: hello.server_name().map(str::to_owned),
+            groups: sealgate_keys::GROUPS.into_iter().filter(|group| offered.contains(group)).collect(),
             wants_chacha: chacha_is_first(suites()),
             falls_back: is_fallback(suites()),
             validates: protocols.next() == Some(ACME_TLS) && protocols.next().is_none(),
         }
     }
-}
-
-/// Whether the beginning of a ClientHello, not yet looked at by TLS, wants ChaCha20-Poly1305 most. It only decides which of two
-/// good suites is taken: so where it does not stand in one piece in the first record, or is none, any answer will do.
-#[must_use]
-pub fn wants_chacha(wire: &[u8]) -> bool {
-    chacha_is_first(numbers(suites(wire).0))
-}
-
-/// Whether the beginning of a ClientHello says that it falls back from TLS 1.3; no where it does not stand in one piece in the first
-/// record.
-#[must_use]
-pub fn falls_back(wire: &[u8]) -> bool {
-    matches!(suites(wire), (suites, true) if is_fallback(numbers(suites)))
-}
-
-/// The suites of a ClientHello, as far as they stand in the first record and have come, and whether those are all.
-fn suites(wire: &[u8]) -> (&[u8], bool) {
-    let [22, _, _, high, low, hello @ ..] = wire else { return (&[], false) };
-    // Nothing behind the record is looked at: it may be another one.
-    let hello = hello.get(..u16::from_be_bytes([*high, *low]).into()).unwrap_or(hello);
-    // The message's kind and length have 4 bytes, the version 2, the random number 32. Then come the session id, and the suites,
-    // both with their length in front.
-    let rest = hello.get(38..).filter(|_| hello.first() == Some(&1)).and_then(<[u8]>::split_first);
-    let rest = rest.and_then(|(session, rest)| rest.get(usize::from(*session)..)?.split_first_chunk());
-    let Some((length, rest)) = rest else { return (&[], false) };
-    match rest.get(..u16::from_be_bytes(*length).into()) {
-        Some(all) => (all, true),
-        None => (rest, false),
-    }
-}
-
-fn numbers(suites: &[u8]) -> impl Iterator<Item = u16> {
-    suites.as_chunks::<2>().0.iter().map(|pair| u16::from_be_bytes(*pair))
 }
 
 /// TLS_FALLBACK_SCSV of a client that offers no suite of TLS 1.3, which every policy here does (RFC 7507 §3). Clients that have 1.3

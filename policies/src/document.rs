@@ -124,7 +124,8 @@ pub(crate) struct TlsDocument {
     /// Default both.
     #[schemars(length(min = 1))]
     pub(crate) versions: Option<Vec<TlsVersionDocument>>,
-    /// Key exchange groups, most wanted first; default X25519MLKEM768, X25519, P-256, P-384.
+    /// Key exchange groups, most wanted first: of those that a client offers the first here is taken, in whatever order it offers them,
+    /// and at the cost of one more round trip if it has not sent a key for it. Default X25519MLKEM768, X25519, P-256, P-384.
     #[schemars(length(min = 1))]
     pub(crate) groups: Option<Vec<GroupDocument>>,
     /// Strict-Transport-Security; default none.

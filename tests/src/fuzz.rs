@@ -16,15 +16,15 @@ use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header};
 use http_body_util::BodyExt;
 use ring::digest::{SHA256, digest};
-use rustls::SignatureScheme;
-use rustls::server::{Acceptor, ResolvesServerCert};
+use rustls::server::{Accepted, Acceptor, ResolvesServerCert};
+use rustls::{CipherSuite, SignatureScheme};
 use sealgate::edge::guard::{FrameGuard, GuardFault, RequestGuard};
 use sealgate::events::read_lines;
 use sealgate::session::{
     self, Asked, DPOP, KeyFetcher, Proofs, Tickets, TokenCache, Verifier, bearer, decode, encode,
     logout_token, read_journal,
 };
-use sealgate::tls::{Hello, HelloReader, falls_back, wants_chacha};
+use sealgate::tls::{Hello, HelloReader};
 use sealgate::upstream::http1::{Read, read_answer};
 use sealgate::websocket::deflate::{Agreed, InflateError, Inflater, RATIO_FLOOR};
 use sealgate::websocket::frame::Sender;
@@ -32,7 +32,7 @@ use sealgate::websocket::handshake::{
     BEARER_PREFIX, Expected, MAX_SUBPROTOCOLS, Offer, accept_for, offered_subprotocols, read_response,
 };
 use sealgate::websocket::message::{Assembler, Forward, Scratch, Step, WireFault};
-use sealgate_keys::{CertificateEntry, CertificateStore, ProviderChoice};
+use sealgate_keys::{CertificateEntry, CertificateStore, ClientTrust, GROUPS, ProviderChoice, ServerConfigs};
 use sealgate_policy::{
     Binding, Bundle, DecisionCache, Denial, Evidence, Identity, IdentityParts, LogoutRule, MessageKind,
     Policy, ProofFault, RequestFacts, RequestPermit, TunnelLimits, settle,
@@ -1232,23 +1232,16 @@ enum HelloReading {
 
 /// What a client says first.
 ///
-/// However it is cut, it comes to the same; what is none gets one alert or nothing; the quick look at the suites says what the
-/// thorough one does; and the certificate that is chosen is the one for the name, with a signature that the client understands.
+/// However it is cut, it comes to the same; what is none gets one alert or nothing; the certificate that is chosen is the one for the
+/// name, with a signature that the client understands; and the suite and the group are those that the policy wants most.
 pub fn client_hello(data: &[u8]) {
     let whole = read_hello(data, data.len().max(1));
     // In pieces that are many, but not so many that it takes for ever.
     assert_eq!(whole, read_hello(data, data.len() / 512 + 1), "it was cut differently");
-    let HelloReading::Hello(hello) = whole else {
-        let _ = wants_chacha(data);
-        return;
-    };
-    let length = u32::from_be_bytes([0, data[6], data[7], data[8]]) as usize;
-    if usize::from(u16::from_be_bytes([data[3], data[4]])) >= 4 + length {
-        let quick = (wants_chacha(data), falls_back(data));
-        assert_eq!(quick, (hello.wants_chacha, hello.falls_back), "the quick look is wrong");
-    }
+    let HelloReading::Hello(hello) = whole else { return };
     assert!(hello.name.as_ref().is_none_or(|name| *name == name.to_ascii_lowercase()));
     chosen_as_it_should_be(data, hello.name.as_deref());
+    agreed_on_as_it_should_be(data, &hello);
 }
 
 fn read_hello(data: &[u8], step: usize) -> HelloReading {
@@ -1279,7 +1272,7 @@ const CERTIFICATES: [(&[&str], bool); 4] = [
 ];
 
 /// The store, and the certificates as they go over the wire.
-static STORE: LazyLock<(CertificateStore, Vec<Vec<u8>>)> = LazyLock::new(|| {
+static STORE: LazyLock<(Arc<CertificateStore>, Vec<Vec<u8>>)> = LazyLock::new(|| {
     let mut leaves = Vec::new();
     let entries = CERTIFICATES.map(|(names, rsa)| {
         let key = if rsa {
@@ -1297,20 +1290,93 @@ static STORE: LazyLock<(CertificateStore, Vec<Vec<u8>>)> = LazyLock::new(|| {
     });
     let provider = sealgate_keys::provider(&ProviderChoice::default());
     let store = CertificateStore::build(entries.into(), &provider, std::time::SystemTime::now());
-    (store.expect("a store"), leaves)
+    (Arc::new(store.expect("a store")), leaves)
 });
+
+static CONFIGS: LazyLock<ServerConfigs> = LazyLock::new(|| {
+    let provider = sealgate_keys::provider(&ProviderChoice::default());
+    let configs = ServerConfigs::new(&provider, |provider| {
+        let versions = rustls::ALL_VERSIONS;
+        sealgate_keys::server_config(
+            STORE.0.clone(),
+            provider,
+            versions,
+            None,
+            &[b"h2"],
+            &ClientTrust::none(),
+        )
+    });
+    configs.expect("configurations")
+});
+
+fn accepted(mut hello: &[u8]) -> Accepted {
+    let mut acceptor = Acceptor::default();
+    loop {
+        acceptor.read_tls(&mut hello).expect("it was read before");
+        if let Some(accepted) = acceptor.accept().unwrap_or_else(|_| panic!("it was read before")) {
+            return accepted;
+        }
+    }
+}
+
+/// What rustls makes of it: in TLS 1.3 it answers at once, or asks for the key that it wants.
+fn agreed_on_as_it_should_be(data: &[u8], hello: &Hello) {
+    let accepted = accepted(data);
+    let said = accepted.client_hello();
+    let offered = said.named_groups().unwrap_or_default().to_vec();
+    let suites: Vec<_> = said.cipher_suites().to_vec();
+    let config = CONFIGS.of(&hello.groups, hello.wants_chacha);
+    let mut wire = Vec::new();
+    let connection = match accepted.into_connection(config) {
+        Ok(mut connection) => {
+            while connection.wants_write() {
+                connection.write_tls(&mut wire).expect("room");
+            }
+            connection
+        }
+        Err(_) => return,
+    };
+    if connection.protocol_version() != Some(rustls::ProtocolVersion::TLSv1_3) {
+        return;
+    }
+    let suite = connection.negotiated_cipher_suite().expect("a suite").suite();
+    if hello.wants_chacha && suites.contains(&CipherSuite::TLS13_CHACHA20_POLY1305_SHA256) {
+        assert_eq!(suite, CipherSuite::TLS13_CHACHA20_POLY1305_SHA256);
+    }
+    let wanted = GROUPS.iter().find(|group| offered.contains(group)).expect("a group");
+    let asks_again = wire.get(11..43) == Some(&HELLO_RETRY_REQUEST);
+    let agreed = connection.negotiated_key_exchange_group().map(|group| group.name());
+    assert!(asks_again || agreed == Some(*wanted), "{agreed:?} instead of {wanted:?} of {offered:?}");
+    if asks_again {
+        let asked = wanted_in_retry(&wire).expect("a group");
+        assert_eq!(asked, u16::from(*wanted), "another was asked for");
+    }
+}
+
+/// The random number of a ServerHello that is none (RFC 8446 §4.1.3).
+const HELLO_RETRY_REQUEST: [u8; 32] = [
+    0xcf, 0x21, 0xad, 0x74, 0xe5, 0x9a, 0x61, 0x11, 0xbe, 0x1d, 0x8c, 0x02, 0x1e, 0x65, 0xb8, 0x91, 0xc2,
+    0xa2, 0x11, 0x16, 0x7a, 0xbb, 0x8c, 0x5e, 0x07, 0x9e, 0x09, 0xe2, 0xc8, 0xa8, 0x33, 0x9c,
+];
+
+/// The group that a HelloRetryRequest asks for.
+fn wanted_in_retry(wire: &[u8]) -> Option<u16> {
+    let session = usize::from(*wire.get(43)?);
+    let mut rest = wire.get(44 + session + 5..)?;
+    loop {
+        let [kind @ .., a, b] = *rest.first_chunk::<4>()?;
+        let body = rest.get(4..4 + usize::from(u16::from_be_bytes([a, b])))?;
+        if kind == [0, 51] {
+            return Some(u16::from_be_bytes(*body.first_chunk()?));
+        }
+        rest = rest.get(4 + body.len()..)?;
+    }
+}
 
 /// Against a second, slower way to choose.
 fn chosen_as_it_should_be(hello: &[u8], name: Option<&str>) {
     let (store, leaves) = &*STORE;
-    let mut acceptor = Acceptor::default();
-    let mut rest = hello;
-    let accepted = loop {
-        acceptor.read_tls(&mut rest).expect("it was read before");
-        if let Some(accepted) = acceptor.accept().unwrap_or_else(|_| panic!("it was read before")) {
-            break accepted;
-        }
-    };
+    let accepted = accepted(hello);
     let schemes = accepted.client_hello().signature_schemes().to_vec();
     let chosen = store.resolve(accepted.client_hello());
     let chosen = chosen.map(|key| leaves.iter().position(|leaf| *leaf == *key.cert[0]).expect("one of ours"));

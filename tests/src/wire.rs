@@ -12,7 +12,9 @@ use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion};
+use rustls::{
+    ClientConfig, ClientConnection, NamedGroup, RootCertStore, StreamOwned, SupportedProtocolVersion,
+};
 
 use crate::{DEADLINE, Reply};
 
@@ -32,7 +34,10 @@ pub fn client_config(
     identity: Option<(&Path, &Path)>,
     versions: &[&'static SupportedProtocolVersion],
 ) -> ClientConfig {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    // As browsers and OpenSSL have it; rustls sends a key for the first only.
+    provider.kx_groups.sort_by_key(|group| group.name() != NamedGroup::X25519MLKEM768);
+    let provider = Arc::new(provider);
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(ca).expect("the authority")).expect("a usable authority");
     let builder = ClientConfig::builder_with_provider(provider)

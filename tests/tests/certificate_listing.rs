@@ -113,3 +113,45 @@ fn an_unknown_name_gets_the_default_or_its_alert() {
         assert!(!served(&said) && said.contains("unrecognized name"), "{unknown}: {said}");
     }
 }
+
+/// Each with its reason and its file, all at once, before anything is swapped in; a rule's host that no certificate has is a warning.
+#[test]
+fn certificates_that_would_not_do_are_named_before_they_are_swapped_in() {
+    let bundle = Bundle::new("");
+    let serial = issue(&bundle, "chat", &["chat.test", "*.rooms.test"], 30);
+    bundle.write(RULES);
+    let gateway = Gateway::run(&bundle);
+
+    let own = |name: &str| {
+        format!(
+            "[[certificate]]\nnames = [\"{name}.test\"]\nchain = \"file:${{state}}/certs/{name}.pem\"\n\
+             key = \"file:${{state}}/certs/{name}.key\"\n"
+        )
+    };
+    issue(&bundle, "mismatched", &["mismatched.test"], 30);
+    std::fs::copy(bundle.pki.path("server.key"), bundle.pki.path("mismatched.key")).unwrap();
+    issue(&bundle, "expired", &["expired.test"], -1);
+    issue(&bundle, "early", &["early.test"], 200);
+    issue(&bundle, "nameless", &["other.test"], 30);
+    let all = ["mismatched", "expired", "early", "nameless"];
+    bundle.write(&format!("{}{RULES}", all.map(own).concat()));
+    let (fine, said) = gateway.reload();
+    assert!(!fine, "{said}");
+    for (name, reason) in all.into_iter().zip([
+        "does not match the first certificate",
+        "expired on",
+        "is not valid before",
+        "does not cover nameless.test; it covers other.test",
+    ]) {
+        let line = said.lines().find(|line| line.contains(&format!("certificate for {name}.test")));
+        let line = line.unwrap_or_else(|| panic!("{name}: {said}"));
+        assert!(line.contains(reason) && line.contains(&format!("{name}.pem")), "{line}");
+    }
+    assert_eq!(gateway.served_serial("chat.test"), serial, "the one before stays");
+
+    // A renewed one that lacks what a rule has for its host: told of with the reload that brings it.
+    issue(&bundle, "chat", &["chat.test"], 30);
+    bundle.write(&RULES.replace("names = [\"chat.test\", \"*.rooms.test\"]", "names = [\"chat.test\"]"));
+    let (fine, said) = gateway.reload();
+    assert!(fine && said.contains("no certificate is for `*.rooms.test`"), "{said}");
+}

@@ -1,13 +1,18 @@
 //! Certificates, as clients that we did not write see them, and their rotation while clients connect.
 
-use std::process::{Command, Stdio};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use rustls::crypto::aws_lc_rs::kx_group;
-use rustls::{HandshakeKind, NamedGroup};
-use sealgate_tests::{ALL_VERSIONS, Bundle, Gateway, Pki, Wire, client_config};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::version::{TLS12, TLS13};
+use rustls::{HandshakeKind, NamedGroup, SupportedProtocolVersion};
+use sealgate_keys::ProviderChoice;
+use sealgate_tests::{ALL_VERSIONS, Bundle, DEADLINE, Gateway, Pki, Wire, client_config, until};
 
 const RULES: &str = r#"
 [tls.client]
@@ -206,33 +211,94 @@ fn t2_chromium_agrees_on_the_post_quantum_hybrid() {
     assert_eq!(older["keyExchangeGroup"], "X25519", "{older}");
 }
 
-/// Of the groups that the policy allows, rustls takes the one that the client wants most.
+/// Of the groups that a client offers, the one that the policy wants most: without more ado if its key came along, and asked for
+/// (HelloRetryRequest) if not.
 #[test]
-fn the_post_quantum_hybrid_is_negotiated_by_those_that_offer_it() {
-    let (bundle, _clients, gateway) = start("");
-    for (offered, agreed) in [
-        (vec![kx_group::X25519MLKEM768, kx_group::X25519], NamedGroup::X25519MLKEM768),
-        (vec![kx_group::X25519, kx_group::X25519MLKEM768], NamedGroup::X25519),
-        (vec![kx_group::SECP384R1, kx_group::X25519], NamedGroup::secp384r1),
-        (vec![kx_group::SECP256R1], NamedGroup::secp256r1),
-        (vec![kx_group::X25519MLKEM768], NamedGroup::X25519MLKEM768),
-    ] {
-        let provider = rustls::crypto::CryptoProvider {
-            kx_groups: offered.clone(),
-            ..rustls::crypto::aws_lc_rs::default_provider()
-        };
+fn the_policys_order_of_groups_counts_whatever_the_clients() {
+    use NamedGroup::{X25519, X25519MLKEM768, secp256r1, secp384r1};
+    let bundle = Bundle::new(RULES_WITHOUT_CLIENTS);
+    let gateway = Gateway::run(&bundle);
+    let agreed = |offered: &[NamedGroup], version: &'static SupportedProtocolVersion| {
+        let choice = ProviderChoice { groups: offered.to_vec(), tls13_only: false };
         let mut roots = rustls::RootCertStore::empty();
-        let ca = rustls::pki_types::pem::PemObject::from_pem_file(bundle.pki.ca()).unwrap();
-        roots.add(ca).unwrap();
-        let config = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
-            .with_safe_default_protocol_versions()
+        roots.add(CertificateDer::from_pem_file(bundle.pki.ca()).unwrap()).unwrap();
+        let config = rustls::ClientConfig::builder_with_provider(sealgate_keys::provider(&choice))
+            .with_protocol_versions(&[version])
             .unwrap()
             .with_root_certificates(roots)
             .with_no_client_auth();
         let mut wire = Wire::with(gateway.address(), &Arc::new(config), "localhost");
-        wire.handshake().unwrap();
-        assert_eq!(wire.tls().negotiated_key_exchange_group().unwrap().name(), agreed, "{offered:?}");
+        wire.handshake().ok()?;
+        wire.send("GET /open HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        assert_eq!(wire.response().expect("an answer").status, 200);
+        let asked_again = wire.tls().handshake_kind() == Some(HandshakeKind::FullWithHelloRetryRequest);
+        Some((wire.tls().negotiated_key_exchange_group()?.name(), asked_again))
+    };
+    // OpenSSL sends a key for the first group only. Of a second hello it says no word, but there is one message more.
+    let openssl = |groups: &str| {
+        let mut openssl = Command::new("openssl");
+        let address = gateway.address().to_string();
+        openssl.args(["s_client", "-connect", &address, "-servername", "localhost", "-tls1_3", "-msg"]);
+        let said = run(openssl.args(["-groups", groups]), b"", false);
+        let key = said.lines().find_map(|line| line.strip_prefix("Server Temp Key: "));
+        let key = key.and_then(|line| line.split(", ").find(|word| *word != "ECDH")).unwrap_or("none");
+        (key.to_owned(), said.matches(">>> TLS 1.3, Handshake [length").count(), said)
+    };
+    for (offered, outcome) in [
+        ([X25519MLKEM768, X25519].as_slice(), (X25519MLKEM768, false)),
+        (&[X25519, X25519MLKEM768], (X25519MLKEM768, true)),
+        (&[secp384r1, X25519], (X25519, true)),
+        (&[secp384r1, secp256r1], (secp256r1, true)),
+        (&[secp256r1], (secp256r1, false)),
+        (&[secp384r1], (secp384r1, false)),
+        (&[X25519MLKEM768], (X25519MLKEM768, false)),
+    ] {
+        assert_eq!(agreed(offered, &TLS13), Some(outcome), "{offered:?}");
     }
+    for (offered, outcome) in [
+        ([secp384r1, X25519].as_slice(), Some(X25519)),
+        (&[secp384r1, secp256r1], Some(secp256r1)),
+        (&[X25519MLKEM768, secp384r1], Some(secp384r1)),
+        (&[X25519MLKEM768], None),
+    ] {
+        assert_eq!(agreed(offered, &TLS12), outcome.map(|group| (group, false)), "TLS 1.2 {offered:?}");
+    }
+    let (key, once, said) = openssl("X25519:P-384");
+    assert_eq!(key, "X25519", "{said}");
+    let (key, twice, said) = openssl("P-384:X25519");
+    assert_eq!((key.as_str(), twice), ("X25519", once + 1), "{said}");
+
+    bundle.write(&format!(
+        "[tls]\ngroups = [\"P-384\", \"X25519MLKEM768\", \"X25519\"]\n{RULES_WITHOUT_CLIENTS}"
+    ));
+    let (fine, said) = gateway.reload();
+    assert!(fine, "{said}");
+    assert_eq!(agreed(&[X25519MLKEM768, secp384r1], &TLS13), Some((secp384r1, true)));
+    assert_eq!(agreed(&[X25519, X25519MLKEM768], &TLS13), Some((X25519MLKEM768, true)));
+    assert_eq!(agreed(&[X25519, secp384r1], &TLS12), Some((secp384r1, false)));
+    assert_eq!(agreed(&[secp256r1], &TLS13), None);
+    let (key, twice, said) = openssl("X25519:P-384");
+    assert_eq!((key.as_str(), twice), ("secp384r1", once + 1), "{said}");
+}
+
+/// OpenSSL 3.5, as it comes with Python's `cryptography`, offers the hybrid first by itself. Debian's OpenSSL (and curl, Python and
+/// Node with it), GnuTLS and NSS are too old for it: they get X25519.
+#[test]
+fn openssl_agrees_on_the_post_quantum_hybrid() {
+    let bundle = Bundle::new(RULES_WITHOUT_CLIENTS);
+    let gateway = Gateway::run(&bundle);
+    let clients = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients");
+    for (version, agreed) in [("1.3", "TLSv1.3 X25519MLKEM768"), ("1.2", "TLSv1.2 x25519")] {
+        let mut python = Command::new(clients.join("venv/bin/python3"));
+        python.arg(clients.join("openssl_groups.py")).arg(gateway.port().to_string());
+        let said = run(python.arg(gateway.ca()).arg(version), b"", false);
+        assert!(said.contains(agreed), "{said}");
+    }
+    let mut gnutls = Command::new("gnutls-cli");
+    gnutls.args(["--sni-hostname", "localhost", "--verify-hostname", "localhost"]);
+    gnutls.arg("--x509cafile").arg(gateway.ca()).args(["--port", &gateway.port().to_string(), "127.0.0.1"]);
+    let said = run(&mut gnutls, b"", false);
+    assert!(said.contains("(TLS1.3-X.509)-(ECDHE-X25519)"), "{said}");
 }
 
 #[test]
@@ -325,65 +391,207 @@ fn k4_ticket_keys_rotate_under_load_without_one_failure() {
     assert_eq!(gateway.metrics().sum("sealgate_tls_handshake_failures_total", &[]), 0.0);
 }
 
-/// Row K-4. Certificate, authorities and lists change again and again while clients connect, with and without tickets, with and
-/// without certificates of their own: nobody notices.
+/// A client: connects with the certificate that stands at that place; gives the status, none if it was refused, and whether it resumed.
+type Connect<'a> = Box<dyn FnMut(usize) -> (Option<u16>, bool) + Send + 'a>;
+
+/// Certificate and key, by each of two authorities.
+type Identities = [(PathBuf, PathBuf); 2];
+
+/// rustls, with a certificate or without; what `keeps` tickets resumes.
+fn rustls_client<'a>(
+    gateway: &Gateway,
+    shown: Option<&'a Identities>,
+    version: &'static SupportedProtocolVersion,
+    keeps: bool,
+) -> Connect<'a> {
+    let (ca, address) = (gateway.ca().to_owned(), gateway.address());
+    let fresh = move |place: usize| {
+        let identity = shown.map(|all| (all[place].0.as_path(), all[place].1.as_path()));
+        Arc::new(client_config(&ca, &["http/1.1"], identity, &[version]))
+    };
+    let kept = [fresh(0), fresh(1)];
+    let path = if shown.is_some() { "/certified" } else { "/open" };
+    Box::new(move |place| {
+        let config = if keeps { kept[place].clone() } else { fresh(place) };
+        let mut wire = Wire::with(address, &config, "localhost");
+        wire.send(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"));
+        let status = wire.response().map(|reply| reply.status);
+        (status, wire.tls().handshake_kind() == Some(HandshakeKind::Resumed))
+    })
+}
+
+/// OpenSSL, by Python; resumes what it can.
+fn python_client<'a>(gateway: &Gateway, shown: &'a Identities, version: &'a str) -> Connect<'a> {
+    let clients = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients");
+    let mut command = Command::new("python3");
+    command.arg(clients.join("tls.py")).arg(gateway.port().to_string()).arg(gateway.ca()).arg("/certified");
+    let mut child = Ended(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap());
+    let mut output = BufReader::new(child.0.stdout.take().unwrap());
+    Box::new(move |place| {
+        let (certificate, key) = &shown[place];
+        writeln!(child.0.stdin.as_ref().unwrap(), "{version} {} {}", certificate.display(), key.display())
+            .unwrap();
+        let mut said = String::new();
+        output.read_line(&mut said).unwrap();
+        let (status, kind) = said.trim().split_once(' ').unwrap();
+        (status.parse().ok(), kind == "resumed")
+    })
+}
+
+/// A child that does not outlive its test.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// curl, over HTTP/2: a full handshake each time.
+fn curl_client<'a>(gateway: &'a Gateway, shown: &'a Identities) -> Connect<'a> {
+    Box::new(move |place| {
+        let (certificate, key) = &shown[place];
+        let curl =
+            gateway.curl("/certified").args(["--cert"]).args([certificate]).args(["--key"]).args([key]);
+        (Some(curl.send().status), false)
+    })
+}
+
+/// Has those who wait for it end, also when the test fails.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Row K-4. The server's certificate, revocation lists and authorities change while clients connect, with and without tickets, with
+/// and without certificates of their own, which go over from the one authority to the other as in practice: first both are trusted,
+/// then all clients have new certificates, then the old authority is gone. Nobody of them notices. And in the midst of that, whoever is
+/// revoked, or has still a certificate of the old authority, gets in neither by a handshake nor by a ticket.
 #[test]
 fn k4_certificates_authorities_and_lists_rotate_under_load_without_one_failure() {
-    let (bundle, clients, gateway) = start("");
-    let other = Pki::new(&bundle.state().join("other"));
-    let (certificate, key) = (clients.path("alice.pem"), clients.path("alice.key"));
+    let bundle = Bundle::new("");
+    let authorities = ["clients", "other"].map(|name| Pki::new(&bundle.state().join(name)));
+    let issue = |who: &str| authorities.each_ref().map(|pki| pki.issue(who, &["client.test"]));
+    let pair = |who: &str| {
+        authorities.each_ref().map(|pki| (pki.path(&format!("{who}.pem")), pki.path(&format!("{who}.key"))))
+    };
+    let (_, serials) = (issue("alice"), issue("mallory"));
+    let (alice, mallory) = (pair("alice"), pair("mallory"));
+    let list = |revoked: bool| {
+        for (pki, serial) in authorities.iter().zip(&serials) {
+            let serials: &[&str] = if revoked { &[serial] } else { &[] };
+            pki.revoke("list.pem", serials, 3600);
+        }
+    };
+    let trust = |trusted: &[usize]| {
+        let pems = trusted.iter().map(|place| std::fs::read_to_string(authorities[*place].ca()).unwrap());
+        let fresh = bundle.state().join("trusted.fresh");
+        std::fs::write(&fresh, pems.collect::<String>()).unwrap();
+        std::fs::rename(fresh, bundle.state().join("trusted.pem")).unwrap();
+    };
+    list(false);
+    trust(&[0]);
+    let one = r#""file:${state}/clients/list.pem""#;
+    let rules = RULES.replace("clients/ca.pem", "trusted.pem");
+    bundle.write(&rules.replace(one, &format!("{one}, {}", one.replace("clients", "other"))));
+    let gateway = Gateway::run(&bundle);
+    let reload = || {
+        let (fine, said) = gateway.reload();
+        assert!(fine, "{said}");
+    };
+
+    let clients: [(&str, Connect<'_>); 8] = [
+        ("rustls, TLS 1.3, tickets", rustls_client(&gateway, Some(&alice), &TLS13, true)),
+        ("rustls, TLS 1.3", rustls_client(&gateway, Some(&alice), &TLS13, false)),
+        ("rustls, TLS 1.2", rustls_client(&gateway, Some(&alice), &TLS12, true)),
+        ("rustls, TLS 1.3, tickets, nameless", rustls_client(&gateway, None, &TLS13, true)),
+        ("rustls, TLS 1.2, nameless", rustls_client(&gateway, None, &TLS12, true)),
+        ("OpenSSL, TLS 1.3, tickets", python_client(&gateway, &alice, "1.3")),
+        ("OpenSSL, TLS 1.2", python_client(&gateway, &alice, "1.2")),
+        ("curl, HTTP/2", curl_client(&gateway, &alice)),
+    ];
+    let mut probes: [(bool, Connect<'_>); 4] = [
+        (true, rustls_client(&gateway, Some(&mallory), &TLS13, true)),
+        (false, rustls_client(&gateway, Some(&mallory), &TLS12, true)),
+        (true, python_client(&gateway, &mallory, "1.3")),
+        (false, python_client(&gateway, &mallory, "1.2")),
+    ];
     let stop = AtomicBool::new(false);
-    let (full, resumed) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let ours = std::fs::read_to_string(clients.ca()).unwrap();
-    let both = ours.clone() + &std::fs::read_to_string(other.ca()).unwrap();
+    let authority = AtomicUsize::new(0);
+    // Whose certificate each is about to show.
+    let shows = [const { AtomicUsize::new(0) }; 8];
+    let (full, resumed) = ([const { AtomicUsize::new(0) }; 8], [const { AtomicUsize::new(0) }; 8]);
+    let names = clients.each_ref().map(|(name, _)| *name);
+    let mut refusals = 0.0;
     std::thread::scope(|scope| {
-        for (shown, keeps) in [(true, true), (true, false), (false, true), (false, false)] {
-            let (stop, full, resumed) = (&stop, &full, &resumed);
-            let (ca, address) = (bundle.pki.ca(), gateway.address());
-            let (certificate, key) = (&certificate, &key);
+        for (at, (name, mut connect)) in clients.into_iter().enumerate() {
+            let (stop, authority, shows, full, resumed) = (&stop, &authority, &shows, &full, &resumed);
             scope.spawn(move || {
-                let fresh = || {
-                    let identity = shown.then_some((&**certificate, &**key));
-                    Arc::new(client_config(&ca, &["http/1.1"], identity, ALL_VERSIONS))
-                };
-                let kept = fresh();
-                let path = if shown { "/certified" } else { "/open" };
                 while !stop.load(Ordering::Relaxed) {
-                    let config = if keeps { kept.clone() } else { fresh() };
-                    let mut wire = Wire::with(address, &config, "localhost");
-                    wire.send(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"));
-                    let reply = wire.response().unwrap_or_else(|| panic!("no answer: {:?}", wire.fault()));
-                    assert_eq!(reply.status, 200, "{reply:?}");
-                    let count = match wire.tls().handshake_kind() {
-                        Some(HandshakeKind::Resumed) => resumed,
-                        _ => full,
-                    };
-                    count.fetch_add(1, Ordering::Relaxed);
+                    let place = authority.load(Ordering::SeqCst);
+                    shows[at].store(place, Ordering::SeqCst);
+                    let (status, has_resumed) = connect(place);
+                    assert_eq!(status, Some(200), "{name}");
+                    let count = if has_resumed { resumed } else { full };
+                    count[at].fetch_add(1, Ordering::Relaxed);
                 }
             });
         }
-        let begin = Instant::now();
-        let mut rounds = 0;
-        while begin.elapsed() < Duration::from_secs(4) || rounds < 6 {
-            match rounds % 3 {
-                0 => drop(bundle.pki.issue("server", &["localhost", "127.0.0.1"])),
-                1 => clients.revoke("list.pem", &[["0A", "0B"][rounds / 3 % 2]], 3600),
-                _ => {
-                    let pem = if rounds / 3 % 2 == 0 { &both } else { &ours };
-                    let fresh = clients.path("ca.fresh");
-                    std::fs::write(&fresh, pem).unwrap();
-                    std::fs::rename(fresh, clients.path("ca.pem")).unwrap();
-                }
-            }
-            let (fine, said) = gateway.reload();
-            assert!(fine, "{said}");
-            rounds += 1;
+        let stop = Stop(&stop);
+        for round in 0..3 {
+            let (old, new) = (round % 2, 1 - round % 2);
+            bundle.pki.issue("server", &["localhost", "127.0.0.1"]);
+            reload();
+            get_in(&mut probes, old);
+            list(true);
+            reload();
+            refusals += are_refused(&mut probes, old);
+            list(false);
+            reload();
+            get_in(&mut probes, old);
+            trust(&[old, new]);
+            reload();
+            authority.store(new, Ordering::SeqCst);
+            let all = || shows.iter().all(|shows| shows.load(Ordering::SeqCst) == new).then_some(());
+            until("all show their new certificates", DEADLINE, all);
+            trust(&[new]);
+            reload();
+            refusals += are_refused(&mut probes, old);
         }
-        stop.store(true, Ordering::Relaxed);
+        let count = |at: usize| full[at].load(Ordering::Relaxed) + resumed[at].load(Ordering::Relaxed);
+        until("all have connected often", DEADLINE, || (0..8).all(|at| count(at) >= 20).then_some(()));
+        drop(stop);
     });
-    let (full, resumed) = (full.into_inner(), resumed.into_inner());
-    println!("{full} full and {resumed} resumed handshakes");
-    assert!(full > 20 && resumed > 20, "{full} full, {resumed} resumed");
+    let count = |counts: &[AtomicUsize; 8]| counts.each_ref().map(|count| count.load(Ordering::Relaxed));
+    let (full, resumed) = (count(&full), count(&resumed));
+    for (at, name) in names.iter().enumerate() {
+        println!("{name}: {} full, {} resumed", full[at], resumed[at]);
+        assert_eq!(resumed[at] > 5, name.contains("tickets"), "{name}: {}", resumed[at]);
+        assert!(full[at] >= 3, "{name}: {}", full[at]);
+    }
     let metrics = gateway.metrics();
-    assert_eq!(metrics.sum("sealgate_tls_handshake_failures_total", &[]), 0.0);
+    let refused =
+        metrics.sum("sealgate_tls_handshake_failures_total", &[("reason", "client-certificate-refused")]);
+    assert_eq!((refused, metrics.sum("sealgate_tls_handshake_failures_total", &[])), (refusals, refusals));
+}
+
+/// By a full handshake first, whatever they had before; then by a ticket, if they have any.
+fn get_in(probes: &mut [(bool, Connect<'_>)], place: usize) {
+    for (has_tickets, connect) in probes {
+        assert_eq!(connect(place), (Some(200), false));
+        assert_eq!(connect(place), (Some(200), *has_tickets));
+    }
+}
+
+/// Gives how many were.
+fn are_refused(probes: &mut [(bool, Connect<'_>)], place: usize) -> f64 {
+    let count = probes.len() as f64;
+    for (_, connect) in probes {
+        assert_eq!(connect(place).0, None);
+    }
+    count
 }

@@ -63,6 +63,9 @@ fn report(args: &ControlArgs, command: &Command) -> anyhow::Result<u8> {
             Answer::Loaded(report) => {
                 let what = if report.changed { "loaded" } else { "loaded, nothing had changed" };
                 println!("{what}: generation {}, hash {}", report.generation, report.hash);
+                for warning in &report.warnings {
+                    eprintln!("warning: {warning}");
+                }
             }
             Answer::Status(status) => println!(
                 "version {}, generation {}, hash {}, {} open connection(s)",

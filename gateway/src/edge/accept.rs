@@ -144,30 +144,27 @@ async fn shake_hands(
     let missing = |error: NoZone| io::Error::other(error);
     let mut name = None;
     let challenges = &core.gateway.outliving.acme.challenges;
-    let tls = if snapshot.tls.by_name() || challenges.any_over_tls() {
-        // In a box: few policies ask for certificates by name.
-        Box::pin(ServerStream::accept_by(
-            |hello| {
-                let asked = hello.name.as_deref();
-                if let (true, Some(asked)) = (hello.validates, asked)
-                    && let Some(config) = challenges.over_tls(asked)
-                {
-                    return Ok(Some(config));
-                }
-                if !snapshot.tls.knows(asked) {
-                    return Ok(None);
-                }
+    // In a box: what it needs is not to be kept by the connection.
+    let tls = Box::pin(ServerStream::accept_by(
+        |hello| {
+            let asked = hello.name.as_deref();
+            if let (true, Some(asked)) = (hello.validates && challenges.any_over_tls(), asked)
+                && let Some(config) = challenges.over_tls(asked)
+            {
+                return Ok(Some(config));
+            }
+            if !snapshot.tls.knows(asked) {
+                return Ok(None);
+            }
+            if snapshot.tls.by_name() {
                 name = asked.map(Box::from);
-                let zone = snapshot.tls.of(asked, port).map_err(missing)?;
-                Ok(Some(zone.config(hello.wants_chacha)))
-            },
-            stream,
-        ))
-        .await?
-    } else {
-        let zone = snapshot.tls.of(None, port).map_err(missing)?;
-        ServerStream::accept_for(|chacha| Ok(zone.config(chacha)), stream).await?
-    };
+            }
+            let zone = snapshot.tls.of(asked, port).map_err(missing)?;
+            Ok(Some(zone.configs.of(&hello.groups, hello.wants_chacha)))
+        },
+        stream,
+    ))
+    .await?;
     let session = tls.session();
     let asked = Asked { name, port };
     let Some(chain) = session.peer_certificates() else { return Ok((tls, asked, None)) };

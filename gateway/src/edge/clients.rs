@@ -5,28 +5,18 @@ use std::{collections::HashSet, sync::Arc, time::SystemTime};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use http::HeaderValue;
-use rustls::{ServerConfig, pki_types::CertificateDer};
-use sealgate_keys::{CertificateStore, ClientFacts, ClientTrust};
+use rustls::pki_types::CertificateDer;
+use sealgate_keys::{CertificateStore, ClientFacts, ClientTrust, ServerConfigs};
 use sealgate_policy::{CertificateName, ClientCertificate, ClientZones, ForwardCertificate};
 
 /// TLS for the clients of one name and port.
 pub struct Zone {
-    /// Their TLS configuration.
-    pub config: Arc<ServerConfig>,
-    /// The same for those that want ChaCha20-Poly1305 most.
-    pub chacha: Arc<ServerConfig>,
+    /// Their TLS configurations.
+    pub configs: ServerConfigs,
     /// Which of their certificates are good.
     pub trust: ClientTrust,
     /// What upstreams are told of these.
     pub forward: ForwardCertificate,
-}
-
-impl Zone {
-    /// TLS for a client, by what it wants most.
-    #[must_use]
-    pub fn config(&self, wants_chacha: bool) -> Arc<ServerConfig> {
-        if wants_chacha { self.chacha.clone() } else { self.config.clone() }
-    }
 }
 
 /// TLS for all clients. Part of the snapshot.

@@ -377,9 +377,15 @@ fn a_reader_that_stops_holds_up_the_writer_and_memory_stays_bounded() {
     });
 }
 
-/// The first flight of a client with these suites, asking for `name`.
-fn client_hello(suites: Vec<rustls::SupportedCipherSuite>, name: &str, alpn: &[&[u8]]) -> Vec<u8> {
-    let ours = rustls::crypto::aws_lc_rs::default_provider();
+/// The first flight of a client with these suites and groups, asking for `name`.
+fn client_hello(
+    suites: Vec<rustls::SupportedCipherSuite>,
+    groups: &[NamedGroup],
+    name: &str,
+    alpn: &[&[u8]],
+) -> Vec<u8> {
+    let choice = sealgate_keys::ProviderChoice { groups: groups.to_vec(), tls13_only: false };
+    let ours = Arc::unwrap_or_clone(sealgate_keys::provider(&choice));
     let provider = rustls::crypto::CryptoProvider { cipher_suites: suites, ..ours };
     let mut client = ClientConfig::builder_with_provider(Arc::new(provider))
         .with_safe_default_protocol_versions()
@@ -395,10 +401,11 @@ fn client_hello(suites: Vec<rustls::SupportedCipherSuite>, name: &str, alpn: &[&
 }
 
 proptest! {
-    /// In whatever pieces it comes, a ClientHello is read as it is; and the quick look agrees with the thorough one.
+    /// In whatever pieces it comes, a ClientHello is read as it is.
     #[test]
     fn what_a_client_says_first_is_read_in_any_pieces(
         order in Just((0..9).collect::<Vec<usize>>()).prop_shuffle(),
+        groups in prop::sample::subsequence(sealgate_keys::GROUPS.to_vec(), 1..=4).prop_shuffle(),
         cuts in prop::collection::vec(1..400_usize, 1..8),
         validates in any::<bool>(),
         more in prop::collection::vec(any::<u8>(), 0..64),
@@ -407,22 +414,22 @@ proptest! {
         let suites: Vec<_> = order.iter().map(|at| all[*at]).collect();
         let chacha = sealgate_keys::is_chacha(suites[0].suite());
         let alpn: &[&[u8]] = if validates { &[ACME_TLS] } else { &[b"h2", ACME_TLS] };
-        let hello = client_hello(suites, "Chat.Example", alpn);
-        prop_assert_eq!(wants_chacha(&hello), chacha);
+        let hello = client_hello(suites, &groups, "Chat.Example", alpn);
         let mut wire = hello.clone();
         wire.extend(more);
         let mut reader = HelloReader::default();
         let mut end = 0;
         for cut in cuts.iter().cycle() {
             end = wire.len().min(end + cut);
-            // Whatever it says of half of it, it says something.
-            let _ = wants_chacha(&wire[..end]);
             match reader.read(&wire[..end]).expect("a hello") {
                 Some(read) => {
                     prop_assert!(end >= hello.len());
-                    let name = Some("chat.example".to_owned());
-                    let falls_back = false;
-                    prop_assert_eq!(read, Hello { name, wants_chacha: chacha, falls_back, validates });
+                    prop_assert_eq!(read.name, Some("chat.example".to_owned()));
+                    prop_assert_eq!((read.wants_chacha, read.falls_back), (chacha, false));
+                    prop_assert_eq!(read.validates, validates);
+                    let known = |group: &NamedGroup| groups.contains(group);
+                    let ours: Vec<_> = sealgate_keys::GROUPS.into_iter().filter(known).collect();
+                    prop_assert_eq!(read.groups, ours);
                     break;
                 }
                 None => prop_assert!(end < hello.len()),
@@ -432,53 +439,40 @@ proptest! {
 }
 
 #[test]
-fn numbers_that_mean_nothing_are_passed_over_and_anything_is_borne() {
-    let hello = |session: &[u8], suites: &[u8]| {
-        let mut wire = vec![0; 43];
-        (wire[0], wire[3], wire[5]) = (22, 64, 1);
-        wire.push(session.len() as u8);
-        wire.extend(session);
-        wire.extend((suites.len() as u16).to_be_bytes());
-        wire.extend(suites);
-        wire
-    };
-    assert!(wants_chacha(&hello(&[], &[0x13, 3])));
-    assert!(wants_chacha(&hello(&[7; 32], &[0x1a, 0x1a, 0xcc, 0xa9, 0x13, 1])));
-    assert!(!wants_chacha(&hello(&[7; 32], &[0x1a, 0x1a, 0x13, 1, 0x13, 3])));
-    // Behind the list stands something else.
-    assert!(!wants_chacha(&[hello(&[], &[0x0a, 0x0a]), vec![0x13, 3]].concat()));
-    assert!(falls_back(&hello(&[7; 32], &[0xc0, 0x2b, 0x56, 0])));
-    assert!(!falls_back(&hello(&[7; 32], &[0xc0, 0x2b])));
-    assert!(!falls_back(&hello(&[7; 32], &[0x13, 1, 0x56, 0])), "it has TLS 1.3 too");
-    let cut = hello(&[], &[0x56, 0, 0x13, 1]);
-    assert!(!falls_back(&cut[..cut.len() - 2]), "there may be more to come");
-    for wire in [&[][..], &[0; 43], &[255; 44], &[0; 45], &hello(&[], &[]), &hello(&[], &[0x13])] {
-        assert!(!wants_chacha(wire) && !falls_back(wire));
-    }
+fn what_suites_say() {
+    let wants_chacha = |suites: &[u16]| chacha_is_first(suites.iter().copied());
+    let falls_back = |suites: &[u16]| is_fallback(suites.iter().copied());
+    assert!(wants_chacha(&[0x1303]));
+    assert!(wants_chacha(&[0x1a1a, 0xcca9, 0x1301]), "a number that means nothing comes first");
+    assert!(!wants_chacha(&[0x1a1a, 0x1301, 0x1303]));
+    assert!(falls_back(&[0xc02b, 0x5600]));
+    assert!(!falls_back(&[0xc02b]));
+    assert!(!falls_back(&[0x1301, 0x5600]) && !falls_back(&[0x5600, 0x1301]), "it has TLS 1.3 too");
+    assert!(!wants_chacha(&[]) && !falls_back(&[]));
 }
 
 #[test]
-fn a_client_that_wants_chacha_most_gets_it() {
+fn a_client_gets_the_configuration_for_what_it_says() {
     run(async {
         let (server, _) = configs(&TLS13);
-        let mut chacha = Arc::unwrap_or_clone(server.clone());
-        chacha.alpn_protocols = vec![b"for-chacha".to_vec()];
-        let chacha = Arc::new(chacha);
         for wanted in [true, false] {
             let (near, mut far) = duplex(64 * 1024);
             let mut all = rustls::crypto::aws_lc_rs::ALL_CIPHER_SUITES.to_vec();
             all.sort_by_key(|suite| sealgate_keys::is_chacha(suite.suite()) != wanted);
-            far.write_all(&client_hello(all, "localhost", &[b"for-chacha"])).await.unwrap();
+            let groups = [NamedGroup::secp384r1, NamedGroup::X25519];
+            far.write_all(&client_hello(all, &groups, "localhost", &[])).await.unwrap();
             let mut asked = None;
-            let choose = |chacha_first| {
-                asked = Some(chacha_first);
-                Ok(if chacha_first { chacha.clone() } else { server.clone() })
+            let choose = |hello: &Hello| {
+                asked = Some(hello.clone());
+                Ok(Some(server.clone()))
             };
-            let accepting = ServerStream::accept_for(choose, near);
+            let accepting = ServerStream::accept_by(choose, near);
             // The client is silent from here on.
             let waited = tokio::time::timeout(std::time::Duration::from_millis(50), accepting).await;
             assert!(waited.is_err());
-            assert_eq!(asked, Some(wanted));
+            let asked = asked.unwrap();
+            assert_eq!(asked.wants_chacha, wanted);
+            assert_eq!(asked.groups, [NamedGroup::X25519, NamedGroup::secp384r1]);
             // A ServerHello came: handshake, and its message of kind 2.
             let mut head = [0; 6];
             far.read_exact(&mut head).await.unwrap();
