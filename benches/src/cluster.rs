@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use tokio::task::JoinSet;
 
 use crate::crowd::{ask, line, micros, talk};
-use crate::load::{Idle, Target, WebSocket, while_working};
+use crate::load::{Idle, Quiet, Target, WebSocket, while_working};
 use crate::measure::{Spread, percentile};
 use crate::proxies::{Kind, Proxy, Stage};
 
@@ -69,7 +69,8 @@ pub(crate) async fn run(options: &Cluster, mut stage: Stage) -> Result<()> {
     let mut others = JoinSet::new();
     for _ in 0..GATEWAYS {
         let gateway = stage.start(Kind::Sealgate).await?;
-        let mut crowd = Idle::open(&stage.target(&gateway)?, PATH, options.untouched.into()).await?;
+        let mut crowd =
+            Idle::open(&stage.target(&gateway)?, Quiet::Socket(PATH), options.untouched.into()).await?;
         others.spawn_local(async move {
             crowd.hold(Duration::from_secs(86_400)).await?;
             anyhow::Ok(())

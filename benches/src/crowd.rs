@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 
-use crate::load::{Idle, Target, WebSocket, while_working};
+use crate::load::{Idle, Quiet, Target, WebSocket, while_working};
 use crate::measure::{Spread, percentile};
 use crate::proxies::{Kind, Proxy, Stage};
 
@@ -46,7 +46,7 @@ pub(crate) struct Crowd {
 #[expect(clippy::print_stdout, reason = "the figures")]
 pub(crate) async fn run(options: &Crowd, mut stage: Stage) -> Result<()> {
     let proxy = stage.start(Kind::Sealgate).await?;
-    let mut crowd = Idle::open(&stage.target(&proxy)?, PATH, options.sockets.into()).await?;
+    let mut crowd = Idle::open(&stage.target(&proxy)?, Quiet::Socket(PATH), options.sockets.into()).await?;
     println!("{} sockets open", options.sockets);
 
     let mut each = Vec::new();

@@ -281,15 +281,26 @@ pub(crate) async fn visit(
     Ok(Visit { others, units, cpu, wall, p50, p99 })
 }
 
-/// WebSockets that have each carried one message and now say nothing. Closed when dropped.
+/// What idles.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Quiet {
+    /// A WebSocket at that path that has carried one message.
+    Socket(&'static str),
+    /// An HTTPS/1.1 connection that has carried one request and is kept alive.
+    KeptAlive,
+    /// A connection after its TLS handshake, without a request.
+    Handshaken,
+}
+
+/// Connections that say nothing now. Closed when dropped.
 pub(crate) struct Idle {
     /// One for each; ends when its socket does.
     pub(crate) tasks: JoinSet<Result<()>>,
 }
 
 impl Idle {
-    /// Opens `count` of them at `path`, each with one message through it and back.
-    pub(crate) async fn open(target: &Rc<Target>, path: &'static str, count: usize) -> Result<Self> {
+    /// Opens `count` of them.
+    pub(crate) async fn open(target: &Rc<Target>, quiet: Quiet, count: usize) -> Result<Self> {
         let meter = Rc::new(Meter::default());
         let turns = Rc::new(Semaphore::new(OPENING_AT_ONCE));
         let mut tasks = JoinSet::new();
@@ -297,6 +308,20 @@ impl Idle {
             let (target, meter, turns) = (target.clone(), meter.clone(), turns.clone());
             tasks.spawn_local(async move {
                 let turn = turns.acquire().await?;
+                let path = match quiet {
+                    Quiet::Socket(path) => path,
+                    Quiet::KeptAlive | Quiet::Handshaken => {
+                        let mut stream = target.connect(&target.http1).await?;
+                        if matches!(quiet, Quiet::KeptAlive) {
+                            let mut buffer = BytesMut::with_capacity(4096);
+                            exchange(&mut stream, &target, &target.request(index), &mut buffer).await?;
+                        }
+                        drop(turn);
+                        meter.stands();
+                        let read = stream.read(&mut [0]).await;
+                        bail!("an idle connection ended, or something came: {read:?}");
+                    }
+                };
                 let mut socket = WebSocket::open(&target, path, index).await?;
                 socket.send_message();
                 socket.flush().await?;
@@ -312,7 +337,7 @@ impl Idle {
         }
         while_working(&mut tasks, tokio::time::timeout(OPENING, meter.all_standing(count)))
             .await?
-            .context("sockets did not open in time")?;
+            .context("they did not open in time")?;
         Ok(Self { tasks })
     }
 

@@ -20,7 +20,7 @@ use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::LocalSet;
 
-use crate::load::{Idle, MESSAGE_BYTES, Plan, Shake, Work};
+use crate::load::{Idle, MESSAGE_BYTES, Plan, Quiet, Shake, Work};
 use crate::measure::{Memory, Processes};
 use crate::proxies::{Binaries, Cpus, Kind, Proxy, Stage};
 use crate::report::{Sample, Section};
@@ -72,7 +72,7 @@ struct Options {
     /// Units per second, the same for every proxy (default: as fast as answers come).
     #[arg(long)]
     rate: Option<f64>,
-    /// Sockets of the idle workload.
+    /// Sockets, or connections, of the idle workloads.
     #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u16).range(1..))]
     idle_sockets: u16,
     /// The gateway to measure (default: built in release from this workspace).
@@ -107,6 +107,10 @@ enum Workload {
     EchoChecked,
     /// Memory of idle proxied WebSockets.
     Idle,
+    /// Memory of idle HTTPS/1.1 connections that are kept alive after a request.
+    IdleKeptAlive,
+    /// Memory of idle TLS connections without a request.
+    IdleHandshaken,
 }
 
 fn main() -> ExitCode {
@@ -299,8 +303,8 @@ async fn one_round(
         };
         let kind = proxy.kind;
         let sample = match workload.work(options) {
-            Some(work) => one_visit(options, work, stage, proxy).await,
-            None => idle_memory(options, stage, kind).await,
+            Ok(work) => one_visit(options, work, stage, proxy).await,
+            Err(quiet) => idle_memory(options, quiet, stage, kind).await,
         };
         stage.check_backend()?;
         let sample = sample.with_context(|| format!("{kind}, {}, round {}", workload.name(), round + 1))?;
@@ -320,11 +324,10 @@ async fn one_visit(options: &Options, work: Work, stage: &Stage, proxy: &mut Pro
 }
 
 /// Growth per socket of a proxy that was started for this alone, in KiB.
-async fn idle_memory(options: &Options, stage: &Stage, kind: Kind) -> Result<Sample> {
-    const PATH: &str = "/v1/echo";
+async fn idle_memory(options: &Options, quiet: Quiet, stage: &Stage, kind: Kind) -> Result<Sample> {
     let mut proxy = stage.start(kind).await?;
     let target = stage.target(&proxy)?;
-    drop(Idle::open(&target, PATH, IDLE_WARM_UP).await?);
+    drop(Idle::open(&target, quiet, IDLE_WARM_UP).await?);
     let processes = proxy.processes()?;
     let before = settled(&processes, async |time| {
         tokio::time::sleep(time).await;
@@ -332,7 +335,7 @@ async fn idle_memory(options: &Options, stage: &Stage, kind: Kind) -> Result<Sam
     })
     .await?;
     let count = usize::from(options.idle_sockets);
-    let mut sockets = Idle::open(&target, PATH, count).await?;
+    let mut sockets = Idle::open(&target, quiet, count).await?;
     let after = settled(&processes, async |time| sockets.hold(time).await).await?;
     processes.unchanged()?;
     let per_socket = |after: u64, before: u64| (after as f64 - before as f64) / count as f64 / 1024.0;
@@ -363,10 +366,10 @@ impl Workload {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
-    /// What the client does; nothing for the workload that counts memory.
-    fn work(self, options: &Options) -> Option<Work> {
+    /// What the client does, or what idles where memory is counted.
+    fn work(self, options: &Options) -> Result<Work, Quiet> {
         let in_flight = options.in_flight.into();
-        Some(match self {
+        Ok(match self {
             Self::Requests => Work::Request,
             Self::H2 => Work::Request2,
             Self::Handshakes => Work::Handshake(Shake::Ecdsa),
@@ -375,7 +378,9 @@ impl Workload {
             Self::HandshakesHybrid => Work::Handshake(Shake::Hybrid),
             Self::Echo => Work::Echo { path: "/v1/echo", in_flight },
             Self::EchoChecked => Work::Echo { path: "/v1/echo-checked", in_flight },
-            Self::Idle => return None,
+            Self::Idle => return Err(Quiet::Socket("/v1/echo")),
+            Self::IdleKeptAlive => return Err(Quiet::KeptAlive),
+            Self::IdleHandshaken => return Err(Quiet::Handshaken),
         })
     }
 
@@ -418,6 +423,16 @@ impl Workload {
                 "WSS echo as before, where sealgate checks schema and rate of every message, {connections} \
                  sockets, {in_flight} in flight on each, {times}"
             ),
+            Self::IdleKeptAlive => format!(
+                "memory per idle HTTPS/1.1 connection: growth of RSS over all processes, {idle_sockets} connections that \
+                 have each carried one request, {} rounds with fresh processes",
+                options.rounds
+            ),
+            Self::IdleHandshaken => format!(
+                "memory per idle TLS connection: growth of RSS over all processes, {idle_sockets} connections after \
+                 the handshake, without a request, {} rounds with fresh processes",
+                options.rounds
+            ),
             Self::Idle => format!(
                 "memory per idle proxied WSS: growth of RSS over all processes, {idle_sockets} sockets that have \
                  each echoed one message, {} rounds with fresh processes",
@@ -425,7 +440,7 @@ impl Workload {
             ),
         };
         let (title, unit) = match self {
-            Self::Idle => (what, "KiB"),
+            Self::Idle | Self::IdleKeptAlive | Self::IdleHandshaken => (what, "KiB"),
             _ => (format!("server CPU per {what}"), "µs"),
         };
         let proxies = options.proxies.iter().copied().filter(|kind| self.is_for(*kind)).collect();

@@ -249,6 +249,7 @@ http {{
         ssl_certificate_key {stage}/rsa.key;
         keepalive_requests 1000000000;
         keepalive_timeout 1h;
+        client_header_timeout 1h;
         location / {{
             proxy_pass http://backend;
             proxy_http_version 1.1;
