@@ -488,6 +488,37 @@ fn k4_a_resumed_session_never_skips_a_changed_client_certificate_policy() {
     assert_eq!(connect().0, None);
 }
 
+/// Time passes too: a certificate that has ended since gets in by no ticket, though the ticket has not ended.
+#[test]
+fn k4_a_resumed_session_does_not_outlive_its_certificate() {
+    let setting = Setting::new(&format!("{CLIENT}{RULES}"));
+    // Certificates tell whole seconds.
+    let end = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(sealgate_tests::now() + 5);
+    let key = rcgen::KeyPair::generate().unwrap();
+    setting.clients.issue_with("brief", &["brief.test"], key, |params| params.not_after = end.into());
+    let gateway = Gateway::run(&setting.bundle);
+    let config = setting.config("brief", "http/1.1");
+    let connect = || {
+        let mut wire = Wire::with(gateway.address(), &config, "localhost");
+        let status = get(&mut wire, "/certified", &[]).map(|reply| reply.status);
+        (status, wire.tls().handshake_kind())
+    };
+    assert_eq!(connect(), (Some(200), Some(HandshakeKind::Full)));
+    let mut resumed = 0;
+    until("it has ended", DEADLINE, || {
+        let outcome = connect();
+        resumed += usize::from(outcome == (Some(200), Some(HandshakeKind::Resumed)));
+        (outcome.0.is_none()).then_some(())
+    });
+    assert!(resumed > 0 && std::time::SystemTime::now() >= end, "{resumed} resumed");
+    assert_eq!(connect().0, None);
+    assert_eq!(
+        get(&mut setting.wire(&gateway, "alice"), "/certified", &[]).unwrap().status,
+        200,
+        "others get in"
+    );
+}
+
 #[test]
 fn what_is_open_under_a_revoked_certificate_is_closed() {
     let setting = Setting::new(&format!("{CLIENT}{RULES}"));

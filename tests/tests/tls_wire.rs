@@ -170,6 +170,14 @@ const POINT: [u8; 32] = {
     point
 };
 
+/// The base of P-256 (FIPS 186-4 §D.1.2.3).
+const P256_BASE: [u8; 64] = [
+    0x6b, 0x17, 0xd1, 0xf2, 0xe1, 0x2c, 0x42, 0x47, 0xf8, 0xbc, 0xe6, 0xe5, 0x63, 0xa4, 0x40, 0xf2, 0x77,
+    0x03, 0x7d, 0x81, 0x2d, 0xeb, 0x33, 0xa0, 0xf4, 0xa1, 0x39, 0x45, 0xd8, 0x98, 0xc2, 0x96, 0x4f, 0xe3,
+    0x42, 0xe2, 0xfe, 0x1a, 0x7f, 0x9b, 0x8e, 0xe7, 0xeb, 0x4a, 0x7c, 0x0f, 0x9e, 0x16, 0x2b, 0xce, 0x33,
+    0x57, 0x6b, 0x31, 0x5e, 0xce, 0xcb, 0xb6, 0x40, 0x68, 0x37, 0xbf, 0x51, 0xf5,
+];
+
 fn vec16(bytes: &[u8]) -> Vec<u8> {
     [&(bytes.len() as u16).to_be_bytes(), bytes].concat()
 }
@@ -214,6 +222,8 @@ struct ServerHello {
     suite: u16,
     compression: u8,
     extensions: Vec<u16>,
+    /// That of its key, or of the key that it asks for.
+    group: Option<u16>,
 }
 
 struct Raw {
@@ -245,6 +255,12 @@ impl Raw {
         }
     }
 
+    /// The change of cipher is for middleboxes (RFC 8446 §D.4).
+    fn answer_behind_change_of_cipher(&mut self) -> Answer {
+        assert_eq!(self.record(), Some((20, vec![1])));
+        self.answer()
+    }
+
     fn record(&mut self) -> Option<(u8, Vec<u8>)> {
         let mut header = [0; 5];
         self.read(&mut header)?;
@@ -268,13 +284,16 @@ fn read_hello(hello: &[u8]) -> ServerHello {
     let session = usize::from(hello[34]);
     let rest = &hello[35 + session..];
     let mut version = u16::from_be_bytes([hello[0], hello[1]]);
-    let mut extensions = Vec::new();
+    let (mut extensions, mut group) = (Vec::new(), None);
     let mut left = &rest[5..];
     while let [a, b, c, d, after @ ..] = left {
         let (body, after) = after.split_at(u16::from_be_bytes([*c, *d]).into());
         let kind = u16::from_be_bytes([*a, *b]);
         if kind == VERSIONS {
             version = u16::from_be_bytes([body[0], body[1]]);
+        }
+        if kind == KEY_SHARE {
+            group = Some(u16::from_be_bytes([body[0], body[1]]));
         }
         extensions.push(kind);
         left = after;
@@ -285,7 +304,8 @@ fn read_hello(hello: &[u8]) -> ServerHello {
         }
     }
     let suite = u16::from_be_bytes([rest[0], rest[1]]);
-    ServerHello { version, random: hello[2..34].try_into().unwrap(), suite, compression: rest[2], extensions }
+    let random = hello[2..34].try_into().unwrap();
+    ServerHello { version, random, suite, compression: rest[2], extensions, group }
 }
 
 fn ask(gateway: &Gateway, bytes: &[u8]) -> Answer {
@@ -474,6 +494,51 @@ fn what_is_offered_and_not_wanted_is_not_agreed_on() {
     let both = [&SUITES_12[..], &[0x0a0a, 0x00ff, 0x5600], &SUITES_13].concat();
     let hello = Hello::tls13().suites(&both).with(VERSIONS, vec![6, 0x2a, 0x2a, 3, 3, 3, 4]);
     assert_eq!(accepted(&gateway, "both versions", &hello.wire()).version, 0x0304);
+}
+
+/// The random number of a ServerHello that is none, but asks for another hello (RFC 8446 §4.1.3).
+const HELLO_RETRY_REQUEST: [u8; 32] = [
+    0xcf, 0x21, 0xad, 0x74, 0xe5, 0x9a, 0x61, 0x11, 0xbe, 0x1d, 0x8c, 0x02, 0x1e, 0x65, 0xb8, 0x91, 0xc2,
+    0xa2, 0x11, 0x16, 0x7a, 0xbb, 0x8c, 0x5e, 0x07, 0x9e, 0x09, 0xe2, 0xc8, 0xa8, 0x33, 0x9c,
+];
+
+/// RFC 8446 §4.1.4: who has not sent a key for the group that is wanted most is asked for it, once, and gets its alert if it sends
+/// anything else.
+#[test]
+fn t2_the_key_that_is_wanted_is_asked_for_once() {
+    let (_bundle, gateway) = start("");
+    let (_other_bundle, by_name) = start_by_name("");
+    for gateway in [&gateway, &by_name] {
+        let p256 = [[4].as_slice(), &P256_BASE].concat();
+        let first = Hello::tls13().with(GROUPS, list16(&[23, 29])).with(KEY_SHARE, share(23, &p256));
+        let asked = || {
+            let mut raw = Raw::connect(gateway);
+            raw.send(&first.wire());
+            let Answer::Hello(hello) = raw.answer() else { panic!("no hello") };
+            assert_eq!((hello.random, hello.group), (HELLO_RETRY_REQUEST, Some(29)), "X25519 is wanted");
+            raw
+        };
+        for (what, second, alert) in [
+            ("the same again", first.clone(), ILLEGAL_PARAMETER),
+            ("no key", first.clone().without(KEY_SHARE), HANDSHAKE_FAILURE),
+            ("none again", first.clone().with(KEY_SHARE, vec16(&[])), ILLEGAL_PARAMETER),
+        ] {
+            let mut raw = asked();
+            raw.send(&second.wire());
+            assert_eq!(raw.answer_behind_change_of_cipher(), Answer::Alert(alert), "{what}");
+        }
+        let mut raw = asked();
+        raw.send(&first.clone().with(KEY_SHARE, share(29, &POINT)).wire());
+        let Answer::Hello(hello) = raw.answer_behind_change_of_cipher() else { panic!("no hello") };
+        assert_eq!((hello.version, hello.group), (0x0304, Some(29)));
+        assert_ne!(hello.random, HELLO_RETRY_REQUEST);
+
+        // Nobody who has sent it is asked: with others too, in whatever order.
+        let both = [share(23, &p256)[2..].to_vec(), share(29, &POINT)[2..].to_vec()].concat();
+        let hello = accepted(gateway, "both", &first.clone().with(KEY_SHARE, vec16(&both)).wire());
+        assert_eq!((hello.version, hello.group), (0x0304, Some(29)));
+        assert_ne!(hello.random, HELLO_RETRY_REQUEST);
+    }
 }
 
 #[test]
