@@ -17,8 +17,8 @@ use arc_swap::ArcSwap;
 use ring::digest;
 use rustls::{NamedGroup, crypto::CryptoProvider, version};
 use sealgate_keys::{
-    CertificateEntry, CertificateInfo, CertificateStore, ClientDemand, ClientTrust, ClientTrustError,
-    ProviderChoice, ServerConfigs, TicketKeys,
+    CertificateEntry, CertificateError, CertificateInfo, CertificateStore, ClientDemand, ClientTrust,
+    ClientTrustError, ProviderChoice, ServerConfigs, TicketKeys,
 };
 use sealgate_policy::{
     Bundle, CertificateOrigin, ClientAuthentication, ClientMode, Group, Policy, PolicyError, PolicyErrors,
@@ -262,8 +262,15 @@ impl PolicySource {
                     match read(source, MAX_LIST_BYTES) {
                         Ok(bytes) if what == "ca" => found.ca = bytes,
                         Ok(bytes) => found.crls.push(bytes),
-                        Err(error) => errors
-                            .push(Fault::Other { message: format!("tls.client.{what}: {source}: {error}") }),
+                        Err(error) => {
+                            let message = format!("tls.client.{what}: {source}: {error}");
+                            // Zones share most of it.
+                            if !errors.iter().any(
+                                |fault| matches!(fault, Fault::Other { message: known } if *known == message),
+                            ) {
+                                errors.push(Fault::Other { message });
+                            }
+                        }
                     }
                 }
             }
@@ -469,21 +476,33 @@ fn tls(
     let provider = sealgate_keys::provider(&ProviderChoice { groups: groups.collect(), tls13_only });
     let (certificates, from): (Vec<_>, Vec<_>) = certificates.into_iter().unzip();
     let store = CertificateStore::build(certificates, &provider, SystemTime::now()).map_err(|faults| {
-        let errors = faults.into_iter().map(|fault| Fault::Other {
-            message: match from.get(fault.entry) {
-                Some(from) => format!("{fault} ({from})"),
-                None => fault.to_string(),
-            },
-        });
-        LoadError { errors: errors.collect() }
-    })?;
+        let named = |fault: CertificateError| match from.get(fault.entry) {
+            Some(from) => format!("{fault} ({from})"),
+            None => fault.to_string(),
+        };
+        faults.into_iter().map(named).collect::<Vec<_>>()
+    });
+    let trusts: Vec<_> = wanted
+        .client
+        .all()
+        .iter()
+        .zip(clients)
+        .map(|(wanted, found)| client_trust(wanted, found, &provider))
+        .collect();
+    let refused = trusts.iter().filter_map(|trust| trust.as_ref().err());
+    let mut faults: Vec<_> = store.as_ref().err().into_iter().chain(refused).flatten().cloned().collect();
+    // Zones share most of their authorities and lists.
+    let mut seen = HashSet::new();
+    faults.retain(|fault| seen.insert(fault.clone()));
+    let (Ok(store), Ok(trusts)) = (store, trusts.into_iter().collect::<Result<Vec<_>, _>>()) else {
+        return Err(LoadError::all(faults));
+    };
     let rows = store.entries().iter().map(CertificateRow::from).collect();
     let versions: &[_] = if tls13_only { &[&version::TLS13] } else { &[&version::TLS13, &version::TLS12] };
     let alpn: &[&[u8]] = if policy.connections().http2 { &[b"h2", b"http/1.1"] } else { &[b"http/1.1"] };
     let store = Arc::new(store);
     let mut zones = Vec::new();
-    for (wanted, found) in wanted.client.all().iter().zip(clients) {
-        let trust = client_trust(wanted, found, &provider)?;
+    for (wanted, trust) in wanted.client.all().iter().zip(trusts) {
         let configs = ServerConfigs::new(&provider, |provider| {
             let (store, tickets) = (store.clone(), tickets.clone());
             sealgate_keys::server_config(store, provider, versions, tickets, alpn, &trust)
@@ -492,6 +511,7 @@ fn tls(
         zones.push(Zone { configs, trust, forward: wanted.forward });
     }
     let mut warnings: Vec<_> = zones.iter().flat_map(|zone| zone.trust.warnings().to_vec()).collect();
+    warnings.dedup();
     // No error: such a host may be reached through somebody else's proxy, or its certificate may be on its way.
     let missing: HashSet<String> = awaited.iter().flat_map(|(names, _)| names.iter().cloned()).collect();
     warnings.extend(awaited.iter().map(|(names, why)| {
@@ -524,7 +544,7 @@ fn client_trust(
     wanted: &ClientAuthentication,
     found: &Authorities,
     provider: &Arc<CryptoProvider>,
-) -> Result<ClientTrust, LoadError> {
+) -> Result<ClientTrust, Vec<String>> {
     let demand = match wanted.mode {
         ClientMode::None => return Ok(ClientTrust::none()),
         ClientMode::Request => ClientDemand::Request,
@@ -539,7 +559,7 @@ fn client_trust(
             (_, Some(ca)) => format!("tls.client.ca: {ca}: {fault}"),
             (_, None) => format!("tls.client.ca: {fault}"),
         };
-        LoadError::all(faults.iter().map(named).collect())
+        faults.iter().map(named).collect()
     })
 }
 

@@ -134,9 +134,15 @@ fn certificates_that_would_not_do_are_named_before_they_are_swapped_in() {
     issue(&bundle, "early", &["early.test"], 200);
     issue(&bundle, "nameless", &["other.test"], 30);
     let all = ["mismatched", "expired", "early", "nameless"];
-    bundle.write(&format!("{}{RULES}", all.map(own).concat()));
+    let clients = "[tls.client]\nmode = \"request\"\nca = \"file:${state}/clients.pem\"\n\
+                   [[tls.client.override]]\nnames = [\"chat.test\"]\nmode = \"require\"\n";
+    bundle.write(&format!("{clients}{}{RULES}", all.map(own).concat()));
+    let once = |said: &str| said.matches("tls.client.ca").count() == 1;
     let (fine, said) = gateway.reload();
-    assert!(!fine, "{said}");
+    assert!(!fine && once(&said) && said.contains("No such file"), "{said}");
+    std::fs::write(bundle.state().join("clients.pem"), "no certificate").unwrap();
+    let (fine, said) = gateway.reload();
+    assert!(!fine && once(&said), "{said}");
     for (name, reason) in all.into_iter().zip([
         "does not match the first certificate",
         "expired on",
