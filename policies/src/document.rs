@@ -303,6 +303,12 @@ pub(crate) struct ConnectionsDocument {
     pub(crate) h2_connection_window: Option<SizeText>,
     /// Whether HTTP/2 is offered; default true.
     pub(crate) http2: Option<bool>,
+    /// Addresses and prefixes (CIDR) of load balancers that say who their clients are, by the PROXY protocol, version 1 or 2, at the
+    /// beginning of every connection. They are believed in all that depends on an address, so let nobody else come from there; and
+    /// who comes from elsewhere is not asked. Default none.
+    #[serde(default)]
+    #[schemars(length(max = 64))]
+    pub(crate) proxy_protocol_from: Vec<String>,
 }
 
 /// Fields of answers. Always there: X-Content-Type-Options: nosniff and the request's id; never: Server, X-Powered-By and

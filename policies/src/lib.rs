@@ -66,5 +66,5 @@ pub use rule::{
     AtLimit, Authentication, BodyRule, Compression, LogoutRule, MaxOpen, OnRefusal, RenewRule, Rule,
     TicketRule, TunnelLimits,
 };
-pub use units::parse_duration;
+pub use units::{parse_duration, parse_network};
 pub use verdict::{Authorization, DecidingPolicy, Explanation, Question, TestOutcome, explain, run_tests};

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
+use ipnet::IpNet;
 
 use crate::certificate::ClientZones;
 use crate::denial::Denial;
@@ -251,6 +252,16 @@ pub struct ConnectionPolicy {
     pub h2_connection_window: u32,
     /// Whether HTTP/2 is offered (ALPN `h2`); default true.
     pub http2: bool,
+    /// Where load balancers are that say who their clients are (PROXY protocol); at most 64, default none.
+    pub proxy_protocol_from: Vec<IpNet>,
+}
+
+impl ConnectionPolicy {
+    /// Whether connections from `peer`, an IPv4 address not written as an IPv6 one, begin with a PROXY header.
+    #[must_use]
+    pub fn is_proxy(&self, peer: IpAddr) -> bool {
+        self.proxy_protocol_from.iter().any(|net| net.contains(&peer))
+    }
 }
 
 /// `[headers]`: what answers say beside what upstreams do.

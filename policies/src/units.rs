@@ -1,8 +1,10 @@
 //! Durations (`15m`) and sizes (`64KiB`) as operators type them.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 use std::time::Duration;
 
+use ipnet::{IpNet, Ipv4Net};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -104,6 +106,22 @@ macro_rules! text_form {
 
 text_form!(DurationText, DURATION_EXPECTED, "ms|s|m|h|d");
 text_form!(SizeText, SIZE_EXPECTED, "B|KiB|MiB|GiB");
+
+/// An address, or a prefix of addresses (CIDR). An IPv4 address in IPv6 is the IPv4 address; connections count by that too.
+#[must_use]
+pub fn parse_network(text: &str) -> Option<IpNet> {
+    let net = match text.parse::<IpAddr>() {
+        Ok(address) => IpNet::from(address.to_canonical()),
+        Err(_) => text.parse::<IpNet>().ok()?,
+    };
+    match net {
+        IpNet::V6(v6) if v6.prefix_len() >= 96 => match v6.network().to_ipv4_mapped() {
+            Some(v4) => Ipv4Net::new(v4, v6.prefix_len() - 96).ok().map(IpNet::V4),
+            None => Some(net),
+        },
+        IpNet::V4(_) | IpNet::V6(_) => Some(net),
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -19,6 +19,7 @@ use ring::digest::{SHA256, digest};
 use rustls::server::{Accepted, Acceptor, ResolvesServerCert};
 use rustls::{CipherSuite, SignatureScheme};
 use sealgate::edge::guard::{FrameGuard, GuardFault, RequestGuard};
+use sealgate::edge::proxy::read_header;
 use sealgate::events::read_lines;
 use sealgate::session::{
     self, Asked, DPOP, KeyFetcher, Proofs, Tickets, TokenCache, Verifier, bearer, decode, encode,
@@ -47,7 +48,7 @@ use crate::tokens::now;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 23] = [
+pub const TARGETS: [Target; 24] = [
     ("websocket_frames", websocket_frames),
     ("inflate", inflate),
     ("extension_offer", extension_offer),
@@ -71,6 +72,7 @@ pub const TARGETS: [Target; 23] = [
     ("frame_guard", frame_guard),
     ("client_hello", client_hello),
     ("certificate_choice", certificate_choice),
+    ("proxy_header", proxy_header),
 ];
 
 const LIMITS: TunnelLimits = TunnelLimits {
@@ -1431,4 +1433,20 @@ pub fn certificate_choice(data: &[u8]) {
     let length = (body.len() as u32).to_be_bytes();
     let message = [&[1], &length[1..], &body].concat();
     client_hello(&[&[22, 3, 1][..], &sized(&message)].concat());
+}
+
+/// What a load balancer says of its client: read the same however it comes, and never beyond its end.
+pub fn proxy_header(data: &[u8]) {
+    let whole = read_header(data);
+    for end in 0..data.len().min(300) {
+        match read_header(&data[..end]) {
+            Ok(None) => {}
+            early => assert_eq!(early, whole, "what followed changed it"),
+        }
+    }
+    if let Ok(Some((length, _))) = whole {
+        assert!(length <= data.len());
+        assert_eq!(read_header(&data[..length]), whole);
+        assert_eq!(read_header(&data[..length - 1]), Ok(None), "it had ended before");
+    }
 }

@@ -70,6 +70,19 @@ pub(super) fn permit(
     Ok((permit, counted))
 }
 
+/// Judges a load balancer's connection before its header was read. Lists and limits of an address are for its client's.
+pub(super) fn permit_proxy(
+    core: &Core,
+    snapshot: &Snapshot,
+    proxy: SocketAddr,
+) -> Result<ConnectionGuard, Denial> {
+    let counted = core.gateway.connections.open(proxy.ip());
+    let open_total = counted.others_in_total();
+    let facts = ConnectionFacts { peer: proxy.ip(), open_total, open_from_address: 0, refused: false };
+    snapshot.policy.permit_connection(&facts)?;
+    Ok(counted)
+}
+
 /// Serves a permitted connection to its end.
 pub(super) async fn serve(
     core: Rc<Core>,

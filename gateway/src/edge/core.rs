@@ -3,7 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, HashMap},
-    net::IpAddr,
+    net::SocketAddr,
     rc::Rc,
     sync::{Arc, Weak},
     time::Duration,
@@ -22,6 +22,7 @@ use super::{
     Client, Connection, Gateway, Inbox, Listeners, accept,
     inbox::{Mail, Notice},
     plain,
+    proxy::{self, Source},
 };
 use crate::{
     http::{Sockets, contact_lost, displace, drain, end_sessions, list, rejudge, revoke, sweep},
@@ -287,7 +288,7 @@ async fn read_inbox(core: Rc<Core>, mut inbox: Inbox) {
 async fn accept_loop(core: Rc<Core>, scheme: Scheme, listener: TcpListener) {
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) => admit(&core, scheme, stream, peer),
+            Ok((stream, peer)) => receive(&core, scheme, stream, peer),
             Err(error) if transient(&error) => {}
             Err(error) => {
                 core.gateway.metrics().accept_failed();
@@ -298,14 +299,57 @@ async fn accept_loop(core: Rc<Core>, scheme: Scheme, listener: TcpListener) {
     }
 }
 
-fn admit(core: &Rc<Core>, scheme: Scheme, stream: TcpStream, mut peer: std::net::SocketAddr) {
-    // An IPv4 client is one client, whichever socket it came through.
-    if let IpAddr::V6(v6) = peer.ip()
-        && let Some(v4) = v6.to_ipv4_mapped()
-    {
-        peer.set_ip(IpAddr::V4(v4));
-    }
+fn receive(core: &Rc<Core>, scheme: Scheme, stream: TcpStream, peer: SocketAddr) {
+    let peer = canonical(peer);
     let snapshot = core.snapshot();
+    if snapshot.policy.connections().is_proxy(peer.ip()) {
+        tokio::task::spawn_local(receive_from_proxy(core.clone(), snapshot, scheme, stream, peer));
+    } else {
+        admit(core, snapshot, scheme, stream, peer);
+    }
+}
+
+/// An IPv4 client is one client, whichever socket it came through.
+fn canonical(peer: SocketAddr) -> SocketAddr {
+    SocketAddr::new(peer.ip().to_canonical(), peer.port())
+}
+
+/// Learns from a load balancer whom a connection is from.
+async fn receive_from_proxy(
+    core: Rc<Core>,
+    snapshot: Arc<Snapshot>,
+    scheme: Scheme,
+    mut stream: TcpStream,
+    proxy: SocketAddr,
+) {
+    let _open = core.count_open();
+    let refuse = |reason| core.gateway.metrics().connection_refused(reason);
+    let counted = match accept::permit_proxy(&core, &snapshot, proxy) {
+        Ok(counted) => counted,
+        Err(denial) => return refuse(denial.reason()),
+    };
+    let limit = snapshot.policy.connections().handshake_timeout;
+    let taken = tokio::select! {
+        taken = tokio::time::timeout(limit, proxy::take_header(&mut stream)) => taken,
+        () = core.drain.notified() => return,
+    };
+    let peer = match taken {
+        Ok(Ok(Source::Client(client))) => canonical(client),
+        Ok(Ok(Source::Itself)) => proxy,
+        Ok(Err(error)) => {
+            tracing::warn!(%proxy, %error, "no PROXY header");
+            return refuse("no-proxy-header");
+        }
+        Err(_) => {
+            tracing::warn!(%proxy, "no PROXY header in time");
+            return refuse("no-proxy-header");
+        }
+    };
+    drop(counted);
+    admit(&core, snapshot, scheme, stream, peer);
+}
+
+fn admit(core: &Rc<Core>, snapshot: Arc<Snapshot>, scheme: Scheme, stream: TcpStream, peer: SocketAddr) {
     match accept::permit(core, &snapshot, peer) {
         Ok((permit, counted)) => match scheme {
             Scheme::Https => {

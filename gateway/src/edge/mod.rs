@@ -12,6 +12,7 @@ pub mod guard;
 mod inbox;
 pub mod listener;
 mod plain;
+pub mod proxy;
 mod sessions;
 mod stream;
 

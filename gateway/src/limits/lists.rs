@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use sealgate_policy::parse_network;
 
 /// Most prefixes in all lists of a policy.
 const MAX_PREFIXES: usize = 4_000_000;
@@ -77,7 +78,7 @@ impl ListsBuilder {
                 faults.push("there are more".to_owned());
                 break;
             }
-            let fault = match std::str::from_utf8(entry).ok().and_then(parse) {
+            let fault = match std::str::from_utf8(entry).ok().and_then(parse_network) {
                 Some(net) if net.trunc() == net => match self.len() < MAX_PREFIXES {
                     true => {
                         self.push(net, verdict);
@@ -127,21 +128,6 @@ impl ListsBuilder {
             v6: Ranges::of(v6, |end| end.checked_add(1)),
             prefixes,
         }
-    }
-}
-
-/// An IPv4 address in IPv6 is the IPv4 address; connections count by that too.
-fn parse(text: &str) -> Option<IpNet> {
-    let net = match text.parse::<IpAddr>() {
-        Ok(address) => IpNet::from(address.to_canonical()),
-        Err(_) => text.parse::<IpNet>().ok()?,
-    };
-    match net {
-        IpNet::V6(v6) if v6.prefix_len() >= 96 => match v6.network().to_ipv4_mapped() {
-            Some(v4) => ipnet::Ipv4Net::new(v4, v6.prefix_len() - 96).ok().map(IpNet::V4),
-            None => Some(net),
-        },
-        IpNet::V4(_) | IpNet::V6(_) => Some(net),
     }
 }
 

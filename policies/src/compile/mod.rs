@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
+use ipnet::IpNet;
 use ring::digest;
 
 use crate::authz::{Authz, SharedJudges};
@@ -43,7 +44,7 @@ use crate::policy::{
 use crate::routes::{Host, Routes};
 use crate::rule::{AtLimit, RoleRule};
 use crate::source::{self, Sources};
-use crate::units::{DurationText, SizeText};
+use crate::units::{self, DurationText, SizeText};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -240,6 +241,20 @@ impl Compiler<'_> {
 
     fn error(&mut self, pointer: &str, message: impl Into<String>) {
         self.errors.push(self.sources.error(pointer, message));
+    }
+
+    fn networks(&mut self, pointer: &str, texts: &[String]) -> Vec<IpNet> {
+        let mut networks = Vec::with_capacity(texts.len());
+        for (index, text) in texts.iter().enumerate() {
+            match units::parse_network(text) {
+                Some(network) => networks.push(network),
+                None => self.error(
+                    &format!("{pointer}/{index}"),
+                    format!("expected an address or a prefix such as \"192.0.2.0/24\", found \"{text}\""),
+                ),
+            }
+        }
+        networks
     }
 
     fn duration(
@@ -450,6 +465,7 @@ impl Compiler<'_> {
                 64 * KIB..=64 * MIB,
             ),
             http2: d.http2.unwrap_or(true),
+            proxy_protocol_from: self.networks("/connections/proxy_protocol_from", &d.proxy_protocol_from),
         };
         if policy.h2_connection_window / 2 < policy.h2_stream_window {
             let key =

@@ -1426,6 +1426,33 @@ fn draining_spreads_over_five_seconds_or_what_time_there_is() {
 }
 
 #[test]
+fn load_balancers_are_addresses_and_prefixes() {
+    let text = "version = 1\n[connections]\n\
+                proxy_protocol_from = [\"192.0.2.1\", \"10.0.0.0/8\", \"2001:db8::/32\", \"::ffff:198.51.100.0/120\"]\n";
+    let policy = Policy::compile(&bundle(&[("policy.toml", text)]), &BTreeMap::new()).unwrap();
+    let is_proxy = |address: &str| policy.connections.is_proxy(address.parse().unwrap());
+    for address in ["192.0.2.1", "10.255.0.1", "2001:db8::7", "198.51.100.7"] {
+        assert!(is_proxy(address), "{address}");
+    }
+    for address in ["192.0.2.2", "11.0.0.1", "2001:db9::", "198.51.101.1", "::1"] {
+        assert!(!is_proxy(address), "{address}");
+    }
+    assert_errors(
+        &[(
+            "policy.toml",
+            "version = 1\n[connections]\nproxy_protocol_from = [\"10.0.0.0/8\", \"lb.example\"]\n",
+        )],
+        &[(
+            "policy.toml",
+            3,
+            39,
+            "connections.proxy_protocol_from[1]",
+            "expected an address or a prefix such as \"192.0.2.0/24\", found \"lb.example\"",
+        )],
+    );
+}
+
+#[test]
 fn several_gateways_agree_through_servers_that_are_named_without_secrets() {
     let compile = |text: &str| {
         let text = format!("version = 1\n[shared]\n{text}\n");
