@@ -1445,7 +1445,7 @@ fn load_balancers_are_addresses_and_prefixes() {
         &[(
             "policy.toml",
             3,
-            39,
+            38,
             "connections.proxy_protocol_from[1]",
             "expected an address or a prefix such as \"192.0.2.0/24\", found \"lb.example\"",
         )],
