@@ -1,7 +1,10 @@
 //! What Prometheus scrapes: base units, closed label sets, children looked up at load.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -22,6 +25,9 @@ use crate::{
 /// Seconds from the head of a request to the last byte of its answer.
 const DURATION_BUCKETS: [f64; 12] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
+
+/// Lines of the log that could not be written. The log is older than any metric.
+pub static LOST_LOG_LINES: AtomicU64 = AtomicU64::new(0);
 
 /// The label of requests that no rule took on.
 const NO_ROUTE: &str = "none";
@@ -57,6 +63,7 @@ pub struct Metrics {
     load_level: IntGauge,
     rates: IntCounterVec,
     rate_overflows: IntCounter,
+    lost_log_lines: IntCounter,
     upstream_errors: IntCounterVec,
     upstream_healthy: IntGaugeVec,
     sockets_open: IntGaugeVec,
@@ -464,6 +471,13 @@ impl Metrics {
                     "Times that a key shared a cell, because its part of the table was full: the table is too small, or flooded."
                 )
             ),
+            lost_log_lines: metric!(
+                r,
+                counter(
+                    "sealgate_log_lines_lost_total",
+                    "Lines of the log, audit records among them, that could not be written to stderr."
+                )
+            ),
             upstream_errors: metric!(
                 r,
                 counters(
@@ -781,6 +795,8 @@ impl Metrics {
         keys: impl Iterator<Item = (&'a Arc<str>, Option<Duration>, u64)>,
     ) -> prometheus::Result<String> {
         self.connections_open.set(i64::from(connections_open));
+        self.lost_log_lines.reset();
+        self.lost_log_lines.inc_by(LOST_LOG_LINES.load(Ordering::Relaxed));
         self.jwks_age.reset();
         self.jwks_failures.reset();
         for (issuer, age, failures) in keys {

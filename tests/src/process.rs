@@ -113,12 +113,12 @@ impl Process {
 
     /// What it has printed so far.
     pub fn stdout(&self) -> String {
-        fs::read_to_string(&self.stdout).unwrap_or_default()
+        said(&self.stdout)
     }
 
     /// What it has logged so far.
     pub fn stderr(&self) -> String {
-        fs::read_to_string(&self.stderr).unwrap_or_default()
+        said(&self.stderr)
     }
 
     /// The ids of its children, and of theirs.
@@ -172,6 +172,12 @@ impl Drop for MemoryWatch {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
     }
+}
+
+/// What was printed there. A device, which a test may have put there, says nothing and never ends.
+fn said(path: &Path) -> String {
+    let is_file = fs::metadata(path).is_ok_and(|metadata| metadata.is_file());
+    if is_file { fs::read_to_string(path).unwrap_or_default() } else { String::new() }
 }
 
 fn children(parent: u32) -> Vec<u32> {

@@ -321,3 +321,19 @@ fn d1_regulated_changes_and_what_was_said_want_a_reason() {
     assert_eq!(desk.gateway.curl("/v1/departments/sales/members").token(&dora).send().status, 200);
     assert_eq!(desk.gateway.curl("/v1/admin/sessions/s-1").method("DELETE").token(&root).send().status, 200);
 }
+
+/// A disk that is full costs the log, and that is told; it costs nobody an answer.
+#[test]
+fn l1_a_log_that_cannot_be_written_is_counted_and_costs_no_answer() {
+    let bundle = Bundle::shipped("regulated");
+    // Where the gateway's stderr goes; every write to it fails with ENOSPC.
+    std::os::unix::fs::symlink("/dev/full", bundle.folder().join("sealgate.err")).expect("a link");
+    let desk = Desk { gateway: Gateway::run(&bundle), bundle };
+    let alice = desk.token("alice", &["user"]);
+    for _ in 0..20 {
+        assert_eq!(desk.gateway.curl("/v1/users/alice/history").token(&alice).send().status, 200);
+        assert_eq!(desk.gateway.curl("/v1/users/bob/history").token(&alice).send().status, 403);
+    }
+    let lost = || desk.gateway.metrics().sum("sealgate_log_lines_lost_total", &[]);
+    until("40 records are lost", DEADLINE, || (lost() >= 40.0).then_some(()));
+}

@@ -64,7 +64,8 @@ pub(super) fn permit(
     };
     let permit = snapshot.policy.permit_connection(&facts)?;
     let (load, overload) = (&core.gateway.load, snapshot.policy.overload());
-    if load.level(overload) == LoadLevel::Full || !load.accept(overload, std::time::Instant::now()) {
+    if load.level_at_accept(overload) == LoadLevel::Full || !load.accept(overload, std::time::Instant::now())
+    {
         return Err(Denial::Overloaded);
     }
     Ok((permit, counted))

@@ -68,11 +68,19 @@ impl Load {
         self.resident.load(Ordering::Relaxed)
     }
 
-    /// How much it is by `policy`. The one who asks is under way himself.
+    /// How much it is by `policy`, for a request, which is under way itself.
     pub fn level(&self, policy: &OverloadPolicy) -> LoadLevel {
-        let requests = policy
-            .max_in_flight
-            .map_or(0, |most| u64::from(self.in_flight().saturating_sub(1)) * 1000 / u64::from(most.max(1)));
+        self.level_of(self.in_flight().saturating_sub(1), policy)
+    }
+
+    /// How much it is by `policy`, for a connection, of which nothing is under way yet.
+    pub fn level_at_accept(&self, policy: &OverloadPolicy) -> LoadLevel {
+        self.level_of(self.in_flight(), policy)
+    }
+
+    fn level_of(&self, in_flight: u32, policy: &OverloadPolicy) -> LoadLevel {
+        let requests =
+            policy.max_in_flight.map_or(0, |most| u64::from(in_flight) * 1000 / u64::from(most.max(1)));
         let memory = if policy.watches_memory() { u64::from(self.memory.load(Ordering::Relaxed)) } else { 0 };
         match requests.max(memory) {
             1000.. => LoadLevel::Full,

@@ -52,6 +52,15 @@ fn shipped_bundles_differ_where_they_must_and_nowhere_by_accident() {
     assert_ne!(enterprise.hash, consumer.hash);
     let names = |policy: &Policy| policy.route_names().cloned().collect::<Vec<_>>();
     assert_eq!(names(&enterprise), names(&regulated));
+    for policy in [&enterprise, &consumer, &regulated] {
+        // A health check must not fail when others do, or the machine is taken away when it is needed most.
+        assert!(policy.overload.max_in_flight.is_some() && policy.overload.max_memory.is_some());
+        assert!(policy.rules.iter().all(|rule| rule.exempt == (&*rule.name == "health")));
+        // What holds bodies, or makes the backend search, is limited by person.
+        let limited =
+            |name: &str| policy.rules.iter().any(|rule| *rule.name == *name && !rule.concurrency.is_empty());
+        assert!(["keys-upload", "messages-send", "history"].into_iter().all(limited));
+    }
     // No departments, and nothing that is administered or audited from the open internet.
     let mut of_everybody = names(&enterprise);
     of_everybody.retain(|name| {
