@@ -64,7 +64,7 @@ enum Loss {
 #[expect(clippy::print_stdout, reason = "the figures")]
 pub(crate) async fn run(options: &Cluster, mut stage: Stage) -> Result<()> {
     let mut redis = stage.start_redis().await?;
-    stage.share(&redis)?;
+    stage.share(&redis.address().to_string())?;
     let mut gateways = Vec::new();
     let mut others = JoinSet::new();
     for _ in 0..GATEWAYS {

@@ -7,6 +7,7 @@ mod load;
 mod measure;
 mod proxies;
 mod report;
+mod shared;
 
 use std::env;
 use std::fs;
@@ -47,6 +48,8 @@ enum Subject {
     Crowd(crowd::Crowd),
     /// Measure how long a logout takes over three gateways and Redis, and what happens when Redis is away.
     Cluster(cluster::Cluster),
+    /// Measure requests under a rate that gateways share, while Redis is well, slow, late, paused and gone.
+    Shared(shared::Options),
 }
 
 #[derive(Args, Serialize)]
@@ -132,6 +135,7 @@ fn run(subject: &Subject) -> Result<()> {
         }
         Subject::Crowd(options) => binaries(options.binary.as_deref(), options.backend.as_deref(), true)?,
         Subject::Cluster(options) => binaries(options.binary.as_deref(), options.backend.as_deref(), true)?,
+        Subject::Shared(options) => binaries(options.binary.as_deref(), options.backend.as_deref(), true)?,
     };
     let open_files = measure::lift_open_files()?;
     let cpus = Cpus::find()?;
@@ -150,6 +154,9 @@ fn run(subject: &Subject) -> Result<()> {
                     }
                     Subject::Cluster(options) => {
                         cluster::run(options, Stage::set(cpus, binaries, open_files).await?).await
+                    }
+                    Subject::Shared(options) => {
+                        shared::run(options, Stage::set(cpus, binaries, open_files).await?).await
                     }
                 }
             } => done,

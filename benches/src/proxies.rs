@@ -193,12 +193,11 @@ impl Stage {
         Ok(())
     }
 
-    /// From now on gateways agree through `redis`.
-    pub(crate) fn share(&self, redis: &Redis) -> Result<()> {
+    /// From now on gateways agree through the Redis at `address`.
+    pub(crate) fn share(&self, address: &str) -> Result<()> {
         let path = self.policy().join("policy.toml");
         let text = fs::read_to_string(&path)?;
-        let shared =
-            format!("[shared]\nredis = [\"redis://127.0.0.1:{}\"]\ncontact_timeout = \"2s\"\n", redis.port);
+        let shared = format!("[shared]\nredis = [\"redis://{address}\"]\ncontact_timeout = \"2s\"\n");
         Ok(fs::write(path, format!("{text}\n{shared}"))?)
     }
 
@@ -394,6 +393,11 @@ pub(crate) struct Redis {
 }
 
 impl Redis {
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.port))
+    }
+
     /// Ends it, with all that it knows.
     pub(crate) fn end(&mut self) {
         self.running = None;
