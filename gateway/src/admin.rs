@@ -131,14 +131,15 @@ async fn check_upstreams(gateway: &Gateway) {
         let now = Instant::now();
         let mut next = now + Duration::from_secs(1);
         for upstream in snapshot.upstreams.iter() {
-            let Some(interval) = upstream.balancer().health_interval() else { continue };
+            let members = upstream.members();
+            let Some(interval) = members.health_interval() else { continue };
             let at = due.entry(upstream.name.clone()).or_insert(now);
             if *at <= now && probed.insert(upstream.name.clone()) {
                 *at = now + interval;
-                let (name, balancer) = (upstream.name.clone(), upstream.balancer().clone());
+                let (name, members) = (upstream.name.clone(), members.clone());
                 running.spawn(async move {
-                    balancer.check_health().await;
-                    (name, balancer)
+                    members.check_health().await;
+                    name
                 });
             }
             if *at > now {
@@ -148,8 +149,7 @@ async fn check_upstreams(gateway: &Gateway) {
         due.retain(|name, _| snapshot.upstreams.iter().any(|upstream| upstream.name == *name));
         tokio::select! {
             () = tokio::time::sleep_until(next.into()) => {}
-            Some(Ok((name, balancer))) = running.join_next() => {
-                gateway.metrics().upstream_probed(&name, balancer.healthy());
+            Some(Ok(name)) = running.join_next() => {
                 probed.remove(&name);
             }
         }

@@ -5,7 +5,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use http::StatusCode;
@@ -19,6 +19,7 @@ use crate::{
     limits::{ConcurrencyCounters, LoadLevel, PenaltyCounters, RateCounters},
     lock::lock,
     reload::CertificateRow,
+    upstream::Upstreams,
     websocket::relay::{ReasonCounters, TunnelMetrics},
 };
 
@@ -65,7 +66,12 @@ pub struct Metrics {
     rate_overflows: IntCounter,
     lost_log_lines: IntCounter,
     upstream_errors: IntCounterVec,
+    upstream_endpoints: IntGaugeVec,
     upstream_healthy: IntGaugeVec,
+    upstream_available: IntGaugeVec,
+    upstream_open_circuits: IntGaugeVec,
+    upstream_openings: IntCounterVec,
+    upstream_retries: IntCounterVec,
     sockets_open: IntGaugeVec,
     messages: IntCounterVec,
     message_bytes: IntCounterVec,
@@ -332,6 +338,20 @@ impl RuleMetrics {
     }
 }
 
+/// The children of one upstream.
+pub struct UpstreamCounters {
+    /// Requests and upgrades that were not answered.
+    pub unanswered: IntCounter,
+    /// Times that a breaker opened.
+    pub openings: IntCounter,
+    /// Retries that brought an answer.
+    pub retries_answered: IntCounter,
+    /// Retries that brought none.
+    pub retries_failed: IntCounter,
+    /// Retries that the budget refused.
+    pub retries_refused: IntCounter,
+}
+
 impl Metrics {
     /// Registers everything.
     ///
@@ -486,12 +506,48 @@ impl Metrics {
                     &["upstream"]
                 )
             ),
+            upstream_endpoints: metric!(
+                r,
+                gauges("sealgate_upstream_endpoints", "Endpoints that an upstream has.", &["upstream"])
+            ),
             upstream_healthy: metric!(
                 r,
                 gauges(
                     "sealgate_upstream_healthy_endpoints",
                     "Endpoints that the latest health check found fit, of upstreams that are checked.",
                     &["upstream"]
+                )
+            ),
+            upstream_available: metric!(
+                r,
+                gauges(
+                    "sealgate_upstream_available_endpoints",
+                    "Endpoints that a request could be sent to: healthy, and not left alone by a breaker.",
+                    &["upstream"]
+                )
+            ),
+            upstream_open_circuits: metric!(
+                r,
+                gauges(
+                    "sealgate_upstream_open_circuits",
+                    "Endpoints that are left alone for having failed, or are being tried again.",
+                    &["upstream"]
+                )
+            ),
+            upstream_openings: metric!(
+                r,
+                counters(
+                    "sealgate_upstream_circuit_openings_total",
+                    "Times that an endpoint failed so often that it was left alone.",
+                    &["upstream"]
+                )
+            ),
+            upstream_retries: metric!(
+                r,
+                counters(
+                    "sealgate_upstream_retries_total",
+                    "Requests and upgrades that were sent to another endpoint: it answered, it failed too, or the budget refused it.",
+                    &["upstream", "outcome"]
                 )
             ),
             sockets_open: metric!(r, gauges("sealgate_websocket_open", "WebSockets open now.", &["route"])),
@@ -634,6 +690,19 @@ impl Metrics {
         }
     }
 
+    /// The children of an upstream.
+    #[must_use]
+    pub fn upstream(&self, name: &str) -> UpstreamCounters {
+        let retries = |outcome| self.upstream_retries.with_label_values(&[name, outcome]);
+        UpstreamCounters {
+            unanswered: self.upstream_errors.with_label_values(&[name]),
+            openings: self.upstream_openings.with_label_values(&[name]),
+            retries_answered: retries("answered"),
+            retries_failed: retries("failed"),
+            retries_refused: retries("refused"),
+        }
+    }
+
     /// How much is to be done.
     pub fn load(&self, in_flight: u32, level: LoadLevel) {
         self.in_flight.set(in_flight.into());
@@ -720,11 +789,6 @@ impl Metrics {
         self.shadow_denials.with_label_values(&[reason]).inc();
     }
 
-    /// A backend did not answer.
-    pub fn upstream_failed(&self, upstream: &Arc<str>) {
-        self.upstream_errors.with_label_values(&[&**upstream]).inc();
-    }
-
     /// A WebSocket ended. `code` is the close code as it went over the wire.
     pub fn closed(&self, code: u16, by: &'static str) {
         // A peer may send any of thousands of private codes: those that we do not know share a label.
@@ -747,11 +811,28 @@ impl Metrics {
         }
     }
 
-    /// The endpoints of an upstream were probed.
-    pub fn upstream_probed(&self, upstream: &Arc<str>, healthy: usize) {
-        self.upstream_healthy
-            .with_label_values(&[&**upstream])
-            .set(i64::try_from(healthy).unwrap_or(i64::MAX));
+    /// How it stands with the endpoints of all upstreams, at `now`.
+    pub fn endpoints(&self, upstreams: &Upstreams, now: Instant) {
+        let gauges = [
+            &self.upstream_endpoints,
+            &self.upstream_healthy,
+            &self.upstream_available,
+            &self.upstream_open_circuits,
+        ];
+        // Of upstreams that are gone nothing is told.
+        gauges.iter().for_each(|gauge| gauge.reset());
+        let tell = |gauge: &IntGaugeVec, name: &str, count: usize| {
+            gauge.with_label_values(&[name]).set(i64::try_from(count).unwrap_or(i64::MAX));
+        };
+        for upstream in upstreams.iter() {
+            let members = upstream.members();
+            tell(&self.upstream_endpoints, &upstream.name, members.count());
+            tell(&self.upstream_available, &upstream.name, members.available(now));
+            tell(&self.upstream_open_circuits, &upstream.name, members.broken());
+            if members.health_interval().is_some() {
+                tell(&self.upstream_healthy, &upstream.name, members.healthy());
+            }
+        }
     }
 
     /// A policy is in force.

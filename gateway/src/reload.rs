@@ -401,6 +401,7 @@ impl Material {
             policy.upstreams(),
             previous.map(|snapshot| &snapshot.upstreams),
             &gateway.endpoints,
+            &gateway.metrics,
             &|source| read_source(source).map(|bytes| bytes.to_vec()),
         )
         .await

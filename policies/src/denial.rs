@@ -233,6 +233,11 @@ pub enum Denial {
     UpstreamUnavailable,
     /// The upstream did not answer in time.
     UpstreamTimeout,
+    /// All of the upstream's endpoints are left alone for having failed.
+    UpstreamCircuitOpen {
+        /// When the first of them is tried again.
+        retry_after: Duration,
+    },
     /// The upstream's answer is not one that the rule lets out.
     AnswerNotAllowed,
     /// Judging or forwarding failed; fail closed.
@@ -482,6 +487,7 @@ impl Denial {
         "restarting",
         "upstream-unavailable",
         "upstream-timeout",
+        "upstream-circuit-open",
         "answer-not-allowed",
         "internal",
     ];
@@ -597,6 +603,7 @@ impl Denial {
             Self::Restarting              => row("restarting",              503, 1012, "Restarting"),
             Self::UpstreamUnavailable     => row("upstream-unavailable",    502, 1013, "Upstream unavailable"),
             Self::UpstreamTimeout         => row("upstream-timeout",        504, 1013, "Upstream too slow"),
+            Self::UpstreamCircuitOpen { .. } => row("upstream-circuit-open", 503, 1013, "Upstream out of order"),
             Self::AnswerNotAllowed        => row("answer-not-allowed",      502, 1011, "Answer not allowed"),
             Self::Internal                => row("internal",                500, 1011, "Internal error"),
         }
@@ -726,6 +733,7 @@ impl Denial {
             Self::Restarting => "the gateway restarts; connect again".into(),
             Self::UpstreamUnavailable => "the service cannot be reached at present; try again".into(),
             Self::UpstreamTimeout => "the service did not answer in time; try again".into(),
+            Self::UpstreamCircuitOpen { .. } => "the service has failed and is given time to recover".into(),
             Self::AnswerNotAllowed => "the service gave an answer that may not be passed on".into(),
             Self::Internal => "something went wrong here".into(),
         }
@@ -736,7 +744,8 @@ impl Denial {
         match self {
             Self::RateExceeded { retry_after, .. }
             | Self::RenewalTooSoon { retry_after }
-            | Self::TooManyFailures { retry_after } => Some(whole_seconds(*retry_after)),
+            | Self::TooManyFailures { retry_after }
+            | Self::UpstreamCircuitOpen { retry_after } => Some(whole_seconds(*retry_after)),
             Self::TokenKeysUnavailable
             | Self::ContactLost
             | Self::LimitUnavailable
@@ -1005,6 +1014,7 @@ mod tests {
             Denial::Restarting,
             Denial::UpstreamUnavailable,
             Denial::UpstreamTimeout,
+            Denial::UpstreamCircuitOpen { retry_after: Duration::from_secs(1) },
             Denial::AnswerNotAllowed,
             Denial::Internal,
         ]);

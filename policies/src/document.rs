@@ -646,13 +646,15 @@ pub(crate) struct UpstreamDocument {
     /// "unix:/PATH", "tcp:HOST:PORT" or "tls:HOST:PORT".
     #[schemars(length(min = 1))]
     pub(crate) endpoints: Vec<String>,
-    /// Default "round-robin".
+    /// "round-robin" (default); "least-connections", to whom has the fewest requests and WebSockets under way; or
+    /// "consistent-hash", by the subject, by the client's address where there is none.
     pub(crate) balance: Option<BalanceDocument>,
     /// For "tls:" endpoints.
     pub(crate) tls: Option<UpstreamTlsDocument>,
     /// To connect, TLS included, "10ms" to "5m"; default "2s".
     pub(crate) connect_timeout: Option<DurationText>,
-    /// From the end of a request to the head of its response, "10ms" to "1h"; default "30s".
+    /// For each try: while nothing more of the request is taken, and from its end to the head of its response, "10ms" to "1h";
+    /// default "30s".
     pub(crate) response_timeout: Option<DurationText>,
     /// For a pooled connection without a request, "1s" to "1h"; default "60s".
     pub(crate) idle_timeout: Option<DurationText>,
@@ -661,6 +663,15 @@ pub(crate) struct UpstreamDocument {
     pub(crate) max_idle: Option<u32>,
     /// Active health checks; default none.
     pub(crate) health: Option<HealthDocument>,
+    /// Passive health: an endpoint that fails again and again is left alone for a time; default none.
+    pub(crate) breaker: Option<BreakerDocument>,
+    /// Other endpoints that a request without an answer is tried on, if its method is idempotent (RFC 9110 §9.2.2) and its body at
+    /// hand, or nothing of it was sent; default 1.
+    #[schemars(range(min = 0, max = 5))]
+    pub(crate) retries: Option<u32>,
+    /// Most retries for 100 requests over 10 seconds; 10 are always allowed. Default 20.
+    #[schemars(range(min = 0, max = 100))]
+    pub(crate) retry_budget: Option<u32>,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
@@ -668,6 +679,7 @@ pub(crate) struct UpstreamDocument {
 #[schemars(rename = "balance")]
 pub(crate) enum BalanceDocument {
     RoundRobin,
+    LeastConnections,
     ConsistentHash,
 }
 
@@ -704,6 +716,23 @@ pub(crate) struct HealthDocument {
     /// Failures in a row that make it unhealthy; default 3.
     #[schemars(range(min = 1, max = 100))]
     pub(crate) unhealthy: Option<u32>,
+}
+
+/// Passive health: a circuit breaker for each endpoint.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "breaker")]
+pub(crate) struct BreakerDocument {
+    /// Failures in a row that open it: no connection, no answer in time, an answer that breaks off or is malformed; default 5.
+    #[schemars(range(min = 1, max = 1000))]
+    pub(crate) failures: Option<u32>,
+    /// How long the endpoint is left alone, "100ms" to "1h"; default "10s".
+    pub(crate) open_for: Option<DurationText>,
+    /// Requests that try it at the same time afterwards: one answer closes it, one failure opens it again; default 1.
+    #[schemars(range(min = 1, max = 100))]
+    pub(crate) trials: Option<u32>,
+    /// Whether the statuses 502, 503 and 504 are failures; default false.
+    pub(crate) server_errors: Option<bool>,
 }
 
 /// How often, per what.

@@ -55,7 +55,7 @@ pub use permit::{
     TunnelPermit, settle, settle_message, settle_renewal,
 };
 pub use policy::{
-    AcmeAuthority, AcmeChallenge, Algorithm, AuditPolicy, AuditRequests, Balance, CertificateOrigin,
+    AcmeAuthority, AcmeChallenge, Algorithm, AuditPolicy, AuditRequests, Balance, Breaker, CertificateOrigin,
     CertificateSource, ClaimNames, Concurrency, ConcurrencyIndex, ConnectionPolicy, DpopPolicy, Endpoint,
     ExternalAccount, Group, HeaderPolicy, Health, Issuer, JwksSource, ListsPolicy, Mode, OnLoss, OnRateError,
     OverloadPolicy, Penalty, PenaltyIndex, Policy, Rate, RateFacts, RateIndex, RateKey, RevocationSource,

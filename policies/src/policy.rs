@@ -608,7 +608,8 @@ pub struct Upstream {
     pub balance: Balance,
     /// To connect, TLS included. 10 ms to 5 min; default 2 s.
     pub connect_timeout: Duration,
-    /// From the end of a request to the head of its response. 10 ms to 1 h; default 30 s.
+    /// For each try: while nothing more of the request is taken, and from its end to the head of its response. 10 ms to 1 h;
+    /// default 30 s.
     pub response_timeout: Duration,
     /// A pooled connection without a request. 1 s to 1 h; default 60 s.
     pub idle_timeout: Duration,
@@ -616,6 +617,12 @@ pub struct Upstream {
     pub max_idle: u32,
     /// Active health checks; `None` makes none.
     pub health: Option<Health>,
+    /// Passive health; `None` keeps none.
+    pub breaker: Option<Breaker>,
+    /// Other endpoints that a request is tried on. 0 to 5; default 1.
+    pub retries: u32,
+    /// Most retries for 100 requests. 0 to 100; default 20.
+    pub retry_budget: u32,
 }
 
 /// Where an upstream listens.
@@ -650,6 +657,8 @@ pub struct UpstreamTls {
 pub enum Balance {
     /// In turn.
     RoundRobin,
+    /// Whoever has the fewest requests and WebSockets under way; in turn among equals.
+    LeastConnections,
     /// By the identity's subject, by the peer's address where there is none.
     ConsistentHash,
 }
@@ -667,6 +676,19 @@ pub struct Health {
     pub healthy: u32,
     /// Failures in a row that make it unhealthy. 1 to 100; default 3.
     pub unhealthy: u32,
+}
+
+/// `[upstream.breaker]`: when an endpoint is left alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Breaker {
+    /// Failures in a row that open it. 1 to 1,000; default 5.
+    pub failures: u32,
+    /// How long it stays open. 100 ms to 1 h; default 10 s.
+    pub open_for: Duration,
+    /// Requests that may try it at the same time afterwards. 1 to 100; default 1.
+    pub trials: u32,
+    /// Whether the statuses 502, 503 and 504 are failures; default no.
+    pub server_errors: bool,
 }
 
 /// Points into [`Policy::rates`].

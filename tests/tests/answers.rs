@@ -191,6 +191,12 @@ fn a_head_request_has_no_body_and_its_connection_goes_on() {
     let reply = gateway.curl("/a/head").args(["--head"]).send();
     assert_eq!((reply.status, reply.header("content-length")), (200, Some("30")));
     is_in_order(&gateway, &bundle);
+    // Nor has a refused one.
+    for version in ["--http1.1", "--http2"] {
+        let reply = gateway.curl("/nowhere").args(["--head", version]).send();
+        assert_eq!((reply.status, &*reply.body), (404, ""), "{version}");
+        is_in_order(&gateway, &bundle);
+    }
 }
 
 #[test]

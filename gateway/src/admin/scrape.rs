@@ -73,6 +73,7 @@ fn metrics(gateway: &Gateway) -> Response<Full<Bytes>> {
     let (live, remembered) = gateway.count_sessions();
     gateway.metrics().sessions(live, remembered);
     let ages = snapshot.verifier.key_ages(Instant::now());
+    gateway.metrics().endpoints(&snapshot.upstreams, Instant::now());
     let load = &gateway.load;
     gateway.metrics().load(load.in_flight(), load.level(snapshot.policy.overload()));
     gateway.metrics().addresses_blocked(gateway.blocks.len());
@@ -116,7 +117,7 @@ fn ready(gateway: &Gateway) -> Response<Full<Bytes>> {
     let without: Vec<_> = snapshot
         .upstreams
         .iter()
-        .filter(|upstream| upstream.balancer().healthy() == 0)
+        .filter(|upstream| upstream.members().healthy() == 0)
         .map(|u| &*u.name)
         .collect();
     if without.is_empty() {

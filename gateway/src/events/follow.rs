@@ -21,7 +21,7 @@ use super::line::{Because, Copied, Copying, Fault, Lines, Reading, Step};
 use crate::clock;
 use crate::edge::Gateway;
 use crate::session::{OwnedRevocation, Place};
-use crate::upstream::ConnectError;
+use crate::upstream::{Chosen, ConnectError, Key, Tried, Underway};
 
 /// Between attempts.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -266,10 +266,12 @@ impl Follower {
         let patience = policy.contact_timeout / 2;
         let snapshot = self.gateway.current.load_full();
         let upstream = snapshot.upstreams.iter().find(|it| it.name == policy.upstream);
-        let endpoint =
-            upstream.and_then(|it| Some((it, it.select(None, IpAddr::V4(Ipv4Addr::UNSPECIFIED))?)));
-        let (upstream, endpoint) = endpoint.ok_or(Broken::NoEndpoint)?;
-        let stream = upstream.connect(endpoint).await?;
+        let upstream = upstream.ok_or(Broken::NoEndpoint)?;
+        let key = Key { subject: None, client: IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
+        let members = upstream.members();
+        let chosen = members.choose(key, &mut Tried::default()).map_err(|_| Broken::NoEndpoint)?;
+        let Chosen { endpoint, mut underway } = chosen;
+        let stream = upstream.connect(endpoint).await.inspect_err(|_| underway.failed())?;
         let mut request = Request::get(format!("{}?{query}", policy.path))
             .header(header::HOST, endpoint.authority.clone())
             .header(header::ACCEPT, "application/x-ndjson")
@@ -278,6 +280,7 @@ impl Follower {
             request = request.header(header::AUTHORIZATION, authorization);
         }
         let request = request.body(Empty::<Bytes>::new()).map_err(|_| Broken::Request)?;
+        underway.ended();
         // The answer may outlive many snapshots.
         drop(snapshot);
         let (mut sender, connection) =
@@ -293,6 +296,7 @@ impl Follower {
             body: response.into_body(),
             patience,
             deadline: Instant::now() + patience,
+            _underway: underway,
             _sender: sender,
             _connection: connection,
         })
@@ -357,6 +361,7 @@ struct Answer {
     body: Incoming,
     patience: Duration,
     deadline: Instant,
+    _underway: Underway,
     _sender: http1::SendRequest<Empty<Bytes>>,
     _connection: Running,
 }

@@ -293,12 +293,14 @@ enum Content {
 }
 
 impl ResponseBody {
-    /// A body of our own. `unread` is what is left of the request; it is thrown away, within bounds.
+    /// A body of our own, which a HEAD request does not get (RFC 9110 §9.3.2). `unread` is what is left of the request; it is thrown away, within bounds.
     #[must_use]
     pub fn held(bytes: Bytes, unread: Option<Incoming>, exchange: Box<Exchange>) -> Self {
         let unread = unread.filter(|unread| !unread.is_end_stream()).map(Unread::new);
+        // Over HTTP/1.1 hyper sees to it, and tells the length that there would be.
+        let is_bare = bytes.is_empty() || (exchange.is_head() && exchange.over_http2());
         Pace::waits(true);
-        Self { content: Content::Held((!bytes.is_empty()).then_some(bytes), unread), exchange }
+        Self { content: Content::Held((!is_bare).then_some(bytes), unread), exchange }
     }
 
     /// The upstream's body.

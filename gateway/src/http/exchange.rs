@@ -166,6 +166,12 @@ impl Exchange {
         self.connection.tls.http2
     }
 
+    /// Whether only the head of an answer is asked for.
+    #[must_use]
+    pub fn is_head(&self) -> bool {
+        self.method == http::Method::HEAD
+    }
+
     /// Whether the answer is the connection's last.
     #[must_use]
     pub fn is_last(&self) -> bool {

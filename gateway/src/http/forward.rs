@@ -24,7 +24,7 @@ use crate::{
     limits::{Attempts, RateStanding},
     reload::Snapshot,
     upstream::{
-        ConnectError,
+        ConnectError, Key, Tries,
         http1::{Head, Http1Error},
         pool::SendError,
     },
@@ -44,10 +44,6 @@ pub async fn forward(
     };
     let identity = permit.identity().cloned();
     let subject = identity.as_ref().map(|identity| identity.subject.as_str());
-    let Some(endpoint) = upstream.select(subject, connection.peer.ip()) else {
-        return Err((Denial::UpstreamUnavailable, exchange));
-    };
-
     let (mut parts, incoming) = request.into_parts();
     let limits = BodyLimits::of(snapshot.policy.connections(), permit.body().max_bytes);
     // If its framing is at fault, the guard has said how.
@@ -55,7 +51,7 @@ pub async fn forward(
         (Fate::Broken, Some(denial)) => Some(denial.clone()),
         _ => denial_of(fate, limits.max_bytes),
     };
-    let Taken { body, fate, verdict, account } =
+    let Taken { mut body, fate, verdict, account } =
         match take_body(incoming, &permit, limits, &core.decisions, &mut exchange).await {
             Ok(taken) => taken,
             Err(BodyFault::Denied(denial)) => return Err((denial, exchange)),
@@ -63,6 +59,12 @@ pub async fn forward(
                 return Err((of_body(fate).unwrap_or(Denial::Internal), exchange));
             }
         };
+    let members = upstream.members();
+    let mut tries = Tries::begin(upstream, members, Key { subject, client: connection.peer.ip() });
+    let mut chosen = match tries.first() {
+        Ok(chosen) => chosen,
+        Err(none) => return Err((none.into(), exchange)),
+    };
     let attempts = match begin_attempts(&permit, &snapshot, account.as_deref(), &core) {
         Ok(attempts) => attempts,
         Err(denial) => return Err((denial, exchange)),
@@ -91,7 +93,17 @@ pub async fn forward(
             trusted.each(put);
         },
     };
-    let mut answered = match core.pool.send(upstream, endpoint, &head, body).await {
+    let answered = loop {
+        let unanswered = match core.pool.send(upstream, chosen, &head, body).await {
+            Ok(answered) => break Ok(answered),
+            Err(unanswered) => unanswered,
+        };
+        match tries.next(*unanswered, head.method) {
+            Ok(next) => (chosen, body) = next,
+            Err(error) => break Err(error),
+        }
+    };
+    let mut answered = match answered {
         Ok(answered) => answered,
         Err(error) => {
             if let Some(attempts) = attempts {
@@ -102,12 +114,13 @@ pub async fn forward(
             let denial = denial.or_else(|| refused(verdict.as_ref(), &permit));
             let denial = denial.unwrap_or_else(|| denial_for(&error));
             if denial.status().is_server_error() {
-                core.gateway.metrics().upstream_failed(&upstream.name);
+                upstream.counters.unanswered.inc();
                 tracing::warn!(upstream = %upstream.name, %error, "no answer from the backend");
             }
             return Err((denial, exchange));
         }
     };
+    tries.answered();
     exchange.answered(answered.status);
     if let Some(block) = attempts.and_then(|attempts| attempts.answered(answered.status, Instant::now())) {
         core.gateway.penalize(permit.address(), block);

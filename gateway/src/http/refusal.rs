@@ -162,7 +162,10 @@ fn add_particulars(fields: &mut HeaderMap, denial: &Denial, snapshot: &Snapshot)
         Denial::RateExceeded { rate, retry_after } => {
             snapshot.rates.write_refusal(*rate, *retry_after, fields);
         }
-        Denial::UpstreamUnavailable | Denial::UpstreamTimeout | Denial::TooManySockets => {
+        Denial::UpstreamUnavailable
+        | Denial::UpstreamTimeout
+        | Denial::UpstreamCircuitOpen { .. }
+        | Denial::TooManySockets => {
             if let Some(seconds) = denial.retry_after() {
                 fields.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
             }

@@ -33,7 +33,7 @@ use crate::{
     reload::Snapshot,
     session::{Listing, Registration, Registry, Revocation, Rows, Session, SessionEnd, SessionQuery},
     shared::Shared,
-    upstream::{ConnectError, UpstreamStream},
+    upstream::{Chosen, ConnectError, Key, Tries, Underway, UpstreamStream},
     websocket::{
         deflate::Agreed,
         handshake::{Offer, Switched, UpstreamError, UpstreamRequest},
@@ -113,7 +113,7 @@ async fn try_open(
     let counted = count(door, &permit)?;
     let upgrade = hyper::upgrade::on(&mut *request);
     let (parts, _) = request.into_parts();
-    let (upstream, switched) = connect(door, &permit, &offer, parts, exchange).await?;
+    let (upstream, switched, underway) = connect(door, &permit, &offer, parts, exchange).await?;
 
     // INVARIANT: registered first, revocation checked second, answered third: a revocation that comes
     // between finds the socket, one that came before is seen here.
@@ -158,7 +158,7 @@ async fn try_open(
     let busy = connection.tls.http2.then(|| connection.busy());
     let (open, place) = (core.count_open(), exchange.take_place());
     tokio::task::spawn_local(async move {
-        let (_counted, _open, _busy, _place) = (counted, open, busy, place);
+        let (_counted, _open, _busy, _place, _underway) = (counted, open, busy, place, underway);
         match upgrade.await {
             Ok(upgraded) => record.run(upgraded, upstream, switched, deflate, terms, orders).await,
             Err(error) => tracing::debug!(%error, "the client left during the upgrade"),
@@ -221,12 +221,14 @@ async fn connect(
     offer: &Offer,
     mut parts: request::Parts,
     exchange: &Exchange,
-) -> Result<(UpstreamStream, Switched), Denial> {
+) -> Result<(UpstreamStream, Switched, Underway), Denial> {
     let Door { core, connection, snapshot, target } = door;
     let upstream = snapshot.upstreams.of(permit.upstream()).ok_or(Denial::Internal)?;
     let identity = permit.identity().map(Arc::as_ref);
     let subject = identity.map(|identity| identity.subject.as_str());
-    let endpoint = upstream.select(subject, connection.peer.ip()).ok_or(Denial::UpstreamUnavailable)?;
+    let members = upstream.members();
+    let mut tries = Tries::begin(upstream, members, Key { subject, client: connection.peer.ip() });
+    let mut chosen = tries.first()?;
     let subprotocols = offer.subprotocols(permit.subprotocols(), permit.subprotocol_required())?;
 
     headers::strip_request(&mut parts.headers, identity.is_some());
@@ -247,24 +249,53 @@ async fn connect(
         None => permit.path().to_owned(),
     };
     let failed = |error: &dyn std::fmt::Display| {
-        core.gateway.metrics().upstream_failed(&upstream.name);
+        upstream.counters.unanswered.inc();
         tracing::warn!(upstream = %upstream.name, %error, "no WebSocket to the backend");
     };
     let authority = target.authority.to_str().unwrap_or_default();
     let request = UpstreamRequest::new(&path_and_query, authority, &parts.headers, &subprotocols)
         .inspect_err(|error| failed(error))
         .map_err(|_| Denial::Internal)?;
-    let mut stream =
-        upstream.connect(endpoint).await.inspect_err(|error| failed(error)).map_err(|error| match error {
-            ConnectError::TimedOut => Denial::UpstreamTimeout,
-            ConnectError::Io(_) => Denial::UpstreamUnavailable,
-        })?;
-    let switched = tokio::time::timeout(upstream.response_timeout, request.exchange(&mut stream))
-        .await
-        .map_err(|_| Denial::UpstreamTimeout)?
-        .inspect_err(|error: &UpstreamError| failed(error))
-        .map_err(|_| Denial::UpstreamUnavailable)?;
-    Ok((stream, switched))
+    let mut stream = loop {
+        let error = match upstream.connect(chosen.endpoint).await {
+            Ok(stream) => break stream,
+            Err(error) => error,
+        };
+        if !error.is_ours() {
+            chosen.underway.failed();
+        }
+        // Nothing was sent yet. After that a WebSocket is not asked for again: it may have been opened.
+        chosen =
+            tries.connect_next(error).inspect_err(|error| failed(error)).map_err(|error| match error {
+                ConnectError::TimedOut => Denial::UpstreamTimeout,
+                ConnectError::Io(_) => Denial::UpstreamUnavailable,
+            })?;
+    };
+    let Chosen { mut underway, .. } = chosen;
+    let switched = tokio::time::timeout(upstream.response_timeout, request.exchange(&mut stream)).await;
+    match switched {
+        Ok(Ok(switched)) => {
+            tries.answered();
+            underway.ended();
+            Ok((stream, switched, underway))
+        }
+        Ok(Err(error)) => {
+            failed(&error);
+            match error {
+                UpstreamError::Status(status) => underway.answered(status),
+                UpstreamError::Io(_) | UpstreamError::NotHttp | UpstreamError::NotAgreed(_) => {
+                    underway.failed()
+                }
+                UpstreamError::Request | UpstreamError::Random => {}
+            }
+            Err(Denial::UpstreamUnavailable)
+        }
+        Err(_) => {
+            failed(&"no answer within the time allowed");
+            underway.failed();
+            Err(Denial::UpstreamTimeout)
+        }
+    }
 }
 
 /// The account of one open WebSocket.

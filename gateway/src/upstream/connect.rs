@@ -42,6 +42,19 @@ pub enum ConnectError {
     Io(#[from] io::Error),
 }
 
+impl ConnectError {
+    /// Whether this machine is at fault, and not the endpoint: it has no descriptor or port left.
+    #[must_use]
+    pub fn is_ours(&self) -> bool {
+        use rustix::io::Errno;
+        let ours = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
+        match self {
+            Self::TimedOut => false,
+            Self::Io(error) => Errno::from_io_error(error).is_some_and(|errno| ours.contains(&errno)),
+        }
+    }
+}
+
 impl Upstream {
     /// Connects to `endpoint` within the upstream's `connect_timeout`.
     ///

@@ -1,30 +1,42 @@
 //! The way to the backends: which endpoint, and a connection to it.
 //!
-//! [`Upstreams`] belongs to a snapshot: endpoints with resolved addresses, compiled client
-//! configurations and Pingora's balancers. Connections belong to a core ([`pool::Pool`]) and outlive
-//! snapshots, so that a reload keeps them warm.
+//! [`Upstreams`] belongs to a snapshot: endpoints with resolved addresses and compiled client configurations. What is known
+//! of an endpoint (`standing`) outlives it. Connections belong to a core ([`pool::Pool`]) and outlive snapshots too, so
+//! that a reload keeps them warm.
 
 mod balance;
+mod budget;
+mod circuit;
 mod connect;
 pub mod http1;
 pub mod pool;
+mod standing;
+mod tries;
 
 use std::{
-    collections::{HashMap, HashSet},
-    net::{IpAddr, SocketAddr},
+    collections::HashMap,
+    fmt,
+    net::SocketAddr,
     path::PathBuf,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustls::{ClientConfig, pki_types::ServerName};
 use sealgate_policy::{self as policy, UpstreamIndex};
 
-use crate::lock::lock;
+use crate::{
+    lock::lock,
+    metrics::{Metrics, UpstreamCounters},
+};
 
-pub use balance::Balancer;
-use balance::Plan;
+use balance::Rules;
+pub use balance::{Chosen, Key, Members, NoEndpoint, Tried};
+use budget::Budget;
 pub use connect::{ConnectError, UpstreamStream};
+use standing::Standing;
+pub use standing::Underway;
+pub use tries::Tries;
 
 /// All upstreams of one snapshot, in the order of the policy.
 pub struct Upstreams {
@@ -35,16 +47,22 @@ pub struct Upstreams {
 pub struct Upstream {
     /// The policy's name for it; a metric label.
     pub name: Arc<str>,
-    endpoints: Box<[Endpoint]>,
-    balancer: Arc<Balancer>,
+    members: Arc<Members>,
     /// Longest wait for a connection, TLS included.
     pub connect_timeout: Duration,
-    /// Longest wait for the head of a response.
+    /// Longest wait, for each try, while an endpoint takes nothing more of a request, and then for the head of its response.
     pub response_timeout: Duration,
     /// How long an unused connection is kept.
     pub idle_timeout: Duration,
     /// Most unused connections that a core keeps for each endpoint.
     pub max_idle: usize,
+    /// Other endpoints that a request is tried on.
+    retries: u32,
+    /// In percent of the requests.
+    retry_budget: u32,
+    budget: Arc<Budget>,
+    /// What became of its requests.
+    pub counters: UpstreamCounters,
 }
 
 /// One address of an upstream, and how to speak to it.
@@ -62,10 +80,19 @@ struct EndpointTls {
     server_name: ServerName<'static>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Address {
     Unix(PathBuf),
     Tcp(SocketAddr),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Tcp(address) => address.fmt(f),
+        }
+    }
 }
 
 /// Reads the bytes behind a source that the policy names.
@@ -105,8 +132,8 @@ pub enum UpstreamError {
 }
 
 impl Upstreams {
-    /// Resolves names, compiles client configurations and builds the balancers. Those of `previous` that would
-    /// come out the same are kept, so that a reload sends nothing to an endpoint that is known to be down.
+    /// Resolves names and compiles client configurations. What `previous` knows of endpoints that stay is kept, so that a reload sends
+    /// nothing to one that is known to be down.
     ///
     /// # Errors
     ///
@@ -115,13 +142,14 @@ impl Upstreams {
         upstreams: &[policy::Upstream],
         previous: Option<&Self>,
         ids: &EndpointIds,
+        metrics: &Metrics,
         read: &ReadSource<'_>,
     ) -> Result<Self, Vec<UpstreamError>> {
         let mut built = Vec::with_capacity(upstreams.len());
         let mut errors = Vec::new();
         for upstream in upstreams {
             let known = previous.and_then(|it| it.iter().find(|known| known.name == upstream.name));
-            match Upstream::build(upstream, known, ids, read).await {
+            match Upstream::build(upstream, known, ids, metrics, read).await {
                 Ok(upstream) => built.push(upstream),
                 Err(error) => errors.push(error),
             }
@@ -146,6 +174,7 @@ impl Upstream {
         upstream: &policy::Upstream,
         known: Option<&Self>,
         ids: &EndpointIds,
+        metrics: &Metrics,
         read: &ReadSource<'_>,
     ) -> Result<Self, UpstreamError> {
         let fault = |reason| UpstreamError::Setup { upstream: upstream.name.clone(), reason };
@@ -176,19 +205,6 @@ impl Upstream {
                 }
             }
         }
-        // Two names of one host would take its turn twice.
-        let mut distinct = HashSet::new();
-        endpoints.retain(|(address, _)| distinct.insert(address.clone()));
-        let plan = Plan {
-            addresses: endpoints.iter().map(|(address, _)| address.clone()).collect(),
-            balance: upstream.balance,
-            health: upstream.health.clone(),
-            tls: tls.is_some(),
-        };
-        let balancer = match known {
-            Some(known) if *known.balancer.plan() == plan => known.balancer.clone(),
-            _ => Arc::new(Balancer::build(plan).await.map_err(fault)?),
-        };
         let endpoints = endpoints
             .into_iter()
             .map(|(address, authority)| Endpoint {
@@ -199,41 +215,36 @@ impl Upstream {
                     .unwrap_or_else(|_| http::HeaderValue::from_static("localhost")),
             })
             .collect();
+        let rules = Rules {
+            balance: upstream.balance,
+            health: upstream.health.clone(),
+            breaker: upstream.breaker,
+            tls: tls.is_some(),
+        };
+        let counters = metrics.upstream(&upstream.name);
+        let breaker = upstream.breaker;
+        let members = Members::new(endpoints, rules, known.map(|known| &*known.members), |endpoint| {
+            let (name, openings) = (upstream.name.clone(), counters.openings.clone());
+            Standing::new(name, endpoint.address.clone(), breaker, openings)
+        });
         Ok(Self {
             name: upstream.name.clone(),
-            endpoints,
-            balancer,
+            members: Arc::new(members),
             connect_timeout: upstream.connect_timeout,
             response_timeout: upstream.response_timeout,
             idle_timeout: upstream.idle_timeout,
             max_idle: upstream.max_idle as usize,
+            retries: upstream.retries,
+            retry_budget: upstream.retry_budget,
+            budget: known.map_or_else(|| Arc::new(Budget::new(Instant::now())), |known| known.budget.clone()),
+            counters,
         })
     }
 
-    /// The endpoint for one request or tunnel. Under consistent hashing the subject decides, where there is none
-    /// the client's address.
-    ///
-    /// `None`: no endpoint is healthy.
+    /// Its endpoints of this moment.
     #[must_use]
-    pub fn select(&self, subject: Option<&str>, client: IpAddr) -> Option<&Endpoint> {
-        match &*self.endpoints {
-            // Nothing to choose: Pingora's iterator would allocate for it.
-            [only] if self.balancer.health_interval().is_none() => Some(only),
-            endpoints => {
-                let chosen = match (subject, client) {
-                    (Some(subject), _) => self.balancer.select(subject.as_bytes()),
-                    (None, IpAddr::V4(address)) => self.balancer.select(&address.octets()),
-                    (None, IpAddr::V6(address)) => self.balancer.select(&address.octets()),
-                }?;
-                endpoints.iter().find(|endpoint| balance::same(&endpoint.address, &chosen))
-            }
-        }
-    }
-
-    /// The balancer, for the health checks that run beside the cores.
-    #[must_use]
-    pub fn balancer(&self) -> &Arc<Balancer> {
-        &self.balancer
+    pub fn members(&self) -> &Arc<Members> {
+        &self.members
     }
 }
 

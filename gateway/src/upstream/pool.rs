@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use super::{
-    ConnectError, Endpoint, Upstream, UpstreamStream,
+    Chosen, ConnectError, Endpoint, Underway, Upstream, UpstreamStream,
     http1::{self, BodyReader, Head, Http1Error, Length, Read},
 };
 use crate::http::body::{BodyError, RequestBody};
@@ -80,41 +80,87 @@ pub enum SendError {
     TimedOut,
 }
 
+impl SendError {
+    /// Whether the endpoint is at fault, and neither the client nor this machine.
+    #[must_use]
+    pub fn is_of_endpoint(&self) -> bool {
+        match self {
+            Self::Connect(error) => !error.is_ours(),
+            Self::Io(_) | Self::TimedOut => true,
+            Self::Http(error) => !matches!(error, Http1Error::Request | Http1Error::Body),
+            Self::Body(_) => false,
+        }
+    }
+}
+
+/// What is left of a request that an endpoint did not answer.
+pub struct Unanswered {
+    /// Why.
+    pub error: SendError,
+    /// Something of the request went out: the endpoint may have begun to do it.
+    pub sent: bool,
+    /// Something of an answer came.
+    answered: bool,
+    /// The whole body, where nothing of it is gone.
+    pub body: Option<RequestBody>,
+}
+
 impl Pool {
-    /// Sends a request to `endpoint` and waits for the head of the answer.
+    /// Sends a request to an endpoint and waits for the head of the answer.
     ///
-    /// A kept connection that proves closed costs another try if nothing of the request went out; or if nothing of an
+    /// A kept connection that proves closed costs a new one if nothing of the request went out; or if nothing of an
     /// answer came, and the request may be sent twice: its method is idempotent (RFC 9110 §9.2.2) and its body at hand.
     ///
     /// # Errors
     ///
-    /// See [`SendError`]; the caller answers 502 or 504, or what became of the client's body.
+    /// See [`SendError`]; the caller tries another endpoint, or answers 502 or 504, or what became of the client's body.
     pub async fn send(
         self: &Rc<Self>,
         upstream: &Upstream,
+        chosen: Chosen<'_>,
+        head: &Head<'_>,
+        body: RequestBody,
+    ) -> Result<Answered, Box<Unanswered>> {
+        let Chosen { endpoint, mut underway } = chosen;
+        let outcome = self.try_send(upstream, endpoint, &mut underway, head, body).await;
+        if outcome.as_ref().is_err_and(|unanswered| unanswered.error.is_of_endpoint()) {
+            underway.failed();
+        }
+        outcome
+    }
+
+    async fn try_send(
+        self: &Rc<Self>,
+        upstream: &Upstream,
         endpoint: &Endpoint,
+        underway: &mut Underway,
         head: &Head<'_>,
         mut body: RequestBody,
-    ) -> Result<Answered, SendError> {
+    ) -> Result<Answered, Box<Unanswered>> {
         let now = Instant::now();
-        let deadline = now + upstream.response_timeout;
         while let Some(mut wire) = self.take(endpoint, now, upstream.idle_timeout) {
             if !wire.is_quiet().await {
                 continue;
             }
-            let again = body.again();
-            match self.exchange(upstream, endpoint, wire, head, body, deadline).await {
-                Err((SendError::Io(_), Progress { sent, answered: false }))
-                    if again.is_some() && (!sent || head.method.is_idempotent()) =>
+            let unanswered = match self.exchange(upstream, endpoint, wire, underway, head, body).await {
+                Ok(answered) => return Ok(answered),
+                Err(unanswered) => unanswered,
+            };
+            match *unanswered {
+                Unanswered { error: SendError::Io(_), sent, answered: false, body: Some(whole) }
+                    if !sent || head.method.is_idempotent() =>
                 {
-                    body = again.unwrap_or(RequestBody::Empty);
+                    body = whole;
+                    break;
                 }
-                outcome => return outcome.map_err(|(error, _)| error),
+                unanswered => return Err(Box::new(unanswered)),
             }
         }
         // In a box, like all that is rare: this future is part of every request's.
-        let wire = Box::pin(Wire::open(upstream, endpoint, deadline)).await?;
-        self.exchange(upstream, endpoint, wire, head, body, deadline).await.map_err(|(error, _)| error)
+        match Box::pin(Wire::open(upstream, endpoint, now)).await {
+            Ok(wire) => self.exchange(upstream, endpoint, wire, underway, head, body).await,
+            Err(error) => Err(Box::new(Unanswered { error, sent: false, answered: false, body: Some(body) })),
+        }
     }
 
     fn take(&self, endpoint: &Endpoint, now: Instant, idle_timeout: Duration) -> Option<Wire> {
@@ -134,15 +180,19 @@ impl Pool {
         upstream: &Upstream,
         endpoint: &Endpoint,
         mut wire: Wire,
+        underway: &mut Underway,
         head: &Head<'_>,
         body: RequestBody,
-        deadline: Instant,
-    ) -> Result<Answered, (SendError, Progress)> {
-        wire.timer.as_mut().reset(deadline);
-        let mut progress = Progress { sent: false, answered: false };
+    ) -> Result<Answered, Box<Unanswered>> {
+        let patience = upstream.response_timeout;
+        wire.timer.as_mut().reset(Instant::now() + patience);
+        let again = body.again();
         let mut sending = match Sending::begin(head, body, &mut wire) {
             Ok(sending) => sending,
-            Err(error) => return Err((error.into(), progress)),
+            Err(error) => {
+                let error = error.into();
+                return Err(Box::new(Unanswered { error, sent: false, answered: false, body: again }));
+            }
         };
         let mut interim = 0;
         let read = poll_fn(|cx| {
@@ -153,23 +203,41 @@ impl Pool {
                 return Poll::Ready(read);
             }
             // One that fired while the connection was unused has been moved on since.
-            wire.timer.as_mut().poll(cx).map(|()| Err(SendError::TimedOut))
+            loop {
+                ready!(wire.timer.as_mut().poll(cx));
+                // It is moved on only when it fires: nothing has to be done for what is in time.
+                let deadline = sending.waiting_since.map(|since| since + patience);
+                match deadline.filter(|deadline| *deadline > Instant::now()) {
+                    Some(deadline) => wire.timer.as_mut().reset(deadline),
+                    None => return Poll::Ready(Err(SendError::TimedOut)),
+                }
+            }
         })
         .await;
-        progress = Progress { sent: wire.sent, answered: wire.answered };
-        let (answer, first) = read.map_err(|error| (error, progress))?;
+        let (answer, first) = match read {
+            Ok(read) => read,
+            Err(error) => {
+                let Wire { sent, answered, .. } = wire;
+                // Of a body that flows, the beginning must still be there.
+                let body = again.or_else(|| (!sending.touched).then_some(sending.body));
+                return Err(Box::new(Unanswered { error, sent: sent > 0, answered, body }));
+            }
+        };
+        let mut underway = std::mem::take(underway);
+        underway.answered(answer.status);
         let lease = Lease { pool: self.clone(), endpoint: endpoint.id.0, max_idle: upstream.max_idle };
         let reusable = answer.reusable && first.surplus.is_none();
         let content = first.content;
         let body = if sending.is_done() && !sending.failed {
             if answer.body.is_ended() {
+                underway.ended();
                 if reusable {
                     lease.give_back(wire);
                 }
                 AnswerBody::Whole(content)
             } else {
                 let reader = answer.body;
-                AnswerBody::Flowing(Box::new(Flowing { content, reader, reusable, wire, lease }))
+                AnswerBody::Flowing(Box::new(Flowing { content, reader, reusable, wire, lease, underway }))
             }
         } else {
             // The request is still being sent, which must go on even while nobody reads the answer.
@@ -177,19 +245,10 @@ impl Pool {
             if !sending.failed {
                 tokio::task::spawn_local(sending.finish(wire.clone()));
             }
-            AnswerBody::Crossing(Box::new(Crossing { content, reader: answer.body, wire }))
+            AnswerBody::Crossing(Box::new(Crossing { content, reader: answer.body, wire, underway }))
         };
         Ok(Answered { status: answer.status, fields: answer.fields, body })
     }
-}
-
-/// How far an exchange came that failed.
-#[derive(Clone, Copy)]
-struct Progress {
-    /// The stream took something of the request.
-    sent: bool,
-    /// Something of an answer came.
-    answered: bool,
 }
 
 /// The way back to the pool.
@@ -223,7 +282,8 @@ struct Wire {
     written: usize,
     /// Part of a head.
     unread: Vec<u8>,
-    sent: bool,
+    /// Bytes of the request that the stream took.
+    sent: u64,
     answered: bool,
     /// Of the task that still sends, while another reads: TLS may have to write in order to read.
     sender: Option<Waker>,
@@ -247,7 +307,7 @@ impl Wire {
             out: Vec::new(),
             written: 0,
             unread: Vec::new(),
-            sent: false,
+            sent: 0,
             answered: false,
             sender: None,
             timer,
@@ -269,9 +329,11 @@ impl Wire {
         while let Some(rest @ [_, ..]) = self.out.get(self.written..) {
             match ready!(Pin::new(&mut *self.stream).poll_write(cx, rest))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                taken => self.written += taken,
+                taken => {
+                    self.written += taken;
+                    self.sent += taken as u64;
+                }
             }
-            self.sent = true;
         }
         if self.written > 0 {
             self.written = 0;
@@ -379,11 +441,17 @@ struct Sending {
     done: bool,
     /// The upstream takes no more. It may have answered all the same.
     failed: bool,
+    /// Something of a body that flows was taken out of it.
+    touched: bool,
+    /// More of it is the client's to give.
+    wants_body: bool,
+    /// Since when the upstream and nobody else is waited for; `None` while that is since the beginning.
+    waiting_since: Option<Instant>,
 }
 
 impl Sending {
     fn begin(head: &Head<'_>, mut body: RequestBody, wire: &mut Wire) -> Result<Self, Http1Error> {
-        (wire.sent, wire.answered) = (false, false);
+        (wire.sent, wire.answered) = (0, false);
         let length = match &body {
             RequestBody::Empty => Length::None,
             RequestBody::Held(bytes) => Length::Known(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
@@ -397,7 +465,16 @@ impl Sending {
             wire.out.extend_from_slice(&bytes);
         }
         let ended = !matches!(body, RequestBody::Streamed(_));
-        Ok(Self { body, length, ended, done: false, failed: false })
+        Ok(Self {
+            body,
+            length,
+            ended,
+            done: false,
+            failed: false,
+            touched: false,
+            wants_body: false,
+            waiting_since: None,
+        })
     }
 
     fn is_done(&self) -> bool {
@@ -406,6 +483,21 @@ impl Sending {
 
     /// Sends on: an error of the client's body ends the exchange, one of the upstream's connection only the sending.
     fn poll(&mut self, wire: &mut Wire, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+        if self.done {
+            return Poll::Ready(Ok(()));
+        }
+        let before = (wire.sent, self.touched);
+        let outcome = self.poll_on(wire, cx);
+        // What is sent at once costs no look at the clock.
+        if (before != (0, false) || outcome.is_pending())
+            && (self.wants_body || self.done || wire.sent != before.0)
+        {
+            self.waiting_since = Some(Instant::now());
+        }
+        outcome
+    }
+
+    fn poll_on(&mut self, wire: &mut Wire, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
         while !self.done {
             if ready!(wire.poll_out(cx)).is_err() {
                 (self.done, self.failed) = (true, true);
@@ -415,7 +507,11 @@ impl Sending {
                 self.done = true;
                 break;
             }
-            let Some(frame) = ready!(Pin::new(&mut self.body).poll_frame(cx)) else {
+            let frame = Pin::new(&mut self.body).poll_frame(cx);
+            self.wants_body = frame.is_pending();
+            let frame = ready!(frame);
+            self.touched = true;
+            let Some(frame) = frame else {
                 self.ended = true;
                 match self.length {
                     Length::Chunked => wire.out.extend_from_slice(http1::LAST_CHUNK),
@@ -474,6 +570,7 @@ pub struct Flowing {
     reusable: bool,
     wire: Wire,
     lease: Lease,
+    underway: Underway,
 }
 
 /// See [`AnswerBody::Crossing`].
@@ -481,6 +578,7 @@ pub struct Crossing {
     content: Bytes,
     reader: BodyReader,
     wire: Rc<RefCell<Wire>>,
+    underway: Underway,
 }
 
 impl AnswerBody {
@@ -500,7 +598,7 @@ impl AnswerBody {
                 }
             }
             Self::Crossing(crossing) => {
-                let Crossing { content, reader, wire } = &mut **crossing;
+                let Crossing { content, reader, wire, .. } = &mut **crossing;
                 match std::mem::take(content) {
                     content if !content.is_empty() => Ok(content),
                     _ => ready!(wire.borrow_mut().poll_body(cx, reader, &mut false)),
@@ -522,12 +620,21 @@ impl AnswerBody {
     }
 
     fn end(&mut self, in_order: bool) {
-        if let Self::Flowing(flowing) = std::mem::replace(self, Self::Ended)
-            && in_order
-            && flowing.reusable
-        {
-            let Flowing { wire, lease, .. } = *flowing;
-            lease.give_back(wire);
+        match std::mem::replace(self, Self::Ended) {
+            Self::Flowing(flowing) => {
+                let Flowing { wire, lease, reusable, mut underway, .. } = *flowing;
+                if in_order {
+                    underway.ended();
+                } else {
+                    underway.failed();
+                }
+                if in_order && reusable {
+                    lease.give_back(wire);
+                }
+            }
+            // If it broke off, that may be for a client that broke off.
+            Self::Crossing(mut crossing) if in_order => crossing.underway.ended(),
+            Self::Crossing(_) | Self::Whole(_) | Self::Ended => {}
         }
     }
 

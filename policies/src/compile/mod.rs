@@ -37,9 +37,9 @@ use crate::document::{
 use crate::errors::{PolicyError, PolicyErrors};
 use crate::json::Limits;
 use crate::policy::{
-    Algorithm, AuditPolicy, AuditRequests, Balance, ClaimNames, ConnectionPolicy, DpopPolicy, Endpoint,
-    Group, HeaderPolicy, Health, Issuer, JwksSource, Mode, OnRateError, Policy, Rate, RateKey, Sender,
-    SessionLimit, SessionPolicy, Source, TlsPolicy, TlsVersions, Upstream, UpstreamTls,
+    Algorithm, AuditPolicy, AuditRequests, Balance, Breaker, ClaimNames, ConnectionPolicy, DpopPolicy,
+    Endpoint, Group, HeaderPolicy, Health, Issuer, JwksSource, Mode, OnRateError, Policy, Rate, RateKey,
+    Sender, SessionLimit, SessionPolicy, Source, TlsPolicy, TlsVersions, Upstream, UpstreamTls,
 };
 use crate::routes::{Host, Routes};
 use crate::rule::{AtLimit, RoleRule};
@@ -663,6 +663,17 @@ impl Compiler<'_> {
         let all_over_tls = over_tls.contains(&true) && over_tls.len() == 1;
         let tls = all_over_tls.then(|| self.upstream_tls(at, d.tls.as_ref(), &endpoints));
         let health = d.health.as_ref().map(|health| self.health(&format!("{at}/health"), health));
+        let breaker = d.breaker.as_ref().map(|breaker| Breaker {
+            failures: breaker.failures.unwrap_or(5),
+            open_for: self.duration(
+                &format!("{at}/breaker/open_for"),
+                breaker.open_for,
+                SECOND * 10,
+                MILLISECOND * 100..=HOUR,
+            ),
+            trials: breaker.trials.unwrap_or(1),
+            server_errors: breaker.server_errors.unwrap_or(false),
+        });
         let mut time =
             |key: &str, text, default, range| self.duration(&format!("{at}/{key}"), text, default, range);
         let ten = MILLISECOND * 10;
@@ -671,6 +682,7 @@ impl Compiler<'_> {
             tls,
             balance: match d.balance {
                 Some(BalanceDocument::RoundRobin) | None => Balance::RoundRobin,
+                Some(BalanceDocument::LeastConnections) => Balance::LeastConnections,
                 Some(BalanceDocument::ConsistentHash) => Balance::ConsistentHash,
             },
             connect_timeout: time("connect_timeout", d.connect_timeout, SECOND * 2, ten..=MINUTE * 5),
@@ -678,6 +690,9 @@ impl Compiler<'_> {
             idle_timeout: time("idle_timeout", d.idle_timeout, SECOND * 60, SECOND..=HOUR),
             max_idle: d.max_idle.unwrap_or(256),
             health,
+            breaker,
+            retries: d.retries.unwrap_or(1),
+            retry_budget: d.retry_budget.unwrap_or(20),
             name: self.unique(at, &d.name, names),
         }
     }
