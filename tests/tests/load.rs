@@ -239,6 +239,10 @@ fn under_load_each_bundle_answers_its_health_check_and_keeps_open_sockets() {
         for (wire, token) in wires.iter_mut().zip(&people) {
             half(wire, token);
         }
+        // Or a question would take the place of one that is not read yet.
+        until("they are under way", DEADLINE, || {
+            (gateway.metrics().sum("sealgate_http_requests_in_flight", &[]) == 4.0).then_some(())
+        });
         until("it is too much", DEADLINE, || {
             (ask("/v1/users/bob/devices", Some(&people[0])) == 503).then_some(())
         });

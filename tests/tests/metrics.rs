@@ -33,7 +33,7 @@ inspect = "none"
 "#;
 
 /// Label names whose values come from closed sets.
-const LABELS: [&str; 16] = [
+const LABELS: [&str; 17] = [
     "by",
     "code",
     "direction",
@@ -44,6 +44,7 @@ const LABELS: [&str; 16] = [
     "le",
     "mode",
     "name",
+    "outcome",
     "rate",
     "reason",
     "result",
