@@ -1074,6 +1074,43 @@ fn endpoints() {
 }
 
 #[test]
+fn endpoints_that_fail() {
+    let upstream = |more: &str| {
+        format!(
+            "version = 1\n[[upstream]]\nname = \"backend\"\nendpoints = [\"unix:/a\", \"unix:/b\"]\n{more}"
+        )
+    };
+    let compile = |more: &str| {
+        let bundle = bundle(&[("policy.toml", &upstream(more))]);
+        let policy = Policy::compile(&bundle, &BTreeMap::new()).unwrap_or_else(|errors| panic!("{errors}"));
+        policy.upstreams[0].clone()
+    };
+    let plain = compile("");
+    assert_eq!((plain.balance, plain.breaker), (Balance::RoundRobin, None));
+    assert_eq!((plain.retries, plain.retry_budget), (1, 20));
+    let careful = compile("balance = \"least-connections\"\nretries = 0\nbreaker = {}\n");
+    assert_eq!((careful.balance, careful.retries), (Balance::LeastConnections, 0));
+    let breaker = Breaker { failures: 5, open_for: SECOND * 10, trials: 1, server_errors: false };
+    assert_eq!(careful.breaker, Some(breaker));
+    let wrong = upstream(
+        "balance = \"least\"\nretries = 6\nretry_budget = 101\n\
+         breaker = { failures = 0, open_for = \"2h\", trials = 0, after = 1 }\n",
+    );
+    assert_errors(
+        &[("policy.toml", &wrong)],
+        &[
+            ("policy.toml", 5, 11, "upstream.backend.balance", "least-connections"),
+            ("policy.toml", 6, 11, "upstream.backend.retries", "at most 5"),
+            ("policy.toml", 7, 16, "upstream.backend.retry_budget", "at most 100"),
+            ("policy.toml", 8, 24, "upstream.backend.breaker.failures", "at least 1"),
+            ("policy.toml", 8, 38, "upstream.backend.breaker.open_for", "expected \"100ms\" to \"1h\""),
+            ("policy.toml", 8, 53, "upstream.backend.breaker.trials", "at least 1"),
+            ("policy.toml", 8, 56, "upstream.backend.breaker.after", "unknown key"),
+        ],
+    );
+}
+
+#[test]
 fn headers_and_costs_of_rates_fit() {
     let text = |rate: &str, route: &str, message: &str| {
         format!(
